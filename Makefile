@@ -1,0 +1,69 @@
+# Smolt: `make demo` and `make test` need Python 3.11, pip and make; the rest is installed into .venv.
+
+# The first Python 3.11 found; name another with `make demo PYTHON=/path/to/python3.11`.
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+# Passed to pip: for instance an --extra-index-url of PyTorch builds for your card.
+PIP_ARGS ?=
+# Processes that run tests side by side.
+JOBS ?= auto
+# Where the real recordings lie; see configs/real.
+PREFIX ?= ../shared/real
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-short real test quick lint format clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 found. Install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and "Python %d.%d is too old: 3.11 is needed" % v)'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "venv failed (Debian: apt-get install python3.11-venv)"; exit 1; }
+
+$(VENV)/.installed: requirements.txt | $(PY)
+	$(PIP) install -q $(PIP_ARGS) -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(PY)
+	$(PIP) install -q $(PIP_ARGS) -r requirements-dev.txt
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed ## make .venv and install what the program needs
+
+demo: $(VENV)/.installed ## corpus, two training stages, both evaluations, efficiency; ends with one table (12 minutes)
+	$(PY) -m tools.demo
+
+demo-short: $(VENV)/.installed ## the same path in a few steps: shows that it runs, not what it reaches
+	$(PY) -m tools.demo --short
+
+real: $(VENV)/.installed ## train and evaluate on real recordings: make real PREFIX=/path/to/recordings (30 minutes)
+	$(PY) -m tools.demo --recipe real --prefix "$(PREFIX)"
+
+test: $(VENV)/.installed-dev ## the whole test suite
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
+
+quick: $(VENV)/.installed-dev ## the tests that take a moment
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not slow"
+
+lint: $(VENV)/.installed-dev ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(VENV)/.installed-dev ## ruff: mend what can be mended
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove outputs and caches
+	rm -rf outputs .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environment too
+	rm -rf $(VENV)

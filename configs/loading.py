@@ -1,0 +1,149 @@
+"""From a YAML file and `--options` to plain, renamed, resolved mappings; and the check that paths lead somewhere."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs import compat
+from configs.parsing import ConfigError, Origin, build, yaml_lines, yaml_type
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from configs.schema import Config
+
+__all__ = ["SECTIONS", "beside", "build", "default_output_dir", "read", "require_paths"]
+
+SECTIONS = ("wandb", "model", "generate", "datasets", "run")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # name, org/name, org/name@revision
+
+
+def read(path: str, overrides: list[str]) -> tuple[dict[str, Any], Origin, list[str]]:
+    """The file's content with overrides applied, interpolations resolved and the family's keys renamed; the places it came
+    from; and the keys without effect.
+
+    Raises:
+        ConfigError: unreadable file, broken YAML, an override that is not `key=value`, an interpolation that fails.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{path}: no such file{_nearest_file(file)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        lines = yaml_lines(text)
+        content = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not OmegaConf.is_dict(content):
+        raise ConfigError(f"{path}: expected sections ({', '.join(SECTIONS)}), found {yaml_type(OmegaConf.to_object(content))}")
+
+    raw = _split_overrides(overrides)
+    try:
+        merged = OmegaConf.merge(content, OmegaConf.from_dotlist(overrides))
+        given = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    for section, value in given.items():
+        if value is not None and not isinstance(value, dict) and section in SECTIONS:
+            raise ConfigError(f"{path}: {section}: expected a mapping, found {yaml_type(value)}")
+    given = {section: value for section, value in given.items() if value is not None}
+    renamed, ignored = compat.translate(given, path, frozenset(raw))
+    return given, Origin(file=path, lines=lines, overrides=raw, renamed=renamed), ignored
+
+
+def _split_overrides(overrides: list[str]) -> dict[str, str]:
+    raw: dict[str, str] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--options: expected section.key=value, found {override!r}")
+        raw[key.strip()] = value
+    return raw
+
+
+def _nearest_file(file: Path) -> str:
+    """', did you mean ...' with a YAML beside a mistyped one, or ''."""
+    folder = file.parent
+    if not folder.is_dir():
+        return f" (nor a folder {folder})"
+    found = difflib.get_close_matches(file.name, [f.name for f in folder.glob("*.y*ml")], n=1)
+    return f". Did you mean {folder / found[0]}?" if found else ""
+
+
+def default_output_dir(path: str) -> str:
+    """`outputs/demo/stage1` for `configs/demo/stage1.yaml`; `outputs/mine` for `mine.yaml`."""
+    file = Path(path)
+    folder = file.resolve().parent.name
+    parent = Path("outputs") if folder == "configs" or file.parent == Path(".") else Path("outputs") / folder
+    return str(parent / file.stem)
+
+
+def beside(config_path: str, path: str) -> str:
+    """A path given in a YAML, looked up from the working folder first, then from the YAML's own."""
+    candidate = Path(config_path).parent / path
+    return str(candidate) if not Path(path).exists() and candidate.exists() else path
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether text reads as a hub name (`org/name`, `org/name@revision`) rather than a path that is missing: its first part
+    is no folder here."""
+    return bool(HUB_NAME.fullmatch(path)) and not Path(path.partition("/")[0]).is_dir() and path.strip(".") != ""
+
+
+def require_paths(config: Config, keys: Sequence[str]) -> None:
+    """See `Config.require_paths`."""
+    for key in keys:
+        if key != "model":
+            _require(config, key, required=True)
+            continue
+        _require(config, "model.llama_path", required=True)
+        encoders = ("model.whisper_path", "model.beats_path", "model.ced_path")
+        for encoder in encoders:
+            _require(config, encoder, required=False)
+        if not any(_value(config, encoder) for encoder in encoders):
+            raise ConfigError(f"{config.path}: the model has no encoder; set at least one of {', '.join(encoders)}")
+        _require(config, "model.ckpt", required=False)
+        _require(config, "model.speech_llama_proj_model", required=False)
+
+
+def _value(config: Config, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def _require(config: Config, key: str, *, required: bool) -> None:
+    section, _, name = key.partition(".")
+    fields = getattr(config, section).__dataclass_fields__
+    assert "path" in fields[name].metadata, f"{key} holds no path"
+    kind, value = fields[name].metadata["path"], _value(config, key)
+    if not value:
+        if required:
+            raise ConfigError(
+                f"{config.path}: {key} is not set. Set it in the file, or add: --options {key}={_example(kind)}"
+            )
+        return
+    for path in (value,) if isinstance(value, str) else value:
+        places = [Path(path).expanduser()]
+        if kind == "annotation" and config.datasets.prefix and not places[0].is_absolute():
+            places.append(Path(config.datasets.prefix).expanduser() / path)
+        if any(place.exists() for place in places) or (kind == "model" and is_hub_name(path)):
+            continue
+        looked = " and at ".join(str(place.absolute()) for place in places)
+        hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
+        raise ConfigError(
+            f"{config.path}: {key}: {path!r} does not exist (looked at {looked}){hub}. "
+            f"Mend it in the file, or add: --options {key}={_example(kind)}"
+        )
+
+
+def _example(kind: str) -> str:
+    return {"model": "FOLDER_OR_HUB_NAME", "folder": "FOLDER"}.get(kind, "PATH_TO_FILE")

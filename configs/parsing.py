@@ -1,0 +1,251 @@
+"""Strict reading of plain mappings into frozen dataclasses.
+
+Knows types, key names and places in files; knows nothing about what a key means. `configs/schema.py` holds the meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that a user must mend: names the file, the key, what was found and what was expected."""
+
+
+def option(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING, **metadata: Any) -> Any:
+    """A dataclass field with checks: `minimum`, `above` (exclusive), `maximum`, `below` (exclusive); `path` (its kind, see
+    `Config.require_paths`); `secret` (never shown, never written)."""
+    hidden = bool(metadata.get("secret"))
+    if factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=factory, metadata=metadata, repr=not hidden)
+    return dataclasses.field(default=default, metadata=metadata, repr=not hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where values came from, so that an error can point at the line or the option that holds one."""
+
+    file: str
+    """The YAML file as the user wrote it."""
+    lines: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Dotted key -> line in the file, from 1."""
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Dotted key -> the raw text given after `--options`."""
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Our dotted key -> the name that the user wrote for it."""
+
+    def of(self, key: str) -> str:
+        """The place of a dotted key, for the beginning of a message."""
+        written = self.renamed.get(key, key)
+        if written in self.overrides:
+            return f"--options (over {self.file})"
+        return f"{self.file}, line {self.lines[written]}" if written in self.lines else self.file
+
+    def name(self, key: str) -> str:
+        """The key as the user knows it: with its own name beside ours where they differ."""
+        written = self.renamed.get(key, key)
+        return key if written == key else f"{written} (here {key})"
+
+
+def yaml_lines(text: str) -> dict[str, int]:
+    """Dotted key -> line (from 1) of every key of a YAML mapping."""
+    lines: dict[str, int] = {}
+
+    def visit(node: yaml.Node, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                dotted = f"{prefix}{key.value}"
+                lines[dotted] = key.start_mark.line + 1
+                visit(value, f"{dotted}.")
+
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None:
+        visit(root, "")
+    return lines
+
+
+def nearest(name: str, valid: typing.Iterable[str]) -> str | None:
+    """The valid name closest to a mistyped one, or None if nothing is close."""
+    valid = list(valid)
+    lowered = {v.lower(): v for v in valid}
+    if name.lower() in lowered:
+        return lowered[name.lower()]
+    found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    return lowered[found[0]] if found else None
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, with its YAML type."""
+    text = repr(value)
+    if len(text) > 80:
+        text = text[:77] + "..."
+    return f"{text} ({yaml_type(value)})"
+
+
+def yaml_type(value: Any) -> str:
+    """The name a YAML writer knows a value's type by."""
+    names = {bool: "true/false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return names.get(type(value), type(value).__name__)
+
+
+def described(annotation: Any) -> str:
+    """What a field accepts, in a YAML writer's words: 'a whole number or null'."""
+    if dataclasses.is_dataclass(annotation) or annotation is Any:
+        return "a mapping" if annotation is not Any else "anything"
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(described(a) for a in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple:
+        return "a list of text"
+    if origin is dict:
+        return f"a mapping of names to {'numbers' if arguments[1] is float else 'values'}"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}[annotation]
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Field name -> resolved annotation."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def nullable(annotation: Any) -> bool:
+    """Whether a field may hold null."""
+    return types.NoneType in typing.get_args(annotation)
+
+
+class _Mismatch(Exception):
+    """The value does not fit the annotation; the caller knows the key and words the error."""
+
+
+def _convert(value: Any, annotation: Any, raw: str | None) -> Any:
+    """`value` as `annotation` asks for it. `raw` is the text after `key=` on the command line, if it came from there."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        for argument in arguments:
+            try:
+                return _convert(value, argument, raw)
+            except _Mismatch:
+                continue
+        raise _Mismatch
+    if annotation is Any:
+        return value
+    if annotation is types.NoneType and value is None:
+        return None
+    if annotation is bool and isinstance(value, bool):
+        return value
+    if annotation is int and not isinstance(value, bool):
+        if isinstance(value, int):
+            return value
+        if isinstance(value, float) and value.is_integer():  # 3e3
+            return int(value)
+    if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if annotation is str:
+        if isinstance(value, str):
+            return value
+        if raw is not None and value is not None and not isinstance(value, Mapping | list):
+            return raw  # --options run.output_dir=2024: the shell knows only text
+    if origin is Literal and value in arguments and not isinstance(value, bool):
+        return value
+    if origin is tuple:
+        if isinstance(value, str):
+            return (value,)
+        if isinstance(value, list | tuple):
+            return tuple(_convert(item, arguments[0], None) for item in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(name): _convert(item, arguments[1], None) for name, item in value.items()}
+    raise _Mismatch
+
+
+def _check_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
+    """What is wrong with a number, in words, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    checks = {
+        "minimum": (lambda v, b: v >= b, "at least"),
+        "above": (lambda v, b: v > b, "above"),
+        "maximum": (lambda v, b: v <= b, "at most"),
+        "below": (lambda v, b: v < b, "below"),
+    }
+    for name, (holds, words) in checks.items():
+        if name in metadata and not holds(value, metadata[name]):  # a NaN holds nowhere
+            return f"{words} {metadata[name]}"
+    return None
+
+
+def build(cls: type[T], given: Mapping[str, Any], prefix: str, origin: Origin, elsewhere: Mapping[str, str]) -> T:
+    """An instance of a dataclass from a plain mapping; every key is known, every value of the right type.
+
+    `prefix` is the section's dotted name with a dot at its end, or "". `elsewhere` maps a key's last name to the dotted
+    key of another section that holds it, to help whoever put a key in the wrong section.
+    """
+    annotations = field_types(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if not field.metadata.get("internal")}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        key = f"{prefix}{name}"
+        if name not in fields:
+            raise ConfigError(_unknown(name, value, prefix, list(fields), origin, elsewhere))
+        annotation = annotations[name]
+        nested = _dataclass_of(annotation)
+        if value is None and not nullable(annotation):
+            continue  # null stands for "not given"
+        if value == "" and nullable(annotation):
+            value = None  # the family writes "" where nothing is given
+        if nested is not None and isinstance(value, Mapping):
+            values[name] = build(nested, value, f"{key}.", origin, elsewhere)
+            continue
+        try:
+            converted = _convert(value, annotation, origin.overrides.get(origin.renamed.get(key, key)))
+        except _Mismatch:
+            secret = fields[name].metadata.get("secret")
+            found = yaml_type(value) if secret else shown(value)
+            quote = ' (put it in quotes: "...")' if str in (annotation, *typing.get_args(annotation)) else ""
+            raise ConfigError(
+                f"{origin.of(key)}: {origin.name(key)}: expected {described(annotation)}, found {found}{quote}"
+            ) from None
+        problem = _check_range(converted, fields[name].metadata)
+        if problem is not None:
+            raise ConfigError(f"{origin.of(key)}: {origin.name(key)}: expected {problem}, found {shown(value)}")
+        values[name] = converted
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:  # a rule between several keys, from __post_init__
+        raise ConfigError(f"{origin.file}: {error}") from None
+
+
+def _dataclass_of(annotation: Any) -> type | None:
+    """The dataclass in `Section` or `Section | None`, if there is one."""
+    candidates = (annotation, *typing.get_args(annotation))
+    return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
+
+
+def _unknown(
+    name: str, value: Any, prefix: str, valid: list[str], origin: Origin, elsewhere: Mapping[str, str]
+) -> str:
+    key, what = f"{prefix}{name}", f"key of {prefix[:-1]}" if prefix else "section"
+    message = f"{origin.of(key)}: {key}: no such {what} (found {shown(value) if prefix else yaml_type(value)})."
+    close = nearest(name, valid)
+    if close is not None:
+        return f"{message} Did you mean {prefix}{close}?"
+    if name in elsewhere:
+        return f"{message} Did you mean {elsewhere[name]}?"
+    return f"{message} It has: {', '.join(sorted(valid))}."

@@ -1,0 +1,246 @@
+"""Text on its way to and from the language model: tokenizer, template, BOS, end symbol, stop strings, pads; no weights.
+
+A prompt is put into the template, split at `<SpeechHere>`, and its two pieces are tokenised apart and without special
+tokens, as the SALMONN family does; BOS is added once, by id. A target is the answer's tokens and then the end symbol's.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from configs.schema import ModelConfig
+
+# Loader workers are forked after the tokenizer was used: its own threads would only print a warning and switch off.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+PLACEHOLDER = "<SpeechHere>"
+MARKED_PLACEHOLDER = f"<Speech>{PLACEHOLDER}</Speech>"
+TOKENIZED_PROMPTS_KEPT = 4096  # prompts are few and repeat; a corpus of questions is not kept whole
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Token ids of a batch: `before` the audio (BOS included), `after` it, and `targets` (end symbol included).
+
+    Each list holds one LongTensor a row. `targets` is None where text is to be generated.
+    """
+
+    before: list[Tensor]
+    after: list[Tensor]
+    targets: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens under the loss, end symbols included."""
+        return sum(len(target) for target in self.targets or ())
+
+    def to(self, device: torch.device | str) -> "TextBatch":
+        return self._map(lambda tensor: tensor.to(device))
+
+    def pin_memory(self) -> "TextBatch":
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change) -> "TextBatch":
+        def changed(tensors: list[Tensor]) -> list[Tensor]:
+            return [change(tensor) for tensor in tensors]
+
+        return TextBatch(
+            changed(self.before), changed(self.after), None if self.targets is None else changed(self.targets)
+        )
+
+
+class TextProcessor:
+    """Strings in, `TextBatch` out, and generated ids back to a string.
+
+    `bos_ids` are empty for a tokenizer without BOS (Qwen). `eos_ids` are all ids that end an answer; an end symbol of
+    several tokens (`</s>` on Llama 3 is three) is a stop string instead. `pad_id` never enlarges the vocabulary.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompt_template: str = "",
+        end_sym: str = "</s>",
+        bos_token: str | None = None,
+        stop_strings: Sequence[str] = (),
+        max_txt_len: int = 300,
+        extra_eos_ids: Iterable[int] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.prompt_template = _checked_template(prompt_template)
+        self.max_txt_len = max_txt_len
+        self.bos_ids = _bos_ids(tokenizer, bos_token)
+        self.end_ids = tuple(tokenizer.encode(end_sym, add_special_tokens=False)) if end_sym else ()
+        if max_txt_len <= len(self.end_ids):
+            raise ValueError(
+                f"model.max_txt_len is {max_txt_len}, but the end symbol {end_sym!r} alone takes {len(self.end_ids)} "
+                "tokens; set a larger max_txt_len."
+            )
+        single_end = self.end_ids if len(self.end_ids) == 1 else ()
+        tokenizer_eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        self.eos_ids = frozenset((*single_end, *tokenizer_eos, *extra_eos_ids))
+        spelled_end = (end_sym,) if len(self.end_ids) > 1 else ()
+        self.stop_strings = tuple(dict.fromkeys((*(text for text in stop_strings if text), *spelled_end)))
+        if not self.eos_ids and not self.stop_strings:
+            raise ValueError(
+                "nothing would end an answer: model.end_sym is empty and the tokenizer has no end-of-sequence token; "
+                "set model.end_sym or model.stop_strings."
+            )
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.eos_ids, default=0)
+        self._tokenized_prompts: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> "TextProcessor":
+        """The tokenizer and the end-of-sequence ids of the folder (or hub name) `config.llama_path`."""
+        return cls(
+            load_tokenizer(config.llama_path, token=config.token),
+            prompt_template=config.prompt_template or "",
+            end_sym=config.end_sym or "",
+            bos_token=config.bos_token,
+            stop_strings=config.stop_strings or (),
+            max_txt_len=config.max_txt_len,
+            extra_eos_ids=_declared_eos_ids(config.llama_path, config.token),
+        )
+
+    def in_template(self, prompt: str) -> str:
+        """The prompt inside the chat template; one that places the audio itself takes it over from the prompt."""
+        if not self.prompt_template:
+            return prompt
+        if PLACEHOLDER in self.prompt_template:
+            prompt = prompt.replace(MARKED_PLACEHOLDER, "").replace(PLACEHOLDER, "").strip()
+        return self.prompt_template.replace("{}", prompt, 1)
+
+    def batch(self, prompts: Sequence[str], texts: Sequence[str] | None = None) -> TextBatch:
+        """Tokenise prompts (each with one `<SpeechHere>`, not yet in the template) and, for training, answers.
+
+        Raises ValueError for a prompt without exactly one placeholder and for unequal counts.
+        """
+        if texts is not None and len(texts) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(texts)} texts; each prompt needs one text.")
+        pieces = [self._prompt_ids(prompt) for prompt in prompts]
+        return TextBatch(
+            before=[before for before, _ in pieces],
+            after=[after for _, after in pieces],
+            targets=None if texts is None else [self._target_ids(text) for text in texts],
+        )
+
+    def decode(self, ids: Iterable[int] | Tensor) -> str:
+        """The text of generated ids: up to the first end, without special tokens or stop strings, stripped."""
+        return self.cut_at_stop(self.decode_raw(ids)).strip()
+
+    def decode_raw(self, ids: Iterable[int] | Tensor) -> str:
+        """The text of ids up to the first end-of-sequence id, without special tokens; stop strings stay."""
+        kept: list[int] = []
+        for token in ids.tolist() if isinstance(ids, Tensor) else ids:
+            if token in self.eos_ids:
+                break
+            kept.append(int(token))
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def cut_at_stop(self, text: str) -> str:
+        """The text before the earliest stop string in it."""
+        cut = min((at for at in map(text.find, self.stop_strings) if at >= 0), default=len(text))
+        return text[:cut]
+
+    def _prompt_ids(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Ids before (with BOS) and after the audio."""
+        if prompt not in self._tokenized_prompts:
+            count = prompt.count(PLACEHOLDER)
+            if count != 1:
+                raise ValueError(
+                    f"prompt {prompt!r} holds {count} {PLACEHOLDER}; expected exactly one, where the audio belongs. "
+                    f"Write it as {MARKED_PLACEHOLDER}."
+                )
+            before, after = self.in_template(prompt).split(PLACEHOLDER)
+            ids = (self._ids(before, self.bos_ids), self._ids(after))
+            if len(self._tokenized_prompts) >= TOKENIZED_PROMPTS_KEPT:
+                self._tokenized_prompts.clear()
+            self._tokenized_prompts[prompt] = ids
+        return self._tokenized_prompts[prompt]
+
+    def _ids(self, text: str, prefix: tuple[int, ...] = ()) -> Tensor:
+        ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return torch.tensor([*prefix, *ids], dtype=torch.long)
+
+    def _target_ids(self, text: str) -> Tensor:
+        # The end symbol is tokenised apart, so that it neither merges with the answer nor falls to the length limit.
+        ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return torch.tensor([*ids[: self.max_txt_len - len(self.end_ids)], *self.end_ids], dtype=torch.long)
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`organisation/model@revision` as (name, revision). A folder that exists is taken whole."""
+    if Path(name).exists() or "@" not in name:
+        return name, None
+    base, _, revision = name.rpartition("@")
+    return base, revision or None
+
+
+def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name.
+
+    A `tokenizer.json` is loaded as it stands: `AutoTokenizer` would rebuild the class that the model's family usually
+    has, and a vocabulary of one's own beside a Qwen config would silently become something else.
+    """
+    name, revision = split_revision(path)
+    options = {"revision": revision, "token": token}
+    try:
+        exact = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options)
+        loader = PreTrainedTokenizerFast if exact is not None else AutoTokenizer
+        return loader.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.llama_path: no tokenizer could be loaded from {path!r} ({_first_line(error)}); "
+            "expected a folder with tokenizer.json, or a hub name."
+        ) from error
+
+
+def _checked_template(template: str) -> str:
+    count = template.count("{}")
+    if template and count != 1:
+        raise ValueError(
+            f"model.prompt_template {template!r} holds {count} {{}}; expected exactly one, where the prompt belongs "
+            "(or an empty template)."
+        )
+    if template.count(PLACEHOLDER) > 1:
+        raise ValueError(f"model.prompt_template {template!r} holds {PLACEHOLDER} more than once.")
+    return template
+
+
+def _bos_ids(tokenizer: PreTrainedTokenizerBase, bos_token: str | None) -> tuple[int, ...]:
+    """What stands first: `model.bos_token` if given ("" for none), else the tokenizer's BOS, if it has one."""
+    if bos_token is None:
+        return () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    if not bos_token:
+        return ()
+    ids = tokenizer.encode(bos_token, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ValueError(f"model.bos_token {bos_token!r} is {len(ids)} tokens for this tokenizer; expected one.")
+    return tuple(ids)
+
+
+def _declared_eos_ids(path: str, token: str | None) -> tuple[int, ...]:
+    """End ids that the model's generation config (else its config) declares; chat models have several."""
+    name, revision = split_revision(path)
+    for loader in (GenerationConfig, AutoConfig):
+        try:
+            ids = getattr(loader.from_pretrained(name, revision=revision, token=token), "eos_token_id", None)
+        except (OSError, ValueError):  # no such file: a tokenizer alone is a valid folder
+            continue
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+    return ()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

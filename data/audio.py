@@ -1,0 +1,195 @@
+"""A path or bytes → the mono 16 kHz waveform, or an `AudioError` that names the clip.
+
+libsndfile decodes (wav, flac, mp3, ogg, opus, aiff …), soxr resamples. Features are computed elsewhere, on the model's
+device: a loader that only decodes is several times faster than one that also computes spectra.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+from data.integrity import find_damage
+
+log = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16_000  # Hz, of every waveform in this program
+EXPAND_SILENCE_S = 0.1
+EXPAND_SILENCE_SAMPLES = round(EXPAND_SILENCE_S * SAMPLE_RATE)  # between a clip and each clip of its `expand_wav`
+INT16_SCALE = np.float32(1 / 32_768)
+MAX_PEAK = 10.0  # float files a little over full scale are clipped; beyond this they were never in [-1, 1]
+RESAMPLER_MARGIN_S = 0.1  # read past a cap, so that the filter sees what follows the cut
+MP3_GUESS_FRAMES = 2 * 1152  # without a length header the decoder guesses; `find_damage` has already counted
+UNKNOWN_LENGTH_FRAMES = 1 << 62  # libsndfile's answer where a header gives no length is 2^63 - 1
+
+Source = str | Path | bytes
+
+
+class AudioError(ValueError):
+    """A clip that cannot be used.
+
+    Attributes:
+        clip: its path, or `<N bytes>`.
+        reason: what was found, and the mend.
+    """
+
+    def __init__(self, clip: str, reason: str) -> None:
+        super().__init__(clip, reason)
+        self.clip = clip
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.clip}: {self.reason}"
+
+
+def load_waveform(source: Source, *, expand: Sequence[str | Path] = (), max_audio_s: float | None = None) -> Tensor:
+    """The clip as a waveform `[T]`: mono, 16 kHz, float32 in [-1, 1].
+
+    Channels are averaged. Each clip of `expand` follows after 0.1 s of silence. `max_audio_s` cuts the whole, and a
+    warning says so.
+
+    Raises:
+        AudioError: missing, empty, truncated or non-audio file, no samples, samples that are not finite.
+    """
+    waveform, capped = load_clip(source, expand=expand, max_audio_s=max_audio_s)
+    if capped:
+        log.warning("%s: cut to max_audio_s = %g s", clip_name(source), max_audio_s)
+    return waveform
+
+
+def load_clip(
+    source: Source, *, expand: Sequence[str | Path] = (), max_audio_s: float | None = None
+) -> tuple[Tensor, bool]:
+    """As `load_waveform`, returning (waveform `[T]`, whether `max_audio_s` cut it) and warning of nothing."""
+    limit = None if max_audio_s is None else round(max_audio_s * SAMPLE_RATE)
+    waveform = _decode(source, limit)
+    if expand:
+        parts = [waveform]
+        total = len(waveform)
+        for extra in expand:
+            if limit is not None and total > limit:
+                break
+            further = _decode(extra, limit)
+            parts += [np.zeros(EXPAND_SILENCE_SAMPLES, np.float32), further]
+            total += EXPAND_SILENCE_SAMPLES + len(further)
+        waveform = np.concatenate(parts)
+    capped = limit is not None and len(waveform) > limit
+    return torch.from_numpy(waveform[:limit] if capped else waveform), capped
+
+
+def probe_duration_s(source: Source) -> float:
+    """Length by the header alone, in seconds; raises `AudioError` where there is no readable one."""
+    with _open(source) as sound:
+        _check_length(source, sound)
+        return sound.frames / sound.samplerate
+
+
+def clip_name(source: Source) -> str:
+    """What errors call the clip."""
+    return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
+
+
+def _open(source: Source) -> soundfile.SoundFile:
+    """Open by the contents; every way in which that fails becomes an `AudioError`."""
+    name = clip_name(source)
+    try:
+        if isinstance(source, bytes):
+            size = len(source)
+        else:
+            path = Path(source)
+            size = path.stat().st_size
+            if path.is_dir():
+                raise AudioError(name, "is a folder; expected an audio file")
+    except FileNotFoundError:
+        raise AudioError(name, "no such file; check the annotation's path and datasets.prefix") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise AudioError(name, f"cannot be opened ({error}); check its path and permissions") from None
+    if size == 0:
+        raise AudioError(name, "is empty (0 bytes); copy or download it again")
+    try:
+        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+    except (RuntimeError, TypeError) as error:  # LibsndfileError is a RuntimeError; TypeError: '*.raw' has no header
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            damage = find_damage(file)
+        if damage:
+            raise AudioError(name, f"{damage}; copy or encode it again") from None
+        detail = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise AudioError(
+            name, f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({detail}); "
+            "expected wav, flac, mp3, ogg or opus"
+        ) from None
+
+
+def _check_length(source: Source, sound: soundfile.SoundFile) -> None:
+    if sound.frames == 0:
+        raise AudioError(clip_name(source), "holds 0 samples; remove it or record it again")
+    if sound.frames >= UNKNOWN_LENGTH_FRAMES:
+        raise AudioError(clip_name(source), "its header does not say how long it is; encode it again from a file")
+
+
+def _decode(source: Source, limit: int | None) -> np.ndarray:
+    """One file as float32 `[T]`, mono, 16 kHz; where `limit` (in 16 kHz samples) is given, at least limit + 1 of it."""
+    name = clip_name(source)
+    with _open(source) as sound:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", buffering=0) as file:
+            damage = find_damage(file, sound.frames)
+        if damage:
+            raise AudioError(name, f"{damage}; copy or encode it again")
+        _check_length(source, sound)
+        rate_hz = sound.samplerate
+        wanted = sound.frames
+        if limit is not None:
+            wanted = min(wanted, math.ceil((limit / SAMPLE_RATE + RESAMPLER_MARGIN_S) * rate_hz))
+        # libsndfile's own conversion to float is five times slower than numpy's; it is needed for other subtypes only.
+        is_int16 = sound.subtype == "PCM_16" and sound.format != "FLAC"
+        try:
+            samples = sound.read(wanted, dtype="int16" if is_int16 else "float32")  # [T] or [T, channels]
+        except (RuntimeError, MemoryError) as error:
+            detail = str(getattr(error, "error_string", error)).strip().rstrip(".")
+            raise AudioError(name, f"truncated or damaged: decoding failed ({detail}); encode it again") from None
+    if len(samples) < wanted - (MP3_GUESS_FRAMES if sound.format == "MP3" else 0) or len(samples) == 0:
+        raise AudioError(
+            name, f"truncated: its header promises {wanted} samples, {len(samples)} were read; copy or encode it again"
+        )
+    waveform = _mix_down(samples)
+    if not is_int16:
+        _check_finite(name, waveform)
+    if rate_hz != SAMPLE_RATE:
+        waveform = soxr.resample(waveform, rate_hz, SAMPLE_RATE, quality="HQ")
+        if len(waveform) == 0:
+            raise AudioError(name, f"holds {wanted} samples at {rate_hz} Hz, none at 16 kHz; remove it")
+    elif is_int16:
+        return waveform
+    return np.clip(waveform, -1.0, 1.0, out=waveform)  # filters and lossy codecs overshoot a little
+
+
+def _mix_down(samples: np.ndarray) -> np.ndarray:
+    """`[T]` or `[T, channels]`, int16 or float32 → float32 `[T]`, the mean over channels."""
+    scale = INT16_SCALE if samples.dtype == np.int16 else np.float32(1)
+    if samples.ndim == 1:
+        return samples if samples.dtype == np.float32 else np.multiply(samples, scale, dtype=np.float32)
+    if samples.shape[1] == 2:  # several times faster than a mean over an axis of two
+        mixed = np.add(samples[:, 0], samples[:, 1], dtype=np.float32)
+        mixed *= scale / 2
+        return mixed
+    return samples.mean(axis=1, dtype=np.float32) * scale
+
+
+def _check_finite(name: str, waveform: np.ndarray) -> None:
+    low, high = float(waveform.min()), float(waveform.max())  # NaN passes through both
+    if not math.isfinite(low + high):
+        count = int(np.count_nonzero(~np.isfinite(waveform)))
+        raise AudioError(name, f"{count} of {len(waveform)} samples are NaN or infinite; record or convert it again")
+    if max(-low, high) > MAX_PEAK:
+        raise AudioError(
+            name, f"float samples reach {max(-low, high):.4g}; expected [-1, 1]: divide them by full scale (32768?)"
+        )

@@ -1,0 +1,96 @@
+"""From a configuration, or a folder that training wrote, to a model.
+
+`build_model(cfg.model)` joins the parts; `load_model(folder)` does the same from a checkpoint folder's own
+`config.yaml` and puts its adapter in place. Neither knows anything about files of data.
+"""
+
+from pathlib import Path
+
+import torch
+
+from configs.schema import ModelConfig, load_config
+from models.checkpoint import CheckpointError, load_adapter, load_projection
+from models.connector import Connector
+from models.encoders import EncoderStack
+from models.llm import LanguageModel
+from models.salmonn import SALMONN
+from models.text import TextProcessor
+
+__all__ = ["SALMONN", "CheckpointError", "build_model", "load_model", "pick_device"]
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """The device a configuration names; `auto` and None mean CUDA where it is at hand.
+
+    Raises:
+        ValueError: CUDA is asked for and not there.
+    """
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"run.device = {name!r}, but PyTorch finds no CUDA device; use run.device=cpu or auto.")
+    return device
+
+
+def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") -> SALMONN:
+    """The model that `config` describes, with a fresh adapter, or with `config.ckpt`'s where that is set."""
+    device = pick_device(device)
+    encoders = EncoderStack.from_config(config)
+    llm = LanguageModel.from_config(config, device)
+    connector = _build_connector(config, encoders, llm)
+    model = SALMONN(encoders, connector, llm, TextProcessor.from_config(config), config).to(device)
+    _freeze(model, config)
+    if config.speech_llama_proj_model:
+        load_projection(model, config.speech_llama_proj_model)
+    if config.ckpt:
+        load_adapter(model, config.ckpt)
+    return model.eval()
+
+
+def load_model(folder: str | Path, device: str | torch.device | None = None) -> SALMONN:
+    """The model of a checkpoint folder, built from the configuration that lies in it.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint, or its adapter does not fit the model that it describes.
+    """
+    folder = Path(folder)
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder: it has no config.yaml. Give a folder that training wrote, such as "
+            "outputs/<run>/best."
+        )
+    config = load_config(config_file, overrides=["model.ckpt="]).model
+    model = build_model(config, device)
+    load_adapter(model, folder)
+    return model
+
+
+def _build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageModel) -> Connector:
+    if not config.use_speech_Qformer:
+        raise ValueError("model.use_speech_Qformer = false: the Q-Former is the only connector; set it to true.")
+    return Connector(
+        list(encoders.encoders),
+        encoders.dims,
+        encoders.frame_rates_hz,
+        llm.hidden_size,
+        hidden_size=config.qformer_hidden_size,
+        num_heads=config.qformer_num_heads,
+        num_layers=config.qformer_layers,
+        intermediate_size=config.qformer_intermediate_size,
+        num_queries=config.num_speech_query_token,
+        dropout=config.qformer_dropout,
+        window_s=config.second_per_window if config.window_level_Qformer else None,
+        stride_s=config.second_stride,
+        keep_partial_window=config.legacy == "off",
+        fusion=config.fusion,
+    )
+
+
+def _freeze(model: SALMONN, config: ModelConfig) -> None:
+    """Apply the configuration's freeze switches to the connector; encoders and LLM see to their own."""
+    if config.freeze_speech_QFormer:
+        model.connector.qformer.requires_grad_(False)
+    if config.freeze_speech_llama_proj:
+        model.connector.to_llm.requires_grad_(False)

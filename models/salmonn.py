@@ -1,0 +1,227 @@
+"""The whole model: audio encoders, connector and LLM, joined at one place.
+
+`forward` gives a loss, `generate` gives text; both go through `encode_audio` and `assemble`, so that accuracy, training
+and speed are measured on the same lines.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from configs.schema import ModelConfig
+from models import decoding
+from models.connector import Connector
+from models.decoding import GenerateOptions, Generation
+from models.encoders import EncoderStack, Frames
+from models.llm import Assembled, LanguageModel
+from models.text import TextBatch, TextProcessor
+
+IGNORED = -100  # the label that the loss skips
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """`loss_sum` over `target_tokens` answer tokens, and `loss`, their ratio."""
+
+    loss_sum: Tensor
+    target_tokens: int
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """One row of the parameter table: how large a part of the model is."""
+
+    part: str
+    parameters: int
+    trainable: int
+    bytes: int
+
+
+class SALMONN(nn.Module):
+    """Encoders, connector and LLM as one model.
+
+    Waveforms are `[B, T]` float32 mono at 16 kHz in [-1, 1], `lengths` `[B]` in samples; prompts hold one
+    `<SpeechHere>` each and are not yet in the template.
+    """
+
+    def __init__(
+        self, encoders: EncoderStack, connector: Connector, llm: LanguageModel, text: TextProcessor, config: ModelConfig
+    ) -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.connector = connector
+        self.llm = llm
+        self.text = text
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        return self.connector.to_llm.weight.device
+
+    def encode_frames(self, waveforms: Tensor, lengths: Tensor) -> list[Frames]:
+        """What the encoders hear, a `Frames` each; without gradients where an encoder is frozen."""
+        return self.encoders(waveforms.to(self.device), lengths.to(self.device))
+
+    def encode_audio(
+        self, waveforms: Tensor | None, lengths: Tensor | None, frames: list[Frames] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Audio tokens `[B, A, H]` and their mask `[B, A]`, True first in each row.
+
+        `frames` are the encoders' outputs where they are at hand already (a cache); the waveforms are then not read.
+        """
+        if frames is None:
+            frames = self.encode_frames(waveforms, lengths)
+        return self.connector([Frames(f.frames.to(self.device), f.lengths.to(self.device)) for f in frames])
+
+    def assemble(self, tokens: Tensor, mask: Tensor, text_batch: TextBatch) -> Assembled:
+        """Put audio tokens at the placeholder: `[BOS, text before][audio][text after][answer, end symbol]`.
+
+        Rows are packed from the left and padded on the right, masked. `labels` are None for a batch without targets.
+        Every row's content is a function of that row alone.
+        """
+        batch, width = mask.shape
+        device = tokens.device
+        audio_counts = [width] if batch == 1 else mask.sum(dim=1).tolist()
+        answers = text_batch.targets or [torch.empty(0, dtype=torch.long)] * batch
+        rows = list(zip(text_batch.before, text_batch.after, answers, audio_counts, strict=True))
+        text_ids = torch.cat([piece for before, after, answer, _ in rows for piece in (before, after, answer)])
+        text_embeds = self.llm.embed(text_ids.to(device))  # [S, H]
+        source = torch.cat(
+            [text_embeds, tokens.flatten(0, 1).to(text_embeds.dtype), text_embeds.new_zeros(1, text_embeds.shape[-1])]
+        )
+        row_lengths = [len(before) + count + len(after) + len(answer) for before, after, answer, count in rows]
+        longest = max(row_lengths)
+        index = torch.full((batch, longest), len(source) - 1)  # [B, L] into `source`; the last row there is the pad
+        labels = torch.full((batch, longest), IGNORED)
+        text_start = 0
+        for row, (before, after, answer, count) in enumerate(rows):
+            split = text_start + len(before)
+            stop = split + len(after) + len(answer)
+            audio_start = len(text_ids) + row * width
+            index[row, : row_lengths[row]] = torch.cat(
+                [
+                    torch.arange(text_start, split),
+                    torch.arange(audio_start, audio_start + count),
+                    torch.arange(split, stop),
+                ]
+            )
+            labels[row, row_lengths[row] - len(answer) : row_lengths[row]] = answer
+            text_start = stop
+        embeds = source[index.to(device)]
+        positions = torch.arange(longest).expand(batch, -1)
+        return Assembled(
+            embeds=embeds,
+            mask=(positions < torch.tensor(row_lengths)[:, None]).to(device),
+            positions=positions.to(device),
+            labels=None if text_batch.targets is None else labels.to(device),
+        )
+
+    def forward(
+        self,
+        waveforms: Tensor | None,
+        lengths: Tensor | None,
+        prompts: list[str] | None = None,
+        texts: list[str] | None = None,
+        *,
+        text_batch: TextBatch | None = None,
+        frames: list[Frames] | None = None,
+    ) -> LossOutput:
+        """Cross-entropy of the answers, summed; give `prompts` and `texts`, or the `text_batch` made from them."""
+        if text_batch is None:
+            if prompts is None or texts is None:
+                raise ValueError("the loss needs prompts and texts, or a text_batch; got neither.")
+            text_batch = self.text.batch(prompts, texts)
+        tokens, mask = self.encode_audio(waveforms, lengths, frames)
+        assembled = self.assemble(tokens, mask, text_batch)
+        hidden = self.llm(assembled.embeds, assembled.mask, assembled.positions)
+        next_labels = assembled.labels[:, 1:]
+        answered = next_labels != IGNORED
+        logits = self.llm.logits(hidden[:, :-1][answered])  # only where an answer token is predicted: [S, V]
+        loss_sum = F.cross_entropy(logits.float(), next_labels[answered], reduction="sum")
+        target_tokens = text_batch.target_tokens
+        return LossOutput(loss_sum, target_tokens, loss_sum / max(1, target_tokens))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        waveforms: Tensor | None,
+        lengths: Tensor | None,
+        prompts: list[str],
+        *,
+        frames: list[Frames] | None = None,
+        return_details: bool = False,
+        **options: object,
+    ) -> list[str] | list[Generation]:
+        """Text for each clip; `options` are the fields of `GenerateOptions`.
+
+        With `return_details` the tokens, their log-probabilities and the reason for stopping come with the text.
+        """
+        settings = GenerateOptions(**options)
+        with self._evaluating():
+            assembled = self._prompted(waveforms, lengths, prompts, frames)
+            generations = decoding.generate(self.llm, assembled, self.text, settings)
+        return generations if return_details else [generation.text for generation in generations]
+
+    @torch.no_grad()
+    def stream(self, waveform: Tensor, prompt: str, **options: object) -> Iterator[str]:
+        """The text for one clip `[T]`, piece by piece as it is decoded (greedy or sampled, never beams)."""
+        settings = GenerateOptions(**{"num_beams": 1, **options})
+        with self._evaluating():
+            assembled = self._prompted(waveform[None], torch.tensor([waveform.shape[-1]]), [prompt], None)
+            yield from decoding.stream(self.llm, assembled, self.text, settings)
+
+    def _prompted(
+        self, waveforms: Tensor | None, lengths: Tensor | None, prompts: list[str], frames: list[Frames] | None
+    ) -> Assembled:
+        tokens, mask = self.encode_audio(waveforms, lengths, frames)
+        return self.assemble(tokens, mask, self.text.batch(prompts))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+    def adapter_parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter that training changes."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def parameter_table(self) -> list[PartSize]:
+        """Parameters and bytes of each encoder, of the connector, of the LLM and of its LoRA, and their total."""
+        parts: dict[str, list[Tensor]] = {}
+        for name, tensor in self.named_parameters():
+            parts.setdefault(_part_of(name), []).append(tensor)
+        rows = [_size_of(part, tensors) for part, tensors in parts.items()]
+        return [*rows, _size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
+
+
+def _part_of(name: str) -> str:
+    """Which row of the parameter table a parameter belongs to."""
+    if name.startswith("encoders.encoders."):
+        return name.split(".")[2]
+    if "lora_" in name:
+        return "lora"
+    return name.split(".")[0]
+
+
+def _size_of(part: str, tensors: list[Tensor]) -> PartSize:
+    return PartSize(
+        part,
+        sum(_logical_numel(tensor) for tensor in tensors),
+        sum(tensor.numel() for tensor in tensors if tensor.requires_grad),
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    )
+
+
+def _logical_numel(tensor: Tensor) -> int:
+    """Weights behind a tensor: a bitsandbytes 4-bit tensor packs two in a byte and knows the shape it had."""
+    state = getattr(tensor, "quant_state", None)
+    return tensor.numel() if state is None else state.shape.numel()

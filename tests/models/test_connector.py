@@ -1,0 +1,83 @@
+"""The windowed connector: partial windows, padding, several queries, fusion."""
+
+import pytest
+import torch
+
+from models.connector import Connector
+from models.encoders import Frames
+
+DIMS = [24, 16]
+
+
+def build(**options):
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 64, **options}
+    return Connector(["whisper", "beats"], DIMS, [50.0, 50.0], 48, **settings).eval()
+
+
+def streams_of(lengths, seed=0):
+    """Random frames for clips of (speech, audio) lengths, garbage after each clip's end."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Frames(
+            torch.randn(len(lengths), max(pair[i] for pair in lengths), dim, generator=generator),
+            torch.tensor([pair[i] for pair in lengths]),
+        )
+        for i, dim in enumerate(DIMS)
+    ]
+
+
+def row_alone(streams, row):
+    return [Frames(s.frames[row : row + 1, : s.lengths[row]], s.lengths[row : row + 1]) for s in streams]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_queries": 3}, {"stride_s": 0.1}, {"window_s": None}, {"fusion": "project"}],
+    ids=["default", "queries", "overlap", "one window", "project"],
+)
+def test_padding_is_neutral(options):
+    connector = build(**options)
+    streams = streams_of([(3, 8), (40, 40), (150, 144), (17, 16), (34, 40), (18, 0), (120, 112), (1, 0)])
+    tokens, mask = connector(streams)
+    for row in range(len(mask)):
+        alone, alone_mask = connector(row_alone(streams, row))
+        assert alone_mask.all()
+        assert mask[row].sum() == alone.shape[1] and mask[row, : alone.shape[1]].all()
+        torch.testing.assert_close(tokens[row, : alone.shape[1]], alone[0], atol=1e-5, rtol=0)
+
+
+def test_partial_window_is_heard():
+    """A digit of half a second is 25 frames: one full window and eight frames that must count."""
+    connector = build()
+    streams = streams_of([(25, 24)])
+    tokens, _ = connector(streams)
+    assert tokens.shape[1] == 2 == connector.token_count(25)
+    streams[0].frames[0, 24] += 1.0
+    changed, _ = connector(streams)
+    assert torch.equal(changed[:, 0], tokens[:, 0])
+    assert not torch.allclose(changed[:, 1], tokens[:, 1])
+
+
+def test_full_windows_only_when_asked():
+    connector = build(keep_partial_window=False)
+    _, mask = connector(streams_of([(40, 40), (20, 16)]))
+    assert mask.sum(dim=1).tolist() == [2, 1]
+    with pytest.raises(ValueError, match="shorter than one window"):
+        connector(streams_of([(10, 8)]))
+
+
+def test_gradients_reach_every_parameter():
+    connector = build(fusion="project").train()
+    tokens, mask = connector(streams_of([(40, 40), (20, 16)]))
+    tokens[mask].square().sum().backward()
+    assert not [name for name, parameter in connector.named_parameters() if parameter.grad is None]
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="second_stride"):
+        build(stride_s=1.0)
+    with pytest.raises(ValueError, match="fusion"):
+        build(fusion="sum")
+    with pytest.raises(ValueError, match="qformer_num_heads"):
+        build(num_heads=5)

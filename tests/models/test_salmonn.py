@@ -1,0 +1,175 @@
+"""The joined model: padding is neutral, one path for loss and text, training reaches what it should."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from configs.schema import load_config
+from models import build_model, load_model
+from models.checkpoint import save_adapter
+from models.decoding import prefill
+from tests import tiny
+
+LENGTHS_S = (0.05, 0.3, 0.5, 1.0, 1.37, 2.0, 2.61, 3.2)
+PROMPTS = [
+    "<Speech><SpeechHere></Speech> Write down what is said.",
+    "Describe the sound. <Speech><SpeechHere></Speech>",
+    "<Speech><SpeechHere></Speech> Answer the question: is a fish red or blue?",
+    "What can be heard? <Speech><SpeechHere></Speech> Transcribe the speech, word for word.",
+] * 2
+TEXTS = ["one two", "a steady hiss", "blue", "three four five red", "nine", "a low hum", "red", "zero fish green"]
+
+
+@pytest.fixture(scope="module")
+def config(shared_tiny_project):
+    return load_config(shared_tiny_project.config).model
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    torch.manual_seed(3)
+    model = build_model(config)
+    with torch.no_grad():  # LoRA starts as zero; give it something to say
+        for parameter in model.llm.lora_parameters():
+            parameter.normal_(0.0, 0.05)
+    return model
+
+
+def mixed_clips(seed=0):
+    """Eight clips of different lengths in one batch, zeros after each clip's end: [8, T], [8]."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([int(seconds * tiny.SAMPLE_RATE) for seconds in LENGTHS_S])
+    waveforms = torch.zeros(len(lengths), int(lengths.max()))
+    for row, length in enumerate(lengths.tolist()):
+        waveforms[row, :length] = 0.1 * (row + 1) * torch.randn(length, generator=generator).clamp(-1, 1)
+    return waveforms.clamp(-1, 1), lengths
+
+
+def alone(waveforms, lengths, row):
+    return waveforms[row : row + 1, : lengths[row]], lengths[row : row + 1]
+
+
+def logits_of(model, waveforms, lengths, prompts, texts):
+    """Logits at every real position, a list of [L, V]."""
+    tokens, mask = model.encode_audio(waveforms, lengths)
+    assembled = model.assemble(tokens, mask, model.text.batch(prompts, texts))
+    logits = model.llm.logits(model.llm(assembled.embeds, assembled.mask, assembled.positions))
+    return [row[kept] for row, kept in zip(logits, assembled.mask, strict=True)]
+
+
+@torch.no_grad()
+def test_a_clip_does_not_hear_its_neighbours(model):
+    waveforms, lengths = mixed_clips()
+    together = logits_of(model, waveforms, lengths, PROMPTS, TEXTS)
+    for row in range(len(lengths)):
+        [single] = logits_of(model, *alone(waveforms, lengths, row), PROMPTS[row : row + 1], TEXTS[row : row + 1])
+        torch.testing.assert_close(together[row], single, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_batched_text_equals_single_text(model, beams):
+    waveforms, lengths = mixed_clips(seed=1)
+    options = {"num_beams": beams, "max_new_tokens": 12}
+    together = model.generate(waveforms, lengths, PROMPTS, **options)
+    single = [
+        model.generate(*alone(waveforms, lengths, row), PROMPTS[row : row + 1], **options)[0]
+        for row in range(len(lengths))
+    ]
+    assert together == single
+    assert len(set(together)) > 1
+
+
+@torch.no_grad()
+def test_prefill_sees_what_training_sees(model):
+    """The logits that choose the first token are those the loss is taken on: one assembly, one answer."""
+    waveforms, lengths = mixed_clips()
+    tokens, mask = model.encode_audio(waveforms, lengths)
+    prompted = model.assemble(tokens, mask, model.text.batch(PROMPTS))
+    answered = model.assemble(tokens, mask, model.text.batch(PROMPTS, TEXTS))
+    assert prompted.labels is None
+    cache = model.llm.new_cache(prompted, max_new_tokens=1)
+    first = prefill(model.llm, prompted, cache)
+    full = model.llm.logits(model.llm(answered.embeds, answered.mask, answered.positions))
+    for row, length in enumerate(prompted.mask.sum(dim=1).tolist()):
+        torch.testing.assert_close(first[row], full[row, length - 1], atol=1e-4, rtol=0)
+
+
+def test_loss_is_the_sum_over_targets(model):
+    waveforms, lengths = mixed_clips()
+    together = model(waveforms, lengths, PROMPTS, TEXTS)
+    rows = [
+        model(*alone(waveforms, lengths, row), PROMPTS[row : row + 1], TEXTS[row : row + 1])
+        for row in range(len(lengths))
+    ]
+    assert together.target_tokens == sum(row.target_tokens for row in rows)
+    torch.testing.assert_close(together.loss_sum, sum(row.loss_sum for row in rows), rtol=1e-5, atol=0)
+    torch.testing.assert_close(together.loss * together.target_tokens, together.loss_sum)
+
+
+def test_frames_at_hand_give_the_same_loss(model):
+    waveforms, lengths = mixed_clips()
+    frames = model.encode_frames(waveforms, lengths)
+    batch = model.text.batch(PROMPTS, TEXTS)
+    direct = model(waveforms, lengths, text_batch=batch)
+    cached = model(None, None, text_batch=batch, frames=frames)
+    assert torch.equal(direct.loss_sum, cached.loss_sum)
+
+
+def test_gradients_reach_the_adapter_alone(config):
+    model = build_model(config).train()
+    assert not any(module.training for module in model.encoders.encoders.modules())
+    waveforms, lengths = mixed_clips()
+    model(waveforms, lengths, PROMPTS, TEXTS).loss.backward()
+    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert with_gradient == trainable
+    assert all(name.startswith("connector.") or "lora_" in name for name in trainable)
+
+
+def test_unfrozen_encoders_learn(config):
+    model = build_model(replace(config, freeze_whisper=False, freeze_beats=False)).train()
+    waveforms, lengths = mixed_clips()
+    model(waveforms, lengths, PROMPTS, TEXTS).loss.backward()
+    for name in ("whisper", "beats"):
+        gradients = [p.grad for p in model.encoders.encoders[name].parameters() if p.requires_grad]
+        assert gradients and any(g is not None and g.abs().sum() > 0 for g in gradients), name
+
+
+def test_stream_gives_the_text_of_generate(model):
+    waveforms, lengths = mixed_clips()
+    for row in (1, 4):
+        waveform, length = alone(waveforms, lengths, row)
+        whole = model.generate(waveform, length, [PROMPTS[row]], num_beams=1, max_new_tokens=10)[0]
+        assert "".join(model.stream(waveform[0], PROMPTS[row], max_new_tokens=10)).strip() == whole
+
+
+def test_generate_leaves_training_as_it_was(config):
+    model = build_model(config).train()
+    waveforms, lengths = mixed_clips()
+    model.generate(waveforms[:2], lengths[:2], PROMPTS[:2], num_beams=1, max_new_tokens=2)
+    assert model.training and model.connector.training
+
+
+def test_parameter_table_counts_everything(model):
+    rows = {row.part: row for row in model.parameter_table()}
+    assert set(rows) == {"whisper", "beats", "connector", "llm", "lora", "total"}
+    assert rows["total"].parameters == sum(p.numel() for p in model.parameters())
+    assert rows["whisper"].trainable == rows["llm"].trainable == 0
+    assert rows["lora"].trainable == rows["lora"].parameters > 0
+
+
+def test_a_saved_adapter_loads_again(model, shared_tiny_project, tmp_path):
+    save_adapter(model, tmp_path / "adapter", config=load_config(shared_tiny_project.config), metrics={})
+    again = load_model(tmp_path / "adapter", device="cpu")
+    waveforms, lengths = mixed_clips()
+    heard = [m.generate(waveforms, lengths, PROMPTS, num_beams=1, max_new_tokens=6) for m in (model, again)]
+    losses = [m(waveforms, lengths, PROMPTS, TEXTS).loss_sum for m in (model, again)]
+    assert heard[0] == heard[1]
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_prompts_without_text_are_refused(model):
+    waveforms, lengths = mixed_clips()
+    with pytest.raises(ValueError, match="text_batch"):
+        model(waveforms, lengths)

@@ -135,7 +135,9 @@ def _stages(given: dict[str, Any], file: str, overridden: frozenset[str], origin
                 raise ConfigError(f"{file}: run.optims.{theirs}: expected a mapping, found {shown(stage)}")
             chosen = {name: value for name, value in common.items() if f"run.optims.{name}" in overridden}
             run[ours] = {**common, **stage, **chosen}
-            origins.update({f"run.{ours}.{name}": f"run.optims.{theirs}.{name}" for name in stage if name not in chosen})
+            origins.update(
+                {f"run.{ours}.{name}": f"run.optims.{theirs}.{name}" for name in stage if name not in chosen}
+            )
 
 
 def _wandb(given: dict[str, Any], file: str) -> None:
@@ -170,7 +172,8 @@ def _model(given: dict[str, Any], file: str, overridden: frozenset[str]) -> None
             continue
         if present not in (None, back_end) and f"model.{switch}" not in overridden:
             raise ConfigError(
-                f"{file}: model.{switch}: true means quantization: {back_end}, but the model is set to {present}; keep one"
+                f"{file}: model.{switch}: true means quantization: {back_end}, but the file also asks for {present}; "
+                "keep one"
             )
         model["quantization"] = back_end
     found, use_beats = _pop(given, "model.use_beats")

@@ -26,8 +26,8 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # name, org/name, org/
 
 
 def read(path: str, overrides: list[str]) -> tuple[dict[str, Any], Origin, list[str]]:
-    """The file's content with overrides applied, interpolations resolved and the family's keys renamed; the places it came
-    from; and the keys without effect.
+    """The file's content with overrides applied, interpolations resolved and the family's keys renamed; the places it
+    came from; and the keys without effect.
 
     Raises:
         ConfigError: unreadable file, broken YAML, an override that is not `key=value`, an interpolation that fails.
@@ -44,7 +44,9 @@ def read(path: str, overrides: list[str]) -> tuple[dict[str, Any], Origin, list[
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(content):
-        raise ConfigError(f"{path}: expected sections ({', '.join(SECTIONS)}), found {yaml_type(OmegaConf.to_object(content))}")
+        raise ConfigError(
+            f"{path}: expected sections ({', '.join(SECTIONS)}), found {yaml_type(OmegaConf.to_object(content))}"
+        )
 
     raw = _split_overrides(overrides)
     try:
@@ -94,8 +96,8 @@ def beside(config_path: str, path: str) -> str:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether text reads as a hub name (`org/name`, `org/name@revision`) rather than a path that is missing: its first part
-    is no folder here."""
+    """Whether text reads as a hub name (`org/name`, `org/name@revision`) rather than a path that is missing: its
+    first part is no folder here."""
     return bool(HUB_NAME.fullmatch(path)) and not Path(path.partition("/")[0]).is_dir() and path.strip(".") != ""
 
 

@@ -23,8 +23,8 @@ class ConfigError(ValueError):
 
 
 def option(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING, **metadata: Any) -> Any:
-    """A dataclass field with checks: `minimum`, `above` (exclusive), `maximum`, `below` (exclusive); `path` (its kind, see
-    `Config.require_paths`); `secret` (never shown, never written)."""
+    """A dataclass field with checks: `minimum`, `above` (exclusive), `maximum`, `below` (exclusive); `path` (its
+    kind, see `Config.require_paths`); `secret` (never shown, never written)."""
     hidden = bool(metadata.get("secret"))
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata, repr=not hidden)
@@ -115,7 +115,9 @@ def described(annotation: Any) -> str:
         return "a list of text"
     if origin is dict:
         return f"a mapping of names to {'numbers' if arguments[1] is float else 'values'}"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}[annotation]
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}[
+        annotation
+    ]
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -134,7 +136,8 @@ class _Mismatch(Exception):
 
 
 def _convert(value: Any, annotation: Any, raw: str | None) -> Any:
-    """`value` as `annotation` asks for it. `raw` is the text after `key=` on the command line, if it came from there."""
+    """`value` as `annotation` asks for it. `raw` is the text after `key=` on the command line, if it came from
+    there."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         for argument in arguments:
@@ -238,9 +241,7 @@ def _dataclass_of(annotation: Any) -> type | None:
     return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
 
 
-def _unknown(
-    name: str, value: Any, prefix: str, valid: list[str], origin: Origin, elsewhere: Mapping[str, str]
-) -> str:
+def _unknown(name: str, value: Any, prefix: str, valid: list[str], origin: Origin, elsewhere: Mapping[str, str]) -> str:
     key, what = f"{prefix}{name}", f"key of {prefix[:-1]}" if prefix else "section"
     message = f"{origin.of(key)}: {key}: no such {what} (found {shown(value) if prefix else yaml_type(value)})."
     close = nearest(name, valid)

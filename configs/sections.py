@@ -1,0 +1,309 @@
+"""The five sections of a YAML and what each key means: one frozen dataclass a section, a docstring under each field.
+
+Names and defaults are the SALMONN family's. `python -m configs.reference` makes `docs/configuration.md` from this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from configs.parsing import option
+
+Paths = str | tuple[str, ...] | None
+
+
+def _rule(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Weights & Biases. Off unless asked for; needs no login when off or offline."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    """`online` sends as the run goes, `offline` writes a folder to sync later. The family's `log: true` becomes
+    `online` where a key is at hand (`wandb.key`, `WANDB_API_KEY`), else `offline`."""
+    project: str = "smolt"
+    """Project that runs are filed under."""
+    entity: str | None = None
+    """Account or team; null takes the login's own."""
+    name: str | None = None
+    """Name of the run; null takes the name of the output folder. The family's `run.exp_name` and `run.wandb_name`."""
+    dir: str | None = None
+    """Folder for Weights & Biases' own files; null takes `run.output_dir`."""
+    key: str | None = option(None, secret=True)
+    """Login key; better given as `WANDB_API_KEY`. Never written, logged or exported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model: encoders, connector, language model, text."""
+
+    llama_path: str | None = option(None, path="model")
+    """Language model: a folder or a hub name, `org/name` or `org/name@revision`. Also written `llm_path`, `gemma_path`,
+    `qwen_path`; any causal language model of transformers."""
+    whisper_path: str | None = option(None, path="model")
+    """Whisper encoder: a folder or a hub name. Null for a model without one."""
+    beats_path: str | None = option(None, path="file")
+    """BEATs: a released `.pt` file. Null for a model without one."""
+    ced_path: str | None = option(None, path="model")
+    """CED: a `.pt` file, a folder or a hub name. Null for a model without one."""
+    token: str | None = option(None, secret=True)
+    """Access token for gated hub repositories; `HF_TOKEN` is read where this is null. Never written, logged or
+    exported."""
+
+    ckpt: str | None = option(None, path="any")
+    """Adapter to start from: one of our folders, or a `.pth` of the SALMONN family. Null starts with a fresh
+    adapter."""
+    legacy: Literal["off", "weights", "exact"] | None = None
+    """How to treat a SALMONN `.pth`: `weights` gives the public code's batch-of-one answer for every row, `exact` (or
+    true) adds its batch-dependent bugs, `off` refuses such a file. Null: `weights` where `ckpt` ends in `.pth`, else
+    `off`."""
+
+    freeze_whisper: bool = True
+    """Keep Whisper's weights as they are."""
+    freeze_beats: bool = True
+    """Keep BEATs' weights as they are."""
+    freeze_ced: bool = True
+    """Keep CED's weights as they are."""
+    window: Literal["clip", "full"] = "clip"
+    """How much audio Whisper sees: `clip` the clip's real length, `full` always 30 s, padded with silence."""
+    fusion: Literal["concat", "project"] = "concat"
+    """How several encoders are joined: `concat` lays their channels side by side, `project` brings each to a common
+    width and adds them."""
+
+    use_speech_Qformer: bool = True
+    """Join encoder and language model by a Q-Former, the only connector there is."""
+    freeze_speech_QFormer: bool = False
+    """Keep the Q-Former and its queries as they are."""
+    window_level_Qformer: bool = True
+    """Run the Q-Former on windows in time; false runs it once over the whole clip."""
+    num_speech_query_token: int = option(1, minimum=1)
+    """Queries, that is audio tokens, per window."""
+    second_per_window: float = option(0.333333, above=0)
+    """Length of a window, in seconds."""
+    second_stride: float = option(0.333333, above=0)
+    """Distance from one window's start to the next one's, in seconds."""
+    qformer_hidden_size: int = option(768, minimum=1)
+    """Width of the Q-Former."""
+    qformer_num_heads: int = option(12, minimum=1)
+    """Attention heads of the Q-Former; they divide its width."""
+    qformer_layers: int = option(2, minimum=1)
+    """Layers of the Q-Former."""
+    qformer_intermediate_size: int | None = option(None, minimum=1)
+    """Width inside the Q-Former's feed-forward layers; null takes four times its width."""
+    qformer_dropout: float = option(0.1, minimum=0, below=1)
+    """Dropout in the Q-Former, in training; the family takes it from BERT base."""
+    speech_llama_proj_model: str = option("", path="any")
+    """File to start the projection into the language model from; empty starts it fresh."""
+    freeze_speech_llama_proj: bool = False
+    """Keep the projection into the language model as it is."""
+
+    lora: bool = True
+    """Train low-rank adapters in the language model."""
+    lora_rank: int = option(8, minimum=1)
+    """Rank of the low-rank adapters."""
+    lora_alpha: float = option(32.0, above=0)
+    """Scale of the low-rank adapters: their output is multiplied by alpha / rank."""
+    lora_dropout: float = option(0.1, minimum=0, below=1)
+    """Dropout before the low-rank adapters, in training."""
+    lora_target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers that get low-rank adapters."""
+
+    multi_prompt: bool = True
+    """Kept for `legacy: exact`, where false gives a batch one common prompt. Elsewhere every clip has its own."""
+    prompt_template: str = "USER: {}\nASSISTANT:"
+    """The chat wrapper; the prompt goes where `{}` stands."""
+    prompt_path: str | None = option("prompts/train.json", path="file")
+    """Prompts for training: task -> list, chosen by the seeded sampler."""
+    test_prompt_path: str | None = option("prompts/test.json", path="file")
+    """Prompts for evaluation: task -> one."""
+    max_txt_len: int = option(300, minimum=1)
+    """Most tokens of a target; what is longer is cut, the end symbol never."""
+    end_sym: str = "</s>"
+    """Text after each target that tells the model to stop; may be several tokens."""
+    bos_token: str | None = None
+    """Token at the very start, where the tokenizer has none of its own, such as `<|im_start|>` for Qwen."""
+    stop_strings: tuple[str, ...] = ()
+    """Further strings that end generation, besides the end symbol and the model's end-of-sequence tokens."""
+
+    quantization: Literal["none", "nf4", "int8", "gptq", "torchao_int4", "torchao_int8"] = "none"
+    """How the language model's frozen weights are kept. The family's `qlora: true` is `nf4`, `low_resource: true` is
+    `int8`; a folder that holds a quantised model is loaded as what it is."""
+    allow_slow_kernels: bool = False
+    """Allow a quantisation that is slower on this device than none; an error otherwise."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Type of the frozen weights and of the arithmetic: `auto` is float16 on CUDA, float32 on CPU."""
+
+    def __post_init__(self) -> None:
+        if self.legacy is None:
+            legacy = "weights" if (self.ckpt or "").endswith(".pth") else "off"
+            object.__setattr__(self, "legacy", legacy)
+        _rule(
+            self.qformer_hidden_size % self.qformer_num_heads == 0,
+            f"model.qformer_num_heads ({self.qformer_num_heads}) does not divide model.qformer_hidden_size "
+            f"({self.qformer_hidden_size})",
+        )
+        _rule(
+            self.prompt_template.count("{}") == 1,
+            f"model.prompt_template needs exactly one {{}} where the prompt goes, found {self.prompt_template!r}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """How text is generated, in evaluation and by default elsewhere."""
+
+    max_new_tokens: int = option(200, minimum=1)
+    """Most tokens to generate for a clip."""
+    num_beams: int = option(4, minimum=1)
+    """Beams; 1 is greedy search, or sampling."""
+    do_sample: bool = False
+    """Draw tokens at random instead of taking the likeliest."""
+    min_length: int = option(1, minimum=0)
+    """Least tokens to generate before an end is allowed."""
+    temperature: float = option(1.0, above=0)
+    """Divides the logits before sampling."""
+    top_p: float = option(0.9, above=0, maximum=1)
+    """Sampling keeps the likeliest tokens that together hold this probability."""
+    top_k: int = option(0, minimum=0)
+    """Sampling keeps this many of the likeliest tokens; 0 keeps all."""
+    repetition_penalty: float = option(1.0, above=0)
+    """Above 1, tokens that were generated before become less likely."""
+    length_penalty: float = 1.0
+    """Beam scores are divided by length to this power; above 0 favours longer texts."""
+
+    def __post_init__(self) -> None:
+        _rule(
+            self.min_length <= self.max_new_tokens,
+            f"generate.min_length ({self.min_length}) is above generate.max_new_tokens ({self.max_new_tokens})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetsConfig:
+    """Annotation files and how clips are read."""
+
+    prefix: str | None = option(None, path="folder")
+    """Folder that relative clip paths, and annotation files not found as given, are joined to."""
+    train_ann_path: Paths = option(None, path="annotation")
+    """Annotation file to train on, or a list of them. Also written `train_stage1_path`, `train_ann_path_1`."""
+    valid_ann_path: Paths = option(None, path="annotation")
+    """Annotation file, or list, to validate on; null trains without validation."""
+    test_ann_path: Paths = option(None, path="annotation")
+    """Annotation file, or list, to evaluate on where no file for the mode is given."""
+    test_ann_path_asr: Paths = option(None, path="annotation")
+    """Annotation file, or list, for speech recognition. Also written `test_asr_path`."""
+    test_ann_path_aac: Paths = option(None, path="annotation")
+    """Annotation file, or list, for audio captioning. Also written `test_aac_path`."""
+    train_stage2_path: Paths = option(None, path="annotation")
+    """With `run.auto_second`: annotation file, or list, that the second stage trains on. Also `train_ann_path_2`."""
+    valid_stage2_path: Paths = option(None, path="annotation")
+    """With `run.auto_second`: what the second stage validates on; null takes `valid_ann_path`. Also
+    `valid_ann_path_2`."""
+
+    max_audio_s: float | None = option(None, above=0)
+    """Longest audio used of a clip, in seconds, with a warning and a count; null uses all."""
+    max_bad_fraction: float = option(0.001, minimum=0, maximum=1)
+    """Training stops when a larger share of the clips than this cannot be read."""
+    cache_encoder_outputs: str | None = None
+    """Folder to keep the outputs of frozen encoders in, so that repeated epochs skip them; null keeps none."""
+    augmentation: dict[str, Any] | None = None
+    """Waveform augmentations for training: name -> settings, such as `gaussian_noise: {p: 0.3}`, `gain: {p: 0.3}`."""
+    bucket_batches: int = option(50, minimum=0)
+    """Batches that are shuffled together and then sorted by length, so that a batch holds clips of like length; 0 sorts
+    nothing."""
+    task_weights: dict[str, float] | None = None
+    """How often a task's clips are drawn, relative to the other tasks' (absent: 1); null draws every clip once an
+    epoch."""
+
+    def __post_init__(self) -> None:
+        for task, weight in (self.task_weights or {}).items():
+            _rule(weight >= 0, f"datasets.task_weights.{task}: expected at least 0, found {weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimsConfig:
+    """AdamW and its learning rate: linear warm-up, then cosine decay over the whole run."""
+
+    max_epoch: int = option(30, minimum=1)
+    """Epochs to train for."""
+    warmup_steps: int = option(3000, minimum=0)
+    """Steps of linear warm-up from `warmup_start_lr` to `init_lr`."""
+    warmup_start_lr: float = option(1e-6)
+    """Learning rate at the first step; below 0 starts at `init_lr`."""
+    init_lr: float = option(3e-5, minimum=0)
+    """Learning rate after warm-up: the highest."""
+    min_lr: float = option(1e-5, minimum=0)
+    """Learning rate that the cosine falls to."""
+    weight_decay: float = option(0.05, minimum=0)
+    """Weight decay of matrices; biases and norms get none."""
+    beta2: float = option(0.999, minimum=0, below=1)
+    """AdamW's second decay rate; the first is 0.9."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training or evaluation run."""
+
+    seed: int = option(42, minimum=0)
+    """Seed of everything random."""
+    output_dir: str = "outputs"
+    """Folder for checkpoints, logs and scores. Where a file gives none: `outputs/` and the file's own folder and
+    name."""
+    output_dir_stage2: str | None = None
+    """With `run.auto_second`: the second stage's folder; null takes `output_dir` with `_stage2` at its end. The
+    family's `output_dir.stage2_output_dir`."""
+    evaluate: bool = False
+    """Evaluate on the test files instead of training."""
+    resume: str | None = option(None, path="any")
+    """Checkpoint folder to continue from, `last` for the newest in `output_dir`; null starts afresh."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one."""
+    amp: bool = False
+    """Mixed precision with loss scaling, on CUDA; without effect on CPU."""
+
+    epoch_based: bool = False
+    """An epoch is one pass over the data; false: `iters_per_epoch` iterations."""
+    iters_per_epoch: int = option(3000, minimum=1)
+    """Iterations an epoch lasts where it is not one pass over the data."""
+    accum_grad_iters: int = option(1, minimum=1)
+    """Batches per optimiser step; the loss is the mean over the target tokens of all of them."""
+    batch_size_train: int = option(8, minimum=1)
+    """Clips in a training batch, per process."""
+    batch_size_eval: int = option(8, minimum=1)
+    """Clips in a validation or evaluation batch, per process."""
+    num_workers: int = option(8, minimum=0)
+    """Processes that read clips, per process; 0 reads in the main one. Results do not depend on it."""
+    max_grad_norm: float | None = option(1.0, above=0)
+    """Gradients are scaled down to this norm; null leaves them."""
+    max_nonfinite_steps: int = option(5, minimum=1)
+    """Training stops after this many non-finite losses in a row; until then such steps are skipped and counted."""
+
+    log_freq: int = option(5, minimum=1)
+    """Steps from one log line to the next."""
+    valid_freq: int = option(1, minimum=1)
+    """Epochs from one validation to the next; the last epoch always has one."""
+    valid_scoring: bool = False
+    """Generate text and score it in validation, besides the loss."""
+    valid_max_samples: int | None = option(None, minimum=1)
+    """Most validation clips to score, the same ones every time; null scores all."""
+    best_metric: str | None = None
+    """What the best checkpoint is chosen by: `loss`, or `task.metric` such as `asr.wer`; null takes the task's own
+    metric with `valid_scoring`, the loss without."""
+    checkpoint_every_steps: int | None = option(None, minimum=1)
+    """Steps from one checkpoint to the next; null writes one at the end of each epoch."""
+    keep_checkpoints: int = option(2, minimum=1)
+    """Newest checkpoints that are kept, besides the best."""
+
+    auto_second: bool = False
+    """Train the second stage right after the first, starting from its best adapter."""
+    second_stage_config: str | None = None
+    """With `auto_second`: the second stage's YAML; null keeps this one, with `datasets.train_stage2_path` and
+    `run.optims_stage2`."""
+    optims: OptimsConfig = option(factory=OptimsConfig)
+    """Optimiser and learning rate. The family's `optims.optims_1`."""
+    optims_stage2: OptimsConfig | None = None
+    """With `auto_second`: the second stage's; null takes `optims`. The family's `optims.optims_2`."""

@@ -1,0 +1,241 @@
+"""JSON or JSON Lines -> `Annotation`, or an error naming file, entry and field.
+
+An entry is `{path, text, task, Q?, testset_id?, expand_wav?, texts?}`; fields not known here are carried along.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REFERENCE_FIELDS = ("texts", "captions", "references")
+"""Fields that may hold a list of references, the first of them found is used."""
+KNOWN_FIELDS = frozenset({"path", "text", "task", "Q", "testset_id", "expand_wav"})
+PROBED_CLIPS = 16
+"""Clips of a file that are looked for on disk to find the folder that relative paths start from."""
+
+
+class AnnotationError(ValueError):
+    """An annotation file that a user must mend: names the file, the entry, the field."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One clip, what is asked about it, and the answer."""
+
+    path: str
+    """The clip, resolved."""
+    text: str
+    """The reference; empty where none is known."""
+    task: str
+    """Which prompts and which metric apply."""
+    Q: str | None = None
+    """The question that fills the prompt's `{}`."""
+    testset_id: str | None = None
+    """Name of the row in a submission."""
+    expand_wav: tuple[str, ...] = ()
+    """Further clips, resolved, heard after the first one."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Fields that are not known here, as they were."""
+    source: str = ""
+    """`file#entry`, the entry counted from 0, for errors."""
+    index: int = 0
+    """Position among all entries of all files."""
+    texts: tuple[str, ...] = ()
+    """All references; at least `text` where there is one."""
+
+
+def load_annotations(
+    paths: str | Path | Sequence[str | Path], prefix: str | Path | None = None, require_text: bool = True
+) -> list[Annotation]:
+    """Read one or several annotation files, in order, as one list.
+
+    A relative annotation file is looked up as given, else under `prefix`. Relative clip paths start from `prefix` where
+    the file's clips are found there, else from the annotation file's folder.
+
+    Args:
+        paths: JSON (`{"annotation": [...]}` or a list) or JSON Lines files.
+        prefix: folder of the data.
+        require_text: whether an entry without a reference is an error.
+
+    Raises:
+        AnnotationError: unreadable or broken file, no entries, a missing field, a wrong type, a repeated `testset_id`.
+    """
+    files = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not files:
+        raise AnnotationError("no annotation files given")
+    annotations: list[Annotation] = []
+    seen: dict[str, str] = {}  # testset_id -> place
+    for path in files:
+        file = _find(Path(path), prefix)
+        entries = _read(file)
+        root = _clip_root(entries, file, prefix)
+        for number, (place, entry) in enumerate(entries):
+            annotation = _annotation(
+                entry, place, source=f"{file}#{number}", index=len(annotations), root=root, require_text=require_text
+            )
+            name = annotation.testset_id
+            if name is not None and name in seen:
+                raise AnnotationError(f"{place}: field 'testset_id': {name!r} was used before, at {seen[name]}")
+            if name is not None:
+                seen[name] = place
+            annotations.append(annotation)
+    return annotations
+
+
+def _find(path: Path, prefix: str | Path | None) -> Path:
+    places = [path.expanduser()]
+    if prefix is not None and not path.is_absolute():
+        places.append(Path(prefix).expanduser() / path)
+    for place in places:
+        if place.is_file():
+            return place
+    raise AnnotationError(f"{path}: no such annotation file (looked at {' and at '.join(map(str, places))})")
+
+
+def _read(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The entries of a file, each with its place for errors."""
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{file}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+    if not content.strip():
+        raise AnnotationError(f"{file}: the file is empty; expected annotations")
+    if file.suffix in (".jsonl", ".ndjson") or _is_json_lines(content):
+        entries = _read_lines(file, content)
+    else:
+        entries = _read_json(file, content)
+    for place, entry in entries:
+        if not isinstance(entry, dict):
+            raise AnnotationError(f"{place}: expected an object with path, text and task, found {_shown(entry)}")
+    if not entries:
+        raise AnnotationError(f"{file}: no entries; expected at least one")
+    return entries
+
+
+def _is_json_lines(content: str) -> bool:
+    """Whether the first line alone is an entry, whatever the file is called."""
+    first = content.lstrip().partition("\n")[0]
+    try:
+        entry = json.loads(first)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and "annotation" not in entry
+
+
+def _read_lines(file: Path, content: str) -> list[tuple[str, Any]]:
+    entries = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entries.append((f"{file}, line {number}", json.loads(line)))
+        except ValueError as error:
+            raise AnnotationError(f"{file}, line {number}: broken JSON: {_json_problem(error)}") from None
+    return entries
+
+
+def _read_json(file: Path, content: str) -> list[tuple[str, Any]]:
+    try:
+        document = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise AnnotationError(
+            f"{file}, line {error.lineno}, column {error.colno}: broken JSON: {_json_problem(error)}"
+        ) from None
+    entries = document.get("annotation") if isinstance(document, dict) else document
+    if not isinstance(entries, list):
+        has = f"keys {', '.join(map(repr, list(document)[:5]))}" if isinstance(document, dict) else _shown(document)
+        raise AnnotationError(f'{file}: expected {{"annotation": [...]}}, a list, or JSON Lines; found {has}')
+    return [(f"{file}, annotation[{number}]", entry) for number, entry in enumerate(entries)]
+
+
+def _json_problem(error: ValueError) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _clip_root(entries: list[tuple[str, dict[str, Any]]], file: Path, prefix: str | Path | None) -> Path:
+    """The folder that clip paths start from: decided once for a file, by looking for its first clips."""
+    if prefix is None:
+        return file.parent
+    under_prefix = Path(prefix).expanduser()
+    clips = [entry["path"] for _, entry in entries[:PROBED_CLIPS] if isinstance(entry.get("path"), str)]
+    if any(_join(under_prefix, clip).exists() for clip in clips):
+        return under_prefix
+    if any(_join(file.parent, clip).exists() for clip in clips):
+        return file.parent
+    return under_prefix  # where none is found, an error about a clip should name the folder that the user gave
+
+
+def _join(root: Path, clip: str) -> Path:
+    """A clip's place. The family also writes `/LibriSpeech/...` for a path under its data folder."""
+    path = Path(clip).expanduser()
+    if not path.is_absolute():
+        return root / path
+    below = root / clip.lstrip("/\\")
+    return below if not path.exists() and below.exists() else path
+
+
+def _annotation(
+    entry: dict[str, Any], place: str, *, source: str, index: int, root: Path, require_text: bool
+) -> Annotation:
+    clip = _text_field(entry, "path", place, required=True)
+    task = _text_field(entry, "task", place, required=True)
+    references_field = next((name for name in REFERENCE_FIELDS if isinstance(entry.get(name), list)), None)
+    texts = tuple(_text_list(entry[references_field], references_field, place)) if references_field else ()
+    text = _text_field(entry, "text", place, required=require_text and not texts)
+    if text is None:
+        text = texts[0] if texts else ""
+    elif not texts and text:
+        texts = (text,)
+    testset_id = entry.get("testset_id")
+    if isinstance(testset_id, bool) or not isinstance(testset_id, str | int | None):
+        raise AnnotationError(
+            f"{place}: field 'testset_id': expected text or a whole number, found {_shown(testset_id)}"
+        )
+    expand = entry.get("expand_wav") or []
+    expand = [expand] if isinstance(expand, str) else _text_list(expand, "expand_wav", place)
+    known = KNOWN_FIELDS | ({references_field} if references_field else set())
+    return Annotation(
+        path=str(_join(root, clip)),
+        text=text,
+        task=task,
+        Q=_text_field(entry, "Q", place, required=False) or None,
+        testset_id=None if testset_id is None else str(testset_id),
+        expand_wav=tuple(str(_join(root, further)) for further in expand),
+        extra={name: value for name, value in entry.items() if name not in known},
+        source=source,
+        index=index,
+        texts=texts,
+    )
+
+
+def _text_field(entry: dict[str, Any], name: str, place: str, *, required: bool) -> str | None:
+    value = entry.get(name)
+    if value is None:
+        if required:
+            has = ", ".join(map(repr, entry)) or "none"
+            state = "is null" if name in entry else f"is missing (the entry has {has})"
+            raise AnnotationError(f"{place}: field {name!r} {state}; expected text")
+        return None
+    if not isinstance(value, str):
+        raise AnnotationError(f"{place}: field {name!r}: expected text, found {_shown(value)}")
+    if required and name in ("path", "task") and not value.strip():
+        raise AnnotationError(f"{place}: field {name!r} is empty; expected text")
+    return value
+
+
+def _text_list(value: Any, name: str, place: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        found = value if not isinstance(value, list) else next(item for item in value if not isinstance(item, str))
+        raise AnnotationError(f"{place}: field {name!r}: expected a list of text, found {_shown(found)}")
+    if name in REFERENCE_FIELDS and not value:
+        raise AnnotationError(f"{place}: field {name!r} is an empty list; expected at least one reference")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

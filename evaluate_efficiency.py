@@ -1,0 +1,452 @@
+"""Time to first token, time per token and peak memory of one model, at batch 1.
+
+    python evaluate_efficiency.py --cfg-path configs/demo/stage2.yaml --ckpt outputs/demo/stage2/best
+
+The lines timed are those that evaluation runs: `model.encode_audio`, `model.assemble`, `decoding.prefill`,
+`decoding.decode_step`. Definitions:
+
+- `ttft_s`: from the waveform in host memory to the first token's id, prompt tokenised and all transfers included.
+  Its parts are taken in further iterations, with a synchronised clock at every border; their sum may exceed the whole
+  where the device would overlap them.
+- `tpot_s`: mean over `--decode-steps` real steps, each with the cache one token longer and its token read back.
+- `peak_gib`: most memory at inference, `load_peak_gib` while loading: of the CUDA allocator, or, on CPU, of the
+  process' resident set, which holds Python and its libraries too (`before_load_gib`).
+- `rtfx`: seconds of audio per second of `model.generate` with the YAML's generation settings.
+- `contest_ttft_s`, `contest_tpot_s`: what the Nota contest's evaluator times, for comparison with published figures.
+  The first starts with Whisper's log-mel spectrogram computed and everything on the device, and ends with the prefill;
+  the second is one decode step straight after it. (That evaluator does not synchronise the device and counts its cold
+  first run; here clocks are synchronised, after warm-ups.)
+
+Clocks are synchronised with the device; every figure at top level is the median over `--iterations`, after `--warmup`.
+Writes `<output_dir>/efficiency.json` and prints a table beside the published systems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import provenance
+from configs.schema import Config, ConfigError, add_config_arguments, config_from_arguments
+from data.audio import SAMPLE_RATE, AudioError, load_waveform
+from dataset import load_prompts
+from models import SALMONN, build_model, decoding, pick_device
+from provenance import GIB
+
+PUBLISHED = Path(__file__).resolve().parent / "benchmarks" / "published.json"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a figure varied over the iterations."""
+
+    median: float
+    p90: float
+    mean: float
+    minimum: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        ordered = sorted(values)
+        return cls(
+            median=statistics.median(ordered),
+            p90=float(np.percentile(ordered, 90)),
+            mean=statistics.fmean(ordered),
+            minimum=ordered[0],
+            count=len(ordered),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is timed: one clip, one prompt, a number of decode steps, and how often."""
+
+    waveform: Tensor
+    """`[T]`, in host memory."""
+    prompt: str
+    decode_steps: int = 64
+    iterations: int = 10
+    warmup: int = 3
+
+    @property
+    def seconds(self) -> float:
+        return len(self.waveform) / SAMPLE_RATE
+
+
+class Memory:
+    """Peak memory since `reset`: of the CUDA allocator, or of this process' resident set."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.kind = "CUDA allocator" if device.type == "cuda" else "resident set of the process"
+        self.resettable = True
+
+    def reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: sets VmHWM to the present size
+        except OSError:
+            self.resettable = False
+
+    def now_gib(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device) / GIB
+        return self._status("VmRSS")
+
+    def peak_gib(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / GIB
+        return self._status("VmHWM")
+
+    def _status(self, key: str) -> float:
+        """A size from /proc/self/status; where there is none, the peak since the process began."""
+        try:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith(f"{key}:"):
+                    return int(line.split()[1]) * 1024 / GIB
+        except OSError:
+            pass
+        import resource  # not on Windows
+
+        self.resettable = False
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """A clock in seconds that first waits for the device's work to end."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def synthetic_clip(seconds: float, seed: int = 0) -> Tensor:
+    """Noise with the envelope and spectrum of speech, roughly: syllables at 4 Hz, falling above 500 Hz; `[T]`."""
+    rng = np.random.default_rng(seed)
+    samples = round(seconds * SAMPLE_RATE)
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    frequency_hz = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
+    noise = np.fft.irfft(spectrum / np.maximum(1.0, frequency_hz / 500), samples)
+    syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 4 * np.arange(samples) / SAMPLE_RATE)
+    wave = noise * syllables
+    return torch.from_numpy((0.3 * wave / np.abs(wave).max()).astype(np.float32))
+
+
+@torch.no_grad()
+def first_token(model: SALMONN, work: Workload) -> tuple[Tensor, decoding.KeyValueCache]:
+    """The way from waveform to first token; its id `[1]` and the cache to go on with."""
+    waveforms, lengths = work.waveform[None], torch.tensor([len(work.waveform)])
+    tokens, mask = model.encode_audio(waveforms, lengths)
+    assembled = model.assemble(tokens, mask, model.text.batch([work.prompt]))
+    cache = decoding.KeyValueCache.for_prompt(model.llm, assembled, new_tokens=work.decode_steps + 1)
+    return decoding.prefill(model.llm, assembled, cache).argmax(dim=-1), cache
+
+
+@torch.no_grad()
+def decode(
+    model: SALMONN, token: Tensor, cache: decoding.KeyValueCache, steps: int, now: Callable[[], float]
+) -> list[float]:
+    """Seconds of each of `steps` greedy steps. Ends of sequence are passed over, so that every run is equally long."""
+    seconds = []
+    start = now()
+    for _ in range(steps):
+        token = decoding.decode_step(model.llm, token, cache).argmax(dim=-1)
+        token.tolist()  # generation reads every token to see whether it ends the text
+        seconds.append(-start + (start := now()))
+    return seconds
+
+
+@contextmanager
+def timed_parts(model: SALMONN, now: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """Seconds spent in each part of `first_token` while the context is open, summed over calls."""
+    parts: dict[str, float] = {}
+    restore: list[Callable[[], object]] = []
+
+    def watch(owner: object, method: str, part: str, outer: str | None = None) -> None:
+        """Time `owner.method`; what it takes is not counted in `outer`, the part it is called from."""
+        original = getattr(owner, method)
+
+        def timed(*args: object, **kwargs: object) -> object:
+            start = now()
+            result = original(*args, **kwargs)
+            seconds = now() - start
+            parts[part] = parts.get(part, 0.0) + seconds
+            if outer is not None:
+                parts[outer] = parts.get(outer, 0.0) - seconds
+            return result
+
+        own = method in vars(owner)
+        setattr(owner, method, timed)
+        restore.append(lambda: setattr(owner, method, original) if own else delattr(owner, method))
+
+    for name, encoder in model.encoders.encoders.items():
+        watch(encoder, "forward", f"encoder.{name}")
+        watch(encoder, "features", f"features.{name}", outer=f"encoder.{name}")
+    watch(model.connector, "forward", "connector")
+    watch(model.text, "batch", "assemble")
+    watch(model, "assemble", "assemble")
+    watch(decoding, "prefill", "prefill")
+    try:
+        yield parts
+    finally:
+        for undo in reversed(restore):
+            undo()
+
+
+@contextmanager
+def precomputed_features(encoder: nn.Module, recorded: list[object]) -> Iterator[None]:
+    """The encoder takes these outputs of its `features`, in order, instead of computing them."""
+    waiting = iter(recorded)
+    encoder.features = lambda *args, **kwargs: next(waiting)
+    try:
+        yield
+    finally:
+        del encoder.features
+
+
+def record_features(model: SALMONN, encoder: nn.Module, work: Workload) -> list[object]:
+    """What the encoder's `features` returns for the clip, a call at a time."""
+    recorded: list[object] = []
+    original = encoder.features
+    encoder.features = lambda *args, **kwargs: recorded.append(original(*args, **kwargs)) or recorded[-1]
+    try:
+        with torch.no_grad():
+            model.encode_audio(work.waveform[None], torch.tensor([len(work.waveform)]))
+    finally:
+        del encoder.features
+    return recorded
+
+
+def contest_times(model: SALMONN, work: Workload, now: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """The contest's narrower TTFT and TPOT (see the head of this file), once an iteration."""
+    on_device = replace(work, waveform=work.waveform.to(model.device), decode_steps=1)
+    whisper = dict(model.encoders.encoders.items()).get("whisper")
+    recorded = record_features(model, whisper, work) if whisper is not None else []
+    ttft, tpot = [], []
+    for iteration in range(work.warmup + work.iterations):
+        start = now()
+        if whisper is None:
+            token, cache = first_token(model, on_device)
+        else:
+            with precomputed_features(whisper, recorded):
+                token, cache = first_token(model, on_device)
+        first = now() - start
+        (step,) = decode(model, token, cache, 1, now)
+        if iteration >= work.warmup:
+            ttft.append(first)
+            tpot.append(step)
+    return ttft, tpot
+
+
+def measure(model: SALMONN, work: Workload, options: dict, memory: Memory) -> dict[str, object]:
+    """Times and peak memory of `model` on `work`; `options` are those of `model.generate`, for `rtfx`."""
+    now = clock(model.device)
+    model.eval()
+    for _ in range(work.warmup):
+        decode(model, *first_token(model, work), work.decode_steps, now)
+
+    memory.reset()
+    ttft, tpot = [], []
+    for _ in range(work.iterations):
+        start = now()
+        token, cache = first_token(model, work)
+        ttft.append(now() - start)
+        tpot.append(statistics.fmean(decode(model, token, cache, work.decode_steps, now)))
+        del cache
+    generated, generate_s = [], []
+    for _ in range(max(1, work.iterations // 3)):
+        start = now()
+        generated = model.generate(
+            work.waveform[None], torch.tensor([len(work.waveform)]), [work.prompt], return_details=True, **options
+        )
+        generate_s.append(now() - start)
+    inference_peak = memory.peak_gib()
+
+    runs = []
+    for _ in range(work.iterations):
+        with timed_parts(model, now) as parts:
+            start = now()
+            first_token(model, work)
+            parts["other"] = now() - start - sum(parts.values())
+        runs.append(parts)
+    part_spreads = {part: Spread.of([run[part] for run in runs]) for part in runs[0]}
+
+    contest_ttft, contest_tpot = contest_times(model, work, now)
+    spreads = {
+        "ttft_s": Spread.of(ttft),
+        "tpot_s": Spread.of(tpot),
+        "generate_s": Spread.of(generate_s),
+        "contest_ttft_s": Spread.of(contest_ttft),
+        "contest_tpot_s": Spread.of(contest_tpot),
+    }
+    medians = {name: spread.median for name, spread in spreads.items()}
+    return {
+        **medians,
+        "rtfx": work.seconds / medians["generate_s"],
+        "generated_tokens": len(generated[0].tokens),
+        "peak_gib": inference_peak,
+        "ttft_parts_s": {part: spread.median for part, spread in part_spreads.items()},
+        "spread": {name: asdict(spread) for name, spread in spreads.items()},
+        "spread_of_parts": {part: asdict(spread) for part, spread in part_spreads.items()},
+    }
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table with aligned columns; None is shown as a dash."""
+    cells = [[str(cell) for cell in header], *[["–" if cell is None else str(cell) for cell in row] for row in rows]]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def published_rows() -> list[dict]:
+    """Published figures of the family's systems, as their authors gave them."""
+    return json.loads(PUBLISHED.read_text(encoding="utf-8"))["rows"]
+
+
+def comparison(report: dict) -> str:
+    """This measurement beside the published ones; theirs are in GB, on other machines and by the contest's clock."""
+    rows = []
+    for row in published_rows():
+        together = row["ttft_plus_tpot_s"]
+        ttft = f"{together} with TPOT" if together is not None else row["ttft_s"]
+        captions = "; ".join(f"{score['metric']} {score['value']}" for score in row["aac"])
+        rows.append([row["name"], row["device"], row["asr"]["value"], captions, row["peak_gb"], ttft, row["tpot_s"]])
+    ours = [f"{report['peak_gib']:.3f} GiB", f"{report['contest_ttft_s']:.4f}", f"{report['contest_tpot_s']:.4f}"]
+    rows.append([report["model"], report["machine"]["name"], None, None, *ours])
+    header = ["system", "machine", "WER %", "captions", "peak GB", "contest TTFT s", "contest TPOT s"]
+    return format_table(header, rows)
+
+
+def summary(report: dict) -> str:
+    """This measurement alone, figure by figure."""
+    spread = report["spread"]
+    rows = [
+        [name, f"{spread[name]['median']:.4f}", f"{spread[name]['p90']:.4f}"]
+        for name in ("ttft_s", "tpot_s", "generate_s", "contest_ttft_s", "contest_tpot_s")
+    ]
+    parts = report["spread_of_parts"]
+    rows[1:1] = [[f"  {part}", f"{parts[part]['median']:.4f}", f"{parts[part]['p90']:.4f}"] for part in parts]
+    rows += [[name, f"{report[name]:.3f}", None] for name in ("peak_gib", "load_peak_gib", "loaded_gib", "rtfx")]
+    return format_table(["figure", "median", "p90"], rows)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure TTFT, TPOT and peak memory of a model at batch 1.")
+    add_config_arguments(parser)
+    parser.add_argument("--ckpt", help="adapter folder or file to measure, in place of model.ckpt")
+    parser.add_argument("--clip", help="audio file to measure on, as long as it is (default: a synthetic clip)")
+    parser.add_argument("--clip-seconds", type=float, default=10.0, help="length of the synthetic clip (default: 10)")
+    parser.add_argument("--task", default="asr", help="task whose test prompt is used (default: asr)")
+    parser.add_argument("--decode-steps", type=int, default=64, help="decode steps an iteration (default: 64)")
+    parser.add_argument("--iterations", type=int, default=10, help="timed iterations (default: 10)")
+    parser.add_argument("--warmup", type=int, default=3, help="untimed iterations before them (default: 3)")
+    parser.add_argument("--out", help="JSON file to write (default: <output_dir>/efficiency.json)")
+    arguments = parser.parse_args(argv)
+    for name, least in (("iterations", 1), ("decode_steps", 1), ("warmup", 0)):
+        if getattr(arguments, name) < least:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least {least}")
+    if not 0 < arguments.clip_seconds <= 3600:
+        parser.error(f"--clip-seconds is {arguments.clip_seconds}; expected more than 0 and at most 3600")
+    return arguments
+
+
+def workload(arguments: argparse.Namespace, config: Config) -> Workload:
+    """The clip and prompt that the arguments name.
+
+    Raises:
+        ValueError: there is no test prompt for the task, or the clip cannot be read.
+    """
+    prompts = load_prompts(config.model.test_prompt_path)
+    if arguments.task not in prompts:
+        raise ValueError(
+            f"--task {arguments.task}: no such task in {config.model.test_prompt_path}; it has {', '.join(prompts)}"
+        )
+    prompt = prompts[arguments.task]
+    waveform = load_waveform(arguments.clip) if arguments.clip else synthetic_clip(arguments.clip_seconds)
+    return Workload(
+        waveform=waveform,
+        prompt=(prompt if isinstance(prompt, str) else prompt[0]).replace("{}", ""),
+        decode_steps=arguments.decode_steps,
+        iterations=arguments.iterations,
+        warmup=arguments.warmup,
+    )
+
+
+def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
+    """Build the model, measure it, write and return the report."""
+    if arguments.ckpt:
+        config = replace(config, model=replace(config.model, ckpt=arguments.ckpt, legacy=None))
+    config.require_paths("model", "model.test_prompt_path")
+    work = workload(arguments, config)
+    device = pick_device(config.run.device)
+    memory = Memory(device)
+    before_load = memory.now_gib()
+    memory.reset()
+    start = time.perf_counter()
+    model = build_model(config.model, device)
+    load_s = time.perf_counter() - start
+    load_peak, loaded = memory.peak_gib(), memory.now_gib()
+
+    figures = measure(model, work, asdict(config.generate), memory)
+    report = {
+        "model": config.model.ckpt or config.path,
+        **figures,
+        "load_peak_gib": load_peak,
+        "loaded_gib": loaded,
+        "before_load_gib": before_load,
+        "contest_peak_gib": max(load_peak, figures["peak_gib"]),
+        "load_s": load_s,
+        "memory_kind": memory.kind if memory.resettable else f"{memory.kind}, peak since it began",
+        "clip": {"source": arguments.clip or "synthetic", "seconds": work.seconds, "window": config.model.window},
+        "prompt": work.prompt,
+        "decode_steps": work.decode_steps,
+        "warmup": work.warmup,
+        "iterations": work.iterations,
+        "parts": [asdict(row) for row in model.parameter_table()],
+        "machine": provenance.machine(device),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "config": config.to_dict(),
+    }
+    path = Path(arguments.out) if arguments.out else Path(config.run.output_dir) / "efficiency.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(summary(report), comparison(report), f"written to {path}", sep="\n\n")
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status."""
+    arguments = parse_arguments(argv)
+    try:
+        run(arguments, config_from_arguments(arguments))
+    except (ConfigError, AudioError, ValueError) as error:
+        print(f"evaluate_efficiency.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

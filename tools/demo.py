@@ -1,0 +1,234 @@
+"""Everything once: corpus, training, both evaluations, efficiency; ends with one table.
+
+    python -m tools.demo                                          # the synthetic corpus (make demo)
+    python -m tools.demo --short                                  # the same path in a few steps (make demo-short)
+    python -m tools.demo --recipe real --prefix /path/to/recordings      # real recordings (make real)
+
+Beside the trained model's scores stand those of the same model with the clips swapped among each other, and those of an
+untrained connector: a model that only guesses what texts look like scores alike in all three. Scores are fractions: a
+WER of 0.05 is 5 %. Writes `outputs/<recipe>/summary.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import train
+from data import demo as corpus
+from evaluate_efficiency import format_table
+
+TASKS = {"asr": ("valid_asr", "wer"), "aac": ("valid_aac", "cider_d")}
+"""Task -> the evaluation's mode and the figure that is shown."""
+VARIANTS = {"": "trained", "_swapped": "audio swapped between clips", "_untrained": "untrained connector"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to run, one YAML a training stage; the last one's model is evaluated."""
+
+    name: str
+    stages: tuple[str, ...]
+    corpus: str | None = None
+    """Folder that the synthetic corpus is written to; None where the recordings are given."""
+    short: tuple[str, ...] = ()
+    """Overrides for a run of a few steps."""
+
+    @property
+    def output(self) -> Path:
+        return Path("outputs") / self.name
+
+
+RECIPES = {
+    "demo": Recipe(
+        name="demo",
+        stages=("configs/demo/stage1.yaml", "configs/demo/stage2.yaml"),
+        corpus="outputs/demo/corpus",
+        short=(
+            "run.epoch_based=false",
+            "run.iters_per_epoch=12",
+            "run.optims.max_epoch=1",
+            "run.optims.warmup_steps=4",
+        ),
+    ),
+    "real": Recipe(
+        name="real",
+        stages=("configs/real/train.yaml",),
+        short=("run.epoch_based=false", "run.iters_per_epoch=4", "run.optims.max_epoch=1", "run.optims.warmup_steps=2"),
+    ),
+}
+
+
+@dataclass
+class Run:
+    """One run of a recipe: where it writes, and what it has found so far."""
+
+    recipe: Recipe
+    output: Path
+    overrides: tuple[str, ...]
+    """For every command: `section.key=value`."""
+    short: bool
+    scores: dict[str, dict[str, float | None]] = field(default_factory=lambda: {task: {} for task in TASKS})
+    efficiency: dict[str, float] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def step(self, name: str, work: Callable[[], object]) -> object:
+        """Run a step under a headline and keep its time; a step that returns a status other than 0 ends the run."""
+        print(f"\n── {name} ", "─" * max(0, 110 - len(name)), flush=True)
+        start = time.monotonic()
+        result = work()
+        self.seconds[name] = round(time.monotonic() - start, 1)
+        if isinstance(result, int) and result != 0:
+            raise SystemExit(f"tools.demo: the step {name!r} failed with status {result}; its message stands above")
+        return result
+
+    def stage_output(self, config: str) -> Path:
+        return self.output / Path(config).stem
+
+    def options(self, *more: str) -> list[str]:
+        return ["--options", *self.overrides, *more]
+
+
+def make_corpus(run: Run) -> None:
+    """Write the synthetic corpus, where the recipe has one."""
+    if run.recipe.corpus is not None:
+        arguments = ["--out", str(run.output / "corpus"), *(["--small"] if run.short else [])]
+        run.step("corpus", lambda: corpus.main(arguments))
+
+
+def train_stages(run: Run) -> Path:
+    """Train stage after stage, each from the best adapter of the one before; the last one's best adapter."""
+    adapter: Path | None = None
+    for config in run.recipe.stages:
+        output = run.stage_output(config)
+        options = [f"run.output_dir={output}"]
+        if adapter is not None:
+            options.append(f"model.ckpt={adapter}")
+        if run.short:
+            options += run.recipe.short
+        arguments = ["--cfg-path", config, *run.options(*options)]
+        run.step(f"training, {Path(config).stem}", lambda arguments=arguments: train.main(arguments))
+        adapter = output / "best"
+        run.files[f"{Path(config).stem}: adapter, log, loss curve"] = output
+    assert adapter is not None, "a recipe has a stage"
+    return adapter
+
+
+def evaluate_task(run: Run, task: str, variant: str, adapter: Path) -> None:
+    """Score one task: the trained model, the same with swapped audio, or with an untrained connector."""
+    mode, metric = TASKS[task]
+    output = run.output / "evaluation" / (variant.lstrip("_") or "trained")
+    arguments = ["--cfg-path", run.recipe.stages[-1], "--mode", mode]
+    if variant == "_swapped":
+        arguments.append("--swap-audio")
+    ckpt = "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}"
+    arguments += run.options(f"run.output_dir={output}", ckpt)
+    run.step(f"evaluation, {task}, {VARIANTS[variant]}", lambda: evaluate.main(arguments))
+    folder = output / "eval" / mode
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    run.scores[task][metric + variant] = scores["scores"][metric]
+    if not variant:
+        run.files[f"{task}: submission.csv, predictions.jsonl, scores.json"] = folder
+
+
+def measure_efficiency(run: Run, adapter: Path) -> None:
+    """Efficiency, in a process of its own: on CPU, memory is that of the whole process."""
+    report = run.output / "efficiency.json"
+    command = [sys.executable, "evaluate_efficiency.py", "--cfg-path", run.recipe.stages[-1], "--out", str(report)]
+    command += ["--ckpt", str(adapter)]
+    if run.short:
+        command += ["--iterations", "2", "--warmup", "1", "--decode-steps", "8"]
+    command += run.options()
+    run.step("efficiency", lambda: subprocess.run(command, check=False).returncode)
+    figures = json.loads(report.read_text(encoding="utf-8"))
+    run.efficiency = {name: figures[name] for name in ("ttft_s", "tpot_s", "peak_gib", "rtfx")}
+    run.files["efficiency: every figure, its spread, the machine"] = report
+
+
+def table(run: Run) -> str:
+    """The figures, and where each file lies."""
+
+    def shown(value: float | None) -> str | None:
+        return None if value is None else f"{value:.4f}"
+
+    rows: list[list[str | None]] = []
+    for task, label in (
+        ("asr", "ASR: WER, 1 = 100 %, lower is better"),
+        ("aac", "captions: CIDEr-D, higher is better"),
+    ):
+        metric = TASKS[task][1]
+        rows.append([label, *(shown(run.scores[task].get(metric + variant)) for variant in VARIANTS)])
+    units = {"ttft_s": "TTFT, s", "tpot_s": "TPOT, s", "peak_gib": "peak memory, GiB", "rtfx": "RTFx"}
+    for name, label in units.items():
+        rows.append([f"{label}, 10 s clip", shown(run.efficiency.get(name)), None, None])
+    figures = format_table(["figure", *VARIANTS.values()], rows)
+    places = "\n".join(f"  {path}  ({what})" for what, path in run.files.items())
+    return f"{figures}\n\nFiles:\n{places}"
+
+
+def write_summary(run: Run, seconds: float) -> Path:
+    """Write summary.json; its scores are fractions."""
+    path = run.output / "summary.json"
+    run.files["summary: these figures"] = path
+    content = {
+        **run.scores,
+        "efficiency": run.efficiency,
+        "seconds": round(seconds, 1),
+        "seconds_by_step": run.seconds,
+        "short": run.short,
+        "about": "wer is a fraction, 0.05 is 5 %; *_swapped: audio swapped between clips; *_untrained: fresh connector",
+        "files": {what: str(place) for what, place in run.files.items()},
+    }
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return path
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.demo", description="Train, evaluate and measure one recipe.")
+    parser.add_argument("--recipe", choices=RECIPES, default="demo", help="what to run (default: demo)")
+    parser.add_argument("--prefix", help="folder of the recordings, for recipes that are given theirs")
+    parser.add_argument("--output", help="folder to write to (default: outputs/<recipe>)")
+    parser.add_argument("--short", action="store_true", help="a few steps: shows that it runs, not what it reaches")
+    parser.add_argument("--options", nargs="*", default=[], help="section.key=value, for every command")
+    arguments = parser.parse_args(argv)
+    if arguments.recipe == "real" and not arguments.prefix:
+        parser.error("--recipe real needs --prefix, the folder that holds the recordings (see configs/real)")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status."""
+    arguments = parse_arguments(argv)
+    start = time.monotonic()
+    recipe = RECIPES[arguments.recipe]
+    run = Run(
+        recipe=recipe,
+        output=Path(arguments.output) if arguments.output else recipe.output,
+        overrides=(*([f"datasets.prefix={arguments.prefix}"] if arguments.prefix else []), *arguments.options),
+        short=arguments.short,
+    )
+    run.output.mkdir(parents=True, exist_ok=True)
+    make_corpus(run)
+    adapter = train_stages(run)
+    for variant in VARIANTS:
+        for task in TASKS:
+            evaluate_task(run, task, variant, adapter)
+    measure_efficiency(run, adapter)
+    seconds = time.monotonic() - start
+    write_summary(run, seconds)
+    print(f"\n{table(run)}\n\n{recipe.name}: done in {seconds / 60:.1f} minutes")
+    if run.short:
+        print("This was a short run: its scores show that everything runs, not what the recipe reaches.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The prompt files that ship: same tasks in both, one placeholder an entry, a place for the question where there is one."""
+"""The prompt files that ship: the same tasks in both, one placeholder an entry, a place for the question where due."""
 
 from __future__ import annotations
 

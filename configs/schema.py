@@ -6,6 +6,7 @@ names the file, the line, the key, what was found and the nearest valid name. Th
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,8 @@ class Config:
         if self.run.second_stage_config is not None:
             path = loading.beside(self.path, self.run.second_stage_config)
             config = load_config(path, overrides)
-            return dataclasses.replace(config, model=dataclasses.replace(config.model, ckpt=ckpt, legacy=None))
+            model = dataclasses.replace(config.model, ckpt=ckpt, legacy=self.model.legacy)
+            return dataclasses.replace(config, model=model)
         if self.datasets.train_stage2_path is None:
             raise ConfigError(
                 f"{self.path}: run.auto_second is true, but neither run.second_stage_config nor "
@@ -108,6 +110,8 @@ def _plain(section: Any, secrets: bool) -> dict[str, Any]:
             value = _plain(value, secrets)
         elif isinstance(value, tuple):
             value = list(value)
+        elif isinstance(value, dict):
+            value = copy.deepcopy(value)
         result[field.name] = value
     return result
 

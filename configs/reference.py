@@ -1,0 +1,129 @@
+"""Writes `docs/configuration.md` from the schema: `python -m configs.reference > docs/configuration.md`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import sys
+from typing import Any
+
+from configs import compat, sections
+from configs.parsing import described, field_types
+from configs.schema import Config
+
+INTRODUCTION = """# Configuration
+
+One YAML file describes a model, its data and its run. It has five sections: {sections};
+each key is named below with its default. *This page is made from the schema: `python -m configs.reference > docs/configuration.md`.*
+
+```bash
+python train.py --cfg-path configs/demo/stage1.yaml --options run.seed=1 model.lora_rank=16
+```
+
+- `--options` takes `section.key=value`, as many as you like, over what the file says.
+- A key that does not exist, a value of the wrong type or out of range, a path that leads nowhere: one error with the
+  file, the line, the key, what was found and the nearest valid name. Nothing is loaded before.
+- A path to a model may be a folder or a hub name, `org/name` or `org/name@revision`.
+- Values may refer to others: `${{run.seed}}`; to the environment: `${{oc.env:DATA}}`.
+- `null` (and, where null is allowed, an empty text) stands for "not given".
+- Secrets (`model.token`, `wandb.key`) are never written, logged or exported; better give them as `HF_TOKEN` and
+  `WANDB_API_KEY`.
+"""
+
+FAMILY = """## Files of the SALMONN family
+
+YAML files of SALMONN, of the 3B baseline's trainer and of the programs made from them load unchanged.
+
+These keys have another name here:
+
+| there | here |
+|---|---|
+{renamed}
+
+`run.output_dir` and `run.optims` may hold both stages (`stage1_output_dir`, `stage2_output_dir`; `optims_1`, `optims_2`):
+the second one's become `run.output_dir_stage2` and `run.optims_stage2`. Further switches:
+
+| there | here |
+|---|---|
+| `model.qlora: true` | `model.quantization: nf4` |
+| `model.low_resource: true` | `model.quantization: int8` |
+| `model.use_beats: false` | `model.beats_path: null` |
+| `model.legacy: true` | `model.legacy: exact` |
+| `wandb.log: true` | `wandb.mode: online` where a key is at hand, else `offline` |
+
+These have no effect here; a run lists those that it finds, once, at its start:
+
+| key | why it is ignored |
+|---|---|
+{ignored}
+"""
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """Field name -> the text under it. A dataclass does not keep these, its source does."""
+    body = ast.parse(inspect.getsource(cls)).body[0].body
+    found: dict[str, str] = {}
+    for statement, following in itertools.pairwise(body):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            value = following.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                found[statement.target.id] = " ".join(value.value.split())
+    return found
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return ""
+    return f"`{_yaml(field.default)}`"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value.replace("\n", "\\n") if value else '""'
+    if isinstance(value, tuple):
+        return f"[{', '.join(value)}]"
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _accepts(annotation: Any, metadata: Any) -> str:
+    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+    limits = [f"{text} {metadata[name]}" for name, text in words.items() if name in metadata]
+    return ", ".join([described(annotation), *limits])
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def table(cls: type, title: str) -> str:
+    """One section as Markdown."""
+    texts, types = docstrings(cls), field_types(cls)
+    rows = [
+        _row(f"`{field.name}`", _default(field), _accepts(types[field.name], field.metadata), texts[field.name])
+        for field in dataclasses.fields(cls)
+    ]
+    heading = f"## `{title}`\n\n{' '.join((cls.__doc__ or '').split())}\n"
+    return "\n".join([heading, "| key | default | accepts | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def markdown() -> str:
+    """The whole page."""
+    types = {name: kind for name, kind in field_types(Config).items() if dataclasses.is_dataclass(kind)}
+    parts = [INTRODUCTION.format(sections=", ".join(f"`{name}`" for name in types))]
+    parts += [table(kind, name) for name, kind in types.items()]
+    parts.append(table(sections.OptimsConfig, "run.optims"))
+    parts.append(
+        FAMILY.format(
+            renamed="\n".join(f"| `{theirs}` | `{ours}` |" for theirs, ours in compat.RENAMED.items()),
+            ignored="\n".join(f"| `{key}` | {why} |" for key, why in compat.IGNORED.items()),
+        )
+    )
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

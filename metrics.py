@@ -38,8 +38,9 @@ from caption_metrics import (
 
 __all__ = [
     "Bleu", "MetricUnavailable", "Scores", "WordErrors", "accuracy", "bleu", "cer", "cider_d", "cider_d_per_clip",
-    "cider_d_x100", "clean_hypothesis", "directions", "english_normalizer", "meteor", "per", "primary_metric", "ptb_tokenize", "rouge_l",
-    "score", "score_with_reasons", "spice", "spider", "token_f1", "translation_bleu", "unavailable", "wer", "wer_nota",
+    "cider_d_x100", "clean_hypothesis", "directions", "english_normalizer", "meteor", "per", "primary_metric",
+    "ptb_tokenize", "rouge_l", "score", "score_with_reasons", "spice", "spider", "token_f1", "translation_bleu",
+    "unavailable", "wer", "wer_nota",
 ]  # fmt: skip
 
 

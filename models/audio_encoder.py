@@ -1,0 +1,71 @@
+"""The face that every audio encoder shows: waveforms in, frames in time order out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import BoolTensor, LongTensor, Tensor, nn
+
+
+class AudioEncoder(nn.Module):
+    """An audio network whose frames for one clip depend on nothing but that clip's own samples.
+
+    `forward` takes waveforms [B, T] (16 kHz, mono, float32 in [-1, 1]) and lengths [B] in samples, and returns
+    frames [B, N, D], zero after each clip's end, with frame_lengths [B].
+    """
+
+    dim: int
+    """Width D of a frame."""
+    frame_rate_hz: float
+    """Frames a second, in time order."""
+    min_samples: int
+    """The shortest clip that gives a frame; `EncoderStack` extends shorter ones with silence."""
+    max_samples: int | None
+    """The longest clip the network takes, None for no limit; `EncoderStack` cuts longer ones."""
+
+    @abstractmethod
+    def frame_count(self, samples: int) -> int:
+        """Frames that a clip of `samples` samples gives, known before encoding it."""
+
+    def content_frames(self, samples: int) -> int:
+        """Those of `frame_count`'s frames that lie within the clip, where an encoder pads its input itself."""
+        return self.frame_count(samples)
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything besides the weights that shapes the frames, as plain values."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of weights and settings; reads every weight, so keep the result instead of asking again."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps(self.settings(), sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def check_lengths(self, lengths: list[int]) -> None:
+        """Raise ValueError for a clip that this encoder cannot take whole."""
+        for row, samples in enumerate(lengths):
+            if samples < self.min_samples or (self.max_samples is not None and samples > self.max_samples):
+                raise ValueError(
+                    f"{type(self).__name__}: clip {row} of the batch has {samples} samples; expected "
+                    f"{self.min_samples} to {self.max_samples or 'any number'}. EncoderStack extends short clips and "
+                    "cuts long ones."
+                )
+
+
+def length_mask(lengths: LongTensor, size: int) -> BoolTensor:
+    """[B] lengths -> [B, size], True inside each row's length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def zero_after(values: Tensor, lengths: LongTensor) -> Tensor:
+    """[B, N, ...] with zeros where the second axis runs past each row's length."""
+    mask = length_mask(lengths, values.shape[1])
+    return values.masked_fill(~mask.view(*mask.shape, *[1] * (values.ndim - 2)), 0)

@@ -1,0 +1,317 @@
+"""The table of audio encoders, and several of them side by side: short and long clips, alignment in time, caching."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import LongTensor, Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from models.audio_encoder import AudioEncoder, length_mask
+from models.beats import BEATs
+from models.whisper import WhisperEncoder
+
+if TYPE_CHECKING:
+    from configs.schema import ModelConfig
+
+CUT_GRAIN = 320  # samples: parts of a long clip begin at a 20 ms frame, so that no frame lies across a cut
+PARTS_AT_ONCE = 8  # at least; a long clip's parts are encoded in groups, for memory's sake
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What an encoder returns."""
+
+    frames: Tensor  # [B, N, D]; what lies after a clip's end has no meaning
+    lengths: LongTensor  # [B]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderEntry:
+    """One row of the table: how an encoder is named in `model`, and how it is built."""
+
+    path_key: str
+    """The field of `model` that names its weights; the encoder is used where it is set."""
+    freeze_key: str
+    """The field of `model` that says whether it is frozen."""
+    build: Callable[[ModelConfig, torch.dtype], AudioEncoder]
+    """From the configuration and the dtype that frozen weights should have."""
+
+
+def _build_whisper(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+    window = config.window if config.legacy == "off" else "full"
+    return WhisperEncoder.from_pretrained(config.whisper_path, window=window, dtype=dtype, token=config.token or None)
+
+
+def _build_beats(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+    # Released systems computed the fbank in float64. BEATs itself stays in float32, see there.
+    fbank_dtype = torch.float32 if config.legacy == "off" else torch.float64
+    return BEATs.from_checkpoint(config.beats_path, fbank_dtype=fbank_dtype)
+
+
+ENCODERS: dict[str, EncoderEntry] = {
+    "whisper": EncoderEntry(path_key="whisper_path", freeze_key="freeze_whisper", build=_build_whisper),
+    "beats": EncoderEntry(path_key="beats_path", freeze_key="freeze_beats", build=_build_beats),
+}
+
+
+def build_encoder(name: str, config: ModelConfig, dtype: torch.dtype = torch.float32) -> AudioEncoder:
+    """The encoder called `name`, with the weights that `config` names for it.
+
+    Raises ValueError for a name that is not in the table, or without a path.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"encoder {name!r} is not known; expected one of {', '.join(ENCODERS)}")
+    entry = ENCODERS[name]
+    if not getattr(config, entry.path_key):
+        raise ValueError(f"encoder {name!r} has no weights; set model.{entry.path_key}")
+    return entry.build(config, dtype)
+
+
+class EncoderStack(nn.Module):
+    """Several encoders over the same clips, each at its own frame rate, for clips of any length.
+
+    A clip shorter than the encoders can take is extended with silence that counts as audio. One that is longer than an
+    encoder can take is cut, for that encoder, in equal parts, which are encoded and joined in time. Frozen encoders stay
+    in eval and run without gradients.
+    """
+
+    def __init__(self, encoders: dict[str, AudioEncoder], frozen: dict[str, bool] | None = None) -> None:
+        super().__init__()
+        if not encoders:
+            keys = ", ".join(f"model.{entry.path_key}" for entry in ENCODERS.values())
+            raise ValueError(f"no audio encoder; set at least one of {keys}")
+        self.encoders = nn.ModuleDict(encoders)
+        self.frozen = {name: True if frozen is None else frozen[name] for name in encoders}
+        for name, encoder in self.encoders.items():
+            if self.frozen[name]:
+                encoder.requires_grad_(False)
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, device: torch.device | str = "cpu") -> EncoderStack:
+        """Every encoder that `config` names weights for, in the table's order, on the CPU.
+
+        `device` is where the stack will run: `model.dtype: auto` is float16 on CUDA, float32 elsewhere. Encoders that
+        train keep float32 weights.
+        """
+        named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+        automatic = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+        encoders, frozen = {}, {}
+        for name, entry in ENCODERS.items():
+            if getattr(config, entry.path_key):
+                frozen[name] = getattr(config, entry.freeze_key)
+                dtype = named.get(config.dtype, automatic) if frozen[name] else torch.float32
+                encoders[name] = build_encoder(name, config, dtype)
+        return cls(encoders, frozen)
+
+    @property
+    def dims(self) -> list[int]:
+        return [encoder.dim for encoder in self.encoders.values()]
+
+    @property
+    def frame_rates_hz(self) -> list[float]:
+        return [encoder.frame_rate_hz for encoder in self.encoders.values()]
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Of the streams when they are joined: the fastest."""
+        return max(self.frame_rates_hz)
+
+    @property
+    def min_samples(self) -> int:
+        """What shorter clips are extended to, for all encoders alike, so that their streams end together."""
+        return max(encoder.min_samples for encoder in self.encoders.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all weights and settings; reads every weight, so keep the result instead of asking again."""
+        parts = [f"{name}:{encoder.fingerprint}" for name, encoder in self.encoders.items()]
+        return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
+
+    def train(self, mode: bool = True) -> EncoderStack:
+        super().train(mode)
+        for name, encoder in self.encoders.items():
+            if self.frozen[name]:
+                encoder.eval()
+        return self
+
+    def frame_count(self, samples: int) -> int:
+        """Frames of a clip of `samples` samples after `join_streams`."""
+        samples = max(samples, self.min_samples)
+        return max(
+            _resampled_length(_count_joined(encoder, samples), encoder.frame_rate_hz, self.frame_rate_hz)
+            for encoder in self.encoders.values()
+        )
+
+    def forward(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+        """[B, T], [B] samples -> one Frames an encoder, at its own rate."""
+        short = self.min_samples - waveforms.shape[1]
+        if short > 0:
+            waveforms = F.pad(waveforms, (0, short))
+        # What lies past a clip's end may be anything; the silence that short clips are given must be silence.
+        waveforms = waveforms.masked_fill(~length_mask(lengths, waveforms.shape[1]), 0)
+        lengths = lengths.clamp(min=self.min_samples)
+        streams = []
+        for name, encoder in self.encoders.items():
+            with torch.no_grad() if self.frozen[name] else nullcontext():
+                streams.append(_encode_any_length(encoder, waveforms, lengths))
+        return streams
+
+
+def cut_points(samples: int, max_samples: int | None) -> list[int]:
+    """Where a clip is cut: 0, …, samples; parts are equal up to 20 ms and none is longer than `max_samples`."""
+    if max_samples is None or samples <= max_samples:
+        return [0, samples]
+    parts = -(-samples // (max_samples - max_samples % CUT_GRAIN))
+    return [-(-samples * part // (parts * CUT_GRAIN)) * CUT_GRAIN for part in range(parts)] + [samples]
+
+
+def _count_joined(encoder: AudioEncoder, samples: int) -> int:
+    cuts = cut_points(samples, encoder.max_samples)
+    if len(cuts) == 2:
+        return encoder.frame_count(samples)
+    return sum(encoder.content_frames(stop - start) for start, stop in zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def _encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor) -> Frames:
+    """Encode clips, those over the encoder's limit in parts that are joined in time."""
+    samples = lengths.tolist()
+    if encoder.max_samples is None or max(samples) <= encoder.max_samples:
+        return Frames(*encoder(waveforms, lengths))
+
+    parts: list[Tensor] = []
+    owners: list[tuple[int, int | None]] = []  # row of the batch; frames to keep, None for all
+    for row, size in enumerate(samples):
+        cuts = cut_points(size, encoder.max_samples)
+        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+            parts.append(waveforms[row, start:stop])
+            owners.append((row, None if len(cuts) == 2 else encoder.content_frames(stop - start)))
+    pieces: list[list[Tensor]] = [[] for _ in samples]
+    group = max(len(samples), PARTS_AT_ONCE)
+    for first in range(0, len(parts), group):
+        batch = parts[first : first + group]
+        sizes = torch.tensor([len(part) for part in batch], device=lengths.device)
+        frames, counts = encoder(pad_sequence(batch, batch_first=True), sizes)
+        for (row, keep), values, count in zip(owners[first : first + group], frames, counts.tolist(), strict=True):
+            pieces[row].append(values[: count if keep is None else keep])
+    joined = [torch.cat(row) for row in pieces]
+    counts = torch.tensor([len(row) for row in joined], device=joined[0].device)
+    return Frames(pad_sequence(joined, batch_first=True), counts)
+
+
+def align_streams(streams: Sequence[Frames], rates_hz: Sequence[float]) -> tuple[list[Tensor], LongTensor]:
+    """Bring streams to the fastest rate, and the shorter ones to the longest's length with zeros after their end.
+
+    Returns the streams' frames, [B, N, D] each, and lengths [B], for each clip those of its longest stream. Slower
+    streams are resampled by the nearest frame in time.
+    """
+    fastest_hz = max(rates_hz)
+    aligned = [_resample(stream, rate_hz, fastest_hz) for stream, rate_hz in zip(streams, rates_hz, strict=True)]
+    lengths = torch.stack([stream.lengths for stream in aligned]).amax(dim=0)
+    size = max(stream.frames.shape[1] for stream in aligned)
+    frames = []
+    for stream in aligned:
+        outside = ~length_mask(stream.lengths, stream.frames.shape[1])
+        values = stream.frames.masked_fill(outside[..., None], 0)
+        frames.append(F.pad(values, (0, 0, 0, size - values.shape[1])))
+    return frames, lengths
+
+
+def join_streams(streams: Sequence[Frames], rates_hz: Sequence[float]) -> Frames:
+    """Align streams in time and lay them side by side: [B, N, sum of D]."""
+    frames, lengths = align_streams(streams, rates_hz)
+    return Frames(torch.cat(frames, dim=-1), lengths)
+
+
+def _resampled_length(count: int, rate_hz: float, target_hz: float) -> int:
+    """Frames at `target_hz` that last as long, to the nearest; at least one for one."""
+    if rate_hz == target_hz or count == 0:
+        return count
+    return max(1, int(count * target_hz / rate_hz + 0.5))
+
+
+def _resample(stream: Frames, rate_hz: float, target_hz: float) -> Frames:
+    if rate_hz == target_hz:
+        return stream
+    device = stream.frames.device
+    counts = [_resampled_length(count, rate_hz, target_hz) for count in stream.lengths.tolist()]
+    centres = (torch.arange(max(counts), dtype=torch.float64, device=device) + 0.5) * (rate_hz / target_hz)
+    last = (stream.lengths - 1).clamp(min=0)[:, None]
+    index = torch.minimum(centres.long()[None], last)  # [B, N]
+    frames = stream.frames.gather(1, index[..., None].expand(-1, -1, stream.frames.shape[-1]))
+    return Frames(frames, torch.tensor(counts, device=device))
+
+
+class FrameCache:
+    """Frozen encoders' frames on disk, under a hash of the clip's samples.
+
+    Content addresses cannot be stale: another augmentation, cut or edit of a clip is another clip. Misses are encoded
+    one clip at a time, so that a value never depends on which clips were missing together. Frames are stored as the
+    encoders returned them, hence the same values from the cache as without it.
+    """
+
+    def __init__(self, folder: str | Path, fingerprint: str) -> None:
+        """`fingerprint` is `EncoderStack.fingerprint`; each has a folder of its own."""
+        self.folder = Path(folder) / fingerprint
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def encode(self, stack: EncoderStack, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+        """What `stack(waveforms, lengths)` returns, from the cache where it is there.
+
+        Raises ValueError if an encoder of the stack is being trained.
+        """
+        trained = [name for name, frozen in stack.frozen.items() if not frozen]
+        if trained:
+            raise ValueError(
+                f"datasets.cache_encoder_outputs: the {' and '.join(trained)} encoder is trained, so its outputs change; "
+                "freeze it, or set the cache to null"
+            )
+        rows = []
+        for waveform, samples in zip(waveforms, lengths.tolist(), strict=True):
+            path = self._path(waveform[:samples])
+            frames = self._read(path, len(stack.encoders))
+            if frames is None:
+                one = torch.tensor([samples], device=lengths.device)
+                frames = [stream.frames[0, : stream.lengths[0]].cpu() for stream in stack(waveform[None, :samples], one)]
+                self._write(path, frames)
+            rows.append(frames)
+        return [_batch([row[index] for row in rows], waveforms.device) for index in range(len(stack.encoders))]
+
+    def _path(self, waveform: Tensor) -> Path:
+        name = hashlib.blake2b(waveform.detach().cpu().float().contiguous().numpy(), digest_size=20).hexdigest()
+        return self.folder / name[:2] / f"{name[2:]}.safetensors"
+
+    @staticmethod
+    def _read(path: Path, count: int) -> list[Tensor] | None:
+        try:
+            stored = load_file(path)
+        except (FileNotFoundError, SafetensorError):  # never written, or damaged: encode again
+            return None
+        return [stored[str(index)] for index in range(count)]
+
+    @staticmethod
+    def _write(path: Path, frames: list[Tensor]) -> None:
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")  # other ranks may write the same clip
+        try:
+            save_file({str(index): values.contiguous() for index, values in enumerate(frames)}, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _batch(frames: list[Tensor], device: torch.device) -> Frames:
+    lengths = torch.tensor([len(row) for row in frames])
+    return Frames(pad_sequence(frames, batch_first=True).to(device), lengths.to(device))

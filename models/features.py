@@ -1,0 +1,148 @@
+"""Waveforms to spectra: Whisper's log-mel spectrogram and BEATs' Kaldi fbank, batched, on the waveforms' device.
+
+A clip's values depend on its own samples alone: what lies past its length in the batch is treated as silence, and floors
+come from the clip itself. Everything runs in float32 (fbank also in float64) whatever the autocast setting.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import LongTensor, Tensor
+from transformers.audio_utils import mel_filter_bank
+
+from data.audio import SAMPLE_RATE
+from models.audio_encoder import length_mask, zero_after
+
+HOP = SAMPLE_RATE // 100  # 160 samples: 10 ms between two frames
+WINDOW = SAMPLE_RATE // 40  # 400 samples: 25 ms a frame
+HALF_WINDOW = WINDOW // 2
+
+LOG_MEL_EPSILON = 1e-10
+LOG_MEL_RANGE = 8.0  # decades kept below the clip's loudest bin
+
+FBANK_BINS = 128
+FBANK_FFT = 512  # the next power of two after WINDOW
+FBANK_LOW_HZ = 20.0
+FBANK_HIGH_HZ = SAMPLE_RATE / 2
+FBANK_GAIN = 2.0**15  # Kaldi works at the scale of 16-bit samples
+FBANK_EPSILON = torch.finfo(torch.float32).eps  # also in float64, as Kaldi has it
+FBANK_MEAN, FBANK_STD = 15.41663, 6.55582  # of AudioSet, from BEATs' code
+PREEMPHASIS = 0.97
+POVEY_POWER = 0.85
+
+
+def log_mel_frames(samples: int) -> int:
+    """Frames of a clip at its real length: one for every begun 10 ms."""
+    return -(-samples // HOP)
+
+
+def fbank_frames(samples: int) -> int:
+    """Frames of a Kaldi fbank: whole windows only, the tail is dropped."""
+    return max(0, 1 + (samples - WINDOW) // HOP)
+
+
+@torch.no_grad()
+def log_mel(
+    waveforms: Tensor, lengths: LongTensor, *, bins: int, full_samples: int | None = None
+) -> tuple[Tensor, LongTensor]:
+    """Whisper's log-mel spectrogram: [B, T] -> ([B, M, F], frame lengths [B]).
+
+    Args:
+        waveforms: [B, T], 16 kHz.
+        lengths: [B], samples; at least one each.
+        bins: 80, or 128 for Whisper large-v3.
+        full_samples: pad with silence or cut every clip to this many samples, as WhisperFeatureExtractor does (480,000);
+            None takes each clip at its real length, `log_mel_frames(samples)` frames, zero afterwards.
+
+    Source: WhisperFeatureExtractor of transformers.
+    """
+    waveforms = zero_after(waveforms.float(), lengths)
+    if full_samples is None:
+        samples = HOP * log_mel_frames(max(lengths.tolist()))
+        frame_lengths = -(-lengths // HOP)
+    else:
+        samples = full_samples
+        frame_lengths = torch.full_like(lengths, full_samples // HOP)
+    # Reflection needs more samples than it mirrors; past a short clip's end those are silence.
+    buffer = max(samples, HALF_WINDOW + 1)
+    waveforms = F.pad(waveforms, (0, max(0, buffer - waveforms.shape[1])))[:, :buffer]
+    if full_samples is None:
+        waveforms = F.pad(F.pad(waveforms, (HALF_WINDOW, 0), mode="reflect"), (0, HALF_WINDOW))
+    else:
+        waveforms = F.pad(waveforms, (HALF_WINDOW, HALF_WINDOW), mode="reflect")
+    with torch.autocast(waveforms.device.type, enabled=False):
+        window = torch.hann_window(WINDOW, device=waveforms.device)
+        spectrum = torch.stft(waveforms, WINDOW, HOP, window=window, center=False, return_complex=True)
+        power = spectrum[..., : samples // HOP].abs() ** 2  # [B, WINDOW / 2 + 1, F]
+        mel = _whisper_filters(bins, waveforms.device) @ power  # [B, M, F]
+    decades = mel.clamp(min=LOG_MEL_EPSILON).log10()
+    inside = length_mask(frame_lengths, decades.shape[-1])[:, None]  # [B, 1, F]
+    loudest = decades.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)
+    scaled = (torch.maximum(decades, loudest - LOG_MEL_RANGE) + 4.0) / 4.0
+    return scaled.masked_fill(~inside, 0.0), frame_lengths
+
+
+@torch.no_grad()
+def kaldi_fbank(waveforms: Tensor, lengths: LongTensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """BEATs' fbank, normalised: [B, T] -> [B, F, M] float32, zero from frame `fbank_frames(length)` on.
+
+    `dtype` is that of the computation. Released systems ran it in float64; in float32 the quiet bins of clean tones
+    differ visibly, nothing else does.
+
+    Raises ValueError if the batch is shorter than one frame.
+    Source: torchaudio.compliance.kaldi.fbank with the settings of BEATs.
+    """
+    if waveforms.shape[1] < WINDOW:
+        raise ValueError(f"fbank: the batch has {waveforms.shape[1]} samples; expected at least {WINDOW}, one frame")
+    waveforms = zero_after(waveforms.to(dtype), lengths) * FBANK_GAIN
+    with torch.autocast(waveforms.device.type, enabled=False):
+        frames = waveforms.unfold(1, WINDOW, HOP)  # [B, F, WINDOW]
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
+        frames = (frames - PREEMPHASIS * previous) * _povey_window(frames.device, dtype)
+        power = torch.fft.rfft(frames, FBANK_FFT).abs() ** 2  # [B, F, FFT / 2 + 1]
+        mel = power @ _kaldi_filters(frames.device, dtype)  # [B, F, M]
+    fbank = (mel.clamp(min=FBANK_EPSILON).log() - FBANK_MEAN) / (2 * FBANK_STD)
+    frame_lengths = (1 + (lengths - WINDOW) // HOP).clamp(min=0)
+    return zero_after(fbank.float(), frame_lengths)
+
+
+@lru_cache
+def _whisper_filters(bins: int, device: torch.device) -> Tensor:
+    """[M, WINDOW / 2 + 1], Slaney's mel scale and area norm."""
+    filters = mel_filter_bank(
+        num_frequency_bins=HALF_WINDOW + 1,
+        num_mel_filters=bins,
+        min_frequency=0.0,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(filters).T.contiguous().to(device, torch.float32)
+
+
+@lru_cache
+def _povey_window(device: torch.device, dtype: torch.dtype) -> Tensor:
+    window = torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(POVEY_POWER)
+    return window.to(device, dtype)
+
+
+@lru_cache
+def _kaldi_filters(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[FFT / 2 + 1, M]: triangles equally wide, and linear, on Kaldi's mel scale; the Nyquist bin counts nothing."""
+
+    def to_mel(frequency_hz: Tensor) -> Tensor:
+        return 1127.0 * torch.log1p(frequency_hz / 700.0)
+
+    low, high = to_mel(torch.tensor([FBANK_LOW_HZ, FBANK_HIGH_HZ], dtype=torch.float64))
+    edges = torch.linspace(0, 1, FBANK_BINS + 2, dtype=torch.float64) * (high - low) + low
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]  # [M] each
+    bins = to_mel(torch.arange(FBANK_FFT // 2, dtype=torch.float64) * SAMPLE_RATE / FBANK_FFT)[:, None]
+    rising = (bins - left) / (centre - left)
+    falling = (right - bins) / (right - centre)
+    filters = F.pad(torch.minimum(rising, falling).clamp(min=0.0), (0, 0, 0, 1))
+    return filters.to(device, dtype)

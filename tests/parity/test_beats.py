@@ -1,0 +1,81 @@
+"""models.beats against the public implementation, pre-trained and fine-tuned form, with and without a padding mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.audio_encoder import length_mask
+from models.beats import BEATs, reduce_padding
+from models.features import kaldi_fbank
+
+
+@pytest.fixture(scope="module")
+def vectors(parity_dir: Path) -> dict[str, torch.Tensor]:
+    folder = parity_dir / "beats"
+    vectors = load_file(folder / "input.safetensors") | load_file(folder / "output.safetensors")
+    vectors["waveforms"] = vectors["pcm"].double() / 32768
+    vectors["lengths"] = (~vectors["padding_mask"]).sum(dim=1)
+    return vectors
+
+
+def _load(parity_dir: Path, file: str, **options: bool) -> BEATs:
+    return BEATs.from_checkpoint(parity_dir / "beats" / file, fbank_dtype=torch.float64, **options)
+
+
+def _close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("file", "prefix"), [("beats.pt", ""), ("beats_finetuned.pt", "ft_")])
+@torch.no_grad()
+def test_features(parity_dir: Path, vectors: dict[str, torch.Tensor], file: str, prefix: str) -> None:
+    model, waveforms, lengths = _load(parity_dir, file), vectors["waveforms"], vectors["lengths"]
+    frames, frame_lengths = model(waveforms, lengths, padding="released")
+    _close(frames, vectors[f"{prefix}features"])
+    assert torch.equal(~length_mask(frame_lengths, frames.shape[1]), vectors["token_mask"])
+    whole = torch.full_like(lengths, waveforms.shape[1])
+    _close(model(waveforms, whole, padding="released")[0], vectors[f"{prefix}features_nomask"])
+    _close(model(waveforms, whole)[0], vectors[f"{prefix}features_nomask"])
+
+
+@torch.no_grad()
+def test_patches_and_masks(parity_dir: Path, vectors: dict[str, torch.Tensor]) -> None:
+    model, waveforms = _load(parity_dir, "beats.pt"), vectors["waveforms"]
+    whole = torch.full((len(waveforms),), waveforms.shape[1])
+    fbank = kaldi_fbank(waveforms, whole, dtype=torch.float64)
+    _close(model.embed_patches(fbank), vectors["dbg_patch_tokens"])
+    frame_mask = reduce_padding(vectors["padding_mask"], fbank.shape[1])
+    assert torch.equal(frame_mask, vectors["frame_mask"])
+    assert torch.equal(reduce_padding(frame_mask, vectors["token_mask"].shape[1]), vectors["token_mask"])
+
+
+@torch.no_grad()
+def test_neutral_padding_in_a_batch_is_the_released_answer_alone(
+    parity_dir: Path, vectors: dict[str, torch.Tensor]
+) -> None:
+    row, expected = int(vectors["alone_row"]), vectors["features_alone"][0]
+    frames, frame_lengths = _load(parity_dir, "beats.pt")(vectors["waveforms"], vectors["lengths"])
+    assert frame_lengths[row] == len(expected)
+    _close(frames[row, : len(expected)], expected)
+
+
+@torch.no_grad()
+def test_class_probabilities(parity_dir: Path, vectors: dict[str, torch.Tensor]) -> None:
+    model, lengths = _load(parity_dir, "beats_finetuned.pt", head=True), vectors["lengths"]
+    _close(model.class_probabilities(vectors["waveforms"], lengths, "released"), vectors["ft_probs"])
+    whole = torch.full_like(lengths, vectors["waveforms"].shape[1])
+    _close(model.class_probabilities(vectors["waveforms"], whole), vectors["ft_probs_nomask"])
+
+
+def test_files_round_trip(parity_dir: Path, tmp_path: Path) -> None:
+    for file, head in (("beats.pt", False), ("beats_finetuned.pt", True)):
+        released = torch.load(parity_dir / "beats" / file, weights_only=True)
+        _load(parity_dir, file, head=head).save_checkpoint(tmp_path / file)
+        ours = torch.load(tmp_path / file, weights_only=True)
+        assert ours["cfg"].items() <= released["cfg"].items()
+        assert ours["model"].keys() == released["model"].keys()
+        assert all(torch.equal(value, released["model"][name]) for name, value in ours["model"].items())

@@ -36,7 +36,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") -> SALMONN:
     """The model that `config` describes, with a fresh adapter, or with `config.ckpt`'s where that is set."""
     device = pick_device(device)
-    encoders = EncoderStack.from_config(config)
+    encoders = EncoderStack.from_config(config, device)
     llm = LanguageModel.from_config(config, device)
     connector = _build_connector(config, encoders, llm)
     model = SALMONN(encoders, connector, llm, TextProcessor.from_config(config), config).to(device)

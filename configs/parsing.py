@@ -86,7 +86,7 @@ def nearest(name: str, valid: typing.Iterable[str]) -> str | None:
 
 def shown(value: Any) -> str:
     """A value as an error shows it: short, with its YAML type."""
-    text = repr(value)
+    text = str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
     if len(text) > 80:
         text = text[:77] + "..."
     return f"{text} ({yaml_type(value)})"

@@ -16,7 +16,8 @@ from configs.schema import Config
 INTRODUCTION = """# Configuration
 
 One YAML file describes a model, its data and its run. It has five sections: {sections};
-each key is named below with its default. *This page is made from the schema: `python -m configs.reference > docs/configuration.md`.*
+each key is named below with its default.
+*This page is made from the schema: `python -m configs.reference > docs/configuration.md`.*
 
 ```bash
 python train.py --cfg-path configs/demo/stage1.yaml --options run.seed=1 model.lora_rank=16
@@ -42,8 +43,8 @@ These keys have another name here:
 |---|---|
 {renamed}
 
-`run.output_dir` and `run.optims` may hold both stages (`stage1_output_dir`, `stage2_output_dir`; `optims_1`, `optims_2`):
-the second one's become `run.output_dir_stage2` and `run.optims_stage2`. Further switches:
+`run.output_dir` and `run.optims` may hold both stages (`stage1_output_dir`, `stage2_output_dir`; `optims_1`,
+`optims_2`): the second one's become `run.output_dir_stage2` and `run.optims_stage2`. Further switches:
 
 | there | here |
 |---|---|

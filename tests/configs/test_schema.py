@@ -274,7 +274,7 @@ class TestSecrets:
 def test_dump_loads_again(write, tmp_path: Path) -> None:
     config = load_config(
         write(
-            "model: {gemma_path: org/name@main, ckpt: a.pth, prompt_template: \"S: ü\\n{}\\n\", stop_strings: ['\\${x}']}\n"
+            "model: {gemma_path: org/name@main, prompt_template: \"S: ü\\n{}\\n\", stop_strings: ['\\${x}']}\n"
             "datasets: {train_ann_path: [a.json], augmentation: {gain: {p: 0.3}}}\n"
             "run: {max_grad_norm: null, optims: {init_lr: 1e-6}, optims_stage2: {max_epoch: 2}}\n"
         )

@@ -8,7 +8,7 @@ import torch
 from configs.schema import load_config
 from models import build_model, load_model
 from models.checkpoint import save_adapter
-from models.decoding import prefill
+from models.decoding import KeyValueCache, prefill
 from tests import tiny
 
 LENGTHS_S = (0.05, 0.3, 0.5, 1.0, 1.37, 2.0, 2.61, 3.2)
@@ -88,7 +88,7 @@ def test_prefill_sees_what_training_sees(model):
     prompted = model.assemble(tokens, mask, model.text.batch(PROMPTS))
     answered = model.assemble(tokens, mask, model.text.batch(PROMPTS, TEXTS))
     assert prompted.labels is None
-    cache = model.llm.new_cache(prompted, max_new_tokens=1)
+    cache = KeyValueCache(len(prompted), prompted.embeds.shape[1], model.device)
     first = prefill(model.llm, prompted, cache)
     full = model.llm.logits(model.llm(answered.embeds, answered.mask, answered.positions))
     for row, length in enumerate(prompted.mask.sum(dim=1).tolist()):
@@ -118,7 +118,7 @@ def test_frames_at_hand_give_the_same_loss(model):
 
 def test_gradients_reach_the_adapter_alone(config):
     model = build_model(config).train()
-    assert not any(module.training for module in model.encoders.encoders.modules())
+    assert not any(module.training for encoder in model.encoders.encoders.values() for module in encoder.modules())
     waveforms, lengths = mixed_clips()
     model(waveforms, lengths, PROMPTS, TEXTS).loss.backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -18,10 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from configs.schema import ModelConfig
 from models import quantize
+from models.kv_cache import KeyValueCache
 from models.text import split_revision
-
-if TYPE_CHECKING:
-    from models.decoding import KeyValueCache
 
 logger = logging.getLogger(__name__)
 
@@ -181,11 +178,11 @@ class LanguageModel(nn.Module):
         """Ids `[...]` to embeddings `[..., H]` in the very space that `forward` takes (Gemma's are scaled here)."""
         return self.model.get_input_embeddings()(ids)
 
-    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: "KeyValueCache | None" = None) -> Tensor:
+    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Hidden states `[B, L, H]` of embeddings `[B, L, H]`, with `mask` `[B, L]` bool and `positions` `[B, L]`.
 
         Without a cache, token i sees tokens 0..i of its row that the mask holds. With one, the new keys and values go
-        to each row's own write position and the row's earlier ones are seen too; the caller advances the cache.
+        to each row's own write position, and the row's earlier ones are seen too.
         """
         if cache is None:
             slots = torch.arange(embeds.shape[1], device=embeds.device).expand(mask.shape)

@@ -78,15 +78,6 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def requested_backend(config: ModelConfig) -> str:
-    """The name in `model.quantization`, or what the family's `qlora` (nf4) and `low_resource` (int8) ask for."""
-    if config.quantization != "none":
-        return config.quantization
-    if config.qlora:
-        return "nf4"
-    return "int8" if config.low_resource else "none"
-
-
 def stored_backend(llm_config: PreTrainedConfig) -> str | None:
     """The back-end that a folder's weights are already quantised with, if any."""
     stored = getattr(llm_config, "quantization_config", None)
@@ -108,7 +99,7 @@ def resolve_backend(
     Raises ValueError where it does not exist, clashes with already quantised weights, does not run on the device,
     cannot be trained through, or is slower there than unquantised weights without `model.allow_slow_kernels`.
     """
-    requested = requested_backend(config)
+    requested = config.quantization  # the schema has turned the family's `qlora` and `low_resource` into it
     name = stored or requested
     if stored is not None and requested not in ("none", stored):
         raise ValueError(

@@ -1,0 +1,148 @@
+"""From assembled prompts to text: greedy search, sampling, beams, streaming.
+
+All of them go through `prefill` and `decode_step`, the calls that the efficiency report times.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from models.beam_search import beam_search
+from models.kv_cache import KeyValueCache
+from models.llm import Assembled, LanguageModel
+from models.steps import GenerateOptions, decode_step, hits_stop_string, prefill, process_scores, seeded
+from models.text import TextProcessor
+
+__all__ = ["GenerateOptions", "Generation", "KeyValueCache", "decode_step", "generate", "prefill", "stream"]
+
+UNDECODED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose others are still to come
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One clip's hypothesis."""
+
+    text: str
+    """Without special tokens, end symbol or stop string."""
+    tokens: list[int]
+    """Every generated id, the end's included."""
+    logprobs: list[float]
+    """The model's own log-probability of each token, before penalties and temperature."""
+    stop_reason: str
+    """`end` (an end-of-sequence id), `stop_string`, or `length`."""
+
+
+@torch.no_grad()
+def generate(
+    llm: LanguageModel, assembled: Assembled, text: TextProcessor, options: GenerateOptions
+) -> list[Generation]:
+    """A hypothesis for each row of `assembled`, by greedy search, sampling, or beams, in the rows' order.
+
+    Equal to transformers' `generate` token for token in float32, and the same for a row alone and in any batch.
+    """
+    if len(assembled) == 0:
+        return []
+    if options.num_beams > 1:
+        return [finished(ids, logprobs, text) for ids, logprobs in beam_search(llm, assembled, text, options)]
+    rows: list[Hypothesis] = []
+    for rows in search(llm, assembled, text, options):  # noqa: B007 - the last state is the result
+        pass
+    return [finished(row.tokens, row.logprobs, text) for row in rows]
+
+
+@torch.no_grad()
+def stream(llm: LanguageModel, assembled: Assembled, text: TextProcessor, options: GenerateOptions) -> Iterator[str]:
+    """The text of a single row in pieces, as it is decoded; joined, they are what `generate` returns.
+
+    A piece never holds half a character, a special token, or what may turn out to be the start of a stop string.
+    """
+    if len(assembled) != 1 or options.num_beams != 1:
+        raise ValueError(
+            f"streaming takes one clip and num_beams=1; got {len(assembled)} clips and num_beams={options.num_beams}."
+        )
+    shown, tokens = "", []
+    for (row,) in search(llm, assembled, text, options):
+        tokens = row.tokens
+        settled = _settled(text, tokens)
+        if len(settled) > len(shown) and settled.startswith(shown):
+            yield settled[len(shown) :]
+            shown = settled
+    whole = text.decode(tokens)
+    if len(whole) > len(shown):
+        yield whole[len(shown) :]
+
+
+@dataclass
+class Hypothesis:
+    """A row while it is being decoded."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    done: bool = False
+
+
+def search(
+    llm: LanguageModel, assembled: Assembled, text: TextProcessor, options: GenerateOptions
+) -> Iterator[list[Hypothesis]]:
+    """Greedy search or sampling, a token a step for every unfinished row; yields all rows after each step."""
+    rows = [Hypothesis([], []) for _ in range(len(assembled))]
+    alive = list(range(len(rows)))  # the row behind each row of the cache; finished ones leave when it pays
+    cache = KeyValueCache(len(rows), assembled.embeds.shape[1] + options.max_new_tokens - 1, assembled.embeds.device)
+    generator = seeded(options, assembled.embeds.device)
+    logits = prefill(llm, assembled, cache)
+    history = torch.empty(len(rows), 0, dtype=torch.long, device=logits.device)  # [B, G]
+    for step in range(options.max_new_tokens):
+        scores = process_scores(logits, history, text.eos_ids, options)
+        if options.do_sample:
+            ids = torch.multinomial(F.softmax(scores, dim=-1), 1, generator=generator)[:, 0]
+        else:
+            ids = scores.argmax(dim=-1)
+        logprobs = F.log_softmax(logits, dim=-1).gather(1, ids[:, None])[:, 0]
+        for row, token, logprob in zip(alive, ids.tolist(), logprobs.tolist(), strict=True):
+            _append(rows[row], token, logprob, text)
+        yield rows
+        kept = [index for index, row in enumerate(alive) if not rows[row].done]
+        if not kept or step + 1 == options.max_new_tokens:
+            return
+        history = torch.cat([history, ids[:, None]], dim=1)
+        if 2 * len(kept) <= len(alive):  # copying the cache pays once half of it is idle
+            index = torch.tensor(kept, device=ids.device)
+            cache.select(index)
+            ids, history = ids[index], history[index]
+            alive = [alive[position] for position in kept]
+        logits = decode_step(llm, ids, cache)
+
+
+def finished(tokens: list[int], logprobs: list[float], text: TextProcessor) -> Generation:
+    """The result for a row that stopped, with why it did."""
+    if tokens and tokens[-1] in text.eos_ids:
+        reason = "end"
+    else:
+        reason = "stop_string" if hits_stop_string(tokens, text) else "length"
+    return Generation(text.decode(tokens), tokens, logprobs, reason)
+
+
+def _append(row: Hypothesis, token: int, logprob: float, text: TextProcessor) -> None:
+    if row.done:
+        return
+    row.tokens.append(token)
+    row.logprobs.append(logprob)
+    row.done = token in text.eos_ids or hits_stop_string(row.tokens, text)
+
+
+def _settled(text: TextProcessor, tokens: list[int]) -> str:
+    """The part of the text that later tokens can no longer change."""
+    raw = text.decode_raw(tokens)
+    settled = text.cut_at_stop(raw)
+    if settled == raw:
+        settled = settled.rstrip(UNDECODED)
+        held = max((_overlap(settled, stop) for stop in text.stop_strings), default=0)
+        settled = settled[: len(settled) - held]
+    return settled.strip()  # spaces at the end are shown with the word after them, or never
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`."""
+    return next((size for size in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,83 @@
+"""Keys and values of earlier tokens, with a write position per row."""
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+
+class KeyValueCache(Cache):
+    """Keys and values of all layers, preallocated, with a write position per row.
+
+    Rows of different length lie side by side from slot 0 on; a row's next token goes to the slot after its own last
+    token, over what padding left there. So a row's keys are the same whatever stands beside it.
+    """
+
+    def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
+        super().__init__(layers=[])
+        self.capacity = capacity
+        self.span = 0  # slots in use in the longest row, known without asking the device
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # [B], next write position
+        self.valid = torch.zeros(rows, capacity, dtype=torch.bool, device=device)  # [B, S]
+        self.next_positions = self.lengths  # [B], position of the next token; `prefill` sets it
+        self.keys: list[Tensor] = []  # a layer: [B, heads, S, head width]
+        self.values: list[Tensor] = []
+        self._slots = self.lengths[:, None]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+
+    def begin(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Make room for tokens with `mask` `[B, L]`: their slots `[B, L]`, and which slots hold content `[B, span]`."""
+        width = mask.shape[1]
+        assert self.span + width <= self.capacity, (self.span, width, self.capacity)
+        steps = torch.arange(width, device=mask.device)
+        self._slots = self.lengths[:, None] + steps
+        self.valid.scatter_(1, self._slots, mask)
+        self.lengths = self.lengths + ((steps + 1) * mask).amax(dim=1)
+        self.span += width
+        return self._slots, self.valid[:, : self.span]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_, **__) -> tuple[Tensor, Tensor]:
+        """Write a layer's new keys and values `[B, heads, L, D]`; all of the layer's so far, `[B, heads, span, D]`."""
+        if layer_idx == len(self.keys):
+            self.keys.append(self._allocate(key_states))
+            self.values.append(self._allocate(value_states))
+        for stored, new in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
+            if new.shape[2] == self.span:  # the first tokens: every row starts at slot 0
+                stored[:, :, : self.span] = new
+            else:
+                rows = torch.arange(new.shape[0], device=new.device)[:, None]
+                stored[rows, :, self._slots] = new.transpose(1, 2)
+        return self.keys[layer_idx][:, :, : self.span], self.values[layer_idx][:, :, : self.span]
+
+    def select(self, rows: Tensor, capacity: int | None = None) -> None:
+        """Keep these rows, in this order; a row may be repeated. Memory is taken anew, for `capacity` slots."""
+        self.capacity = self.capacity if capacity is None else capacity
+        for layers in (self.keys, self.values):
+            for index, stored in enumerate(layers):
+                layers[index] = self._allocate(stored, len(rows))
+                layers[index][:, :, : self.span] = stored[rows, :, : self.span]
+        valid = self.valid.new_zeros(len(rows), self.capacity)
+        valid[:, : self.span] = self.valid[rows, : self.span]
+        self.valid = valid
+        self.lengths = self.lengths[rows]
+        self.next_positions = self.next_positions[rows]
+
+    def reorder(self, rows: Tensor, start: int) -> None:
+        """Give each row the content of another row that is equal to it up to slot `start`, as beams of a clip are."""
+        for stored in (*self.keys, *self.values):
+            stored[:, :, start : self.span] = stored[rows, :, start : self.span]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.span
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.span, 0
+
+    def _allocate(self, like: Tensor, rows: int | None = None) -> Tensor:
+        # Zeros, not empty memory: a masked slot weighs nothing, but nothing times NaN is NaN.
+        return like.new_zeros(rows or like.shape[0], like.shape[1], self.capacity, like.shape[3])

@@ -1,0 +1,91 @@
+"""The steps that every search is made of: prefill, decode step, what is done to scores, when a row stops."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from configs.schema import GenerateConfig
+from models.kv_cache import KeyValueCache
+from models.llm import Assembled, LanguageModel
+from models.text import TextProcessor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(GenerateConfig):
+    """How to generate: the fields of the `generate` section, and a seed for sampling.
+
+    `min_length` counts generated tokens, the end not included. `top_k`, `top_p` and `temperature` act on sampling only.
+    """
+
+    seed: int | None = None
+    """Seed of the draws; None draws from torch's own generator."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, low in (("max_new_tokens", 1), ("num_beams", 1), ("min_length", 0), ("top_k", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {low} or more.")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0.")
+
+
+def prefill(llm: LanguageModel, assembled: Assembled, cache: KeyValueCache) -> Tensor:
+    """Run the whole prompt once: logits `[B, V]` of each row's first new token. The head sees one token a row."""
+    hidden = llm(assembled.embeds, assembled.mask, assembled.positions, cache)
+    rows = torch.arange(len(assembled), device=hidden.device)
+    last = cache.lengths - 1
+    cache.next_positions = assembled.positions[rows, last] + 1
+    return llm.logits(hidden[rows, last])
+
+
+def decode_step(llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache) -> Tensor:
+    """Append `token_ids` `[B]`, one a row: logits `[B, V]` of the token after."""
+    positions = cache.next_positions[:, None]
+    cache.next_positions = cache.next_positions + 1
+    present = torch.ones_like(positions, dtype=torch.bool)
+    return llm.logits(llm(llm.embed(token_ids[:, None]), present, positions, cache)[:, 0])
+
+
+def process_scores(
+    scores: Tensor, history: Tensor, eos_ids: frozenset[int], options: GenerateOptions, *, keep: int = 1
+) -> Tensor:
+    """Apply repetition penalty, least length and, for sampling, temperature, top-k and top-p.
+
+    `scores` `[R, V]` are logits or log-probabilities, `history` `[R, G]` the ids generated so far (never the prompt's),
+    `keep` how many tokens must stay possible. In the order, and with the results, of transformers' processors.
+    """
+    if options.repetition_penalty != 1.0 and history.shape[1]:
+        seen = scores.gather(1, history)
+        seen = torch.where(seen < 0, seen * options.repetition_penalty, seen / options.repetition_penalty)
+        scores = scores.scatter(1, history, seen)
+    if history.shape[1] < options.min_length and eos_ids:
+        scores = scores.index_fill(1, torch.tensor(sorted(eos_ids), device=scores.device), -torch.inf)
+    if not options.do_sample:
+        return scores
+    if options.temperature != 1.0:
+        scores = scores / options.temperature
+    if options.top_k:
+        least = scores.topk(min(max(options.top_k, keep), scores.shape[-1]))[0][:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if options.top_p < 1.0:
+        ascending, order = scores.sort(dim=-1)
+        out = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - options.top_p
+        out[:, -keep:] = False
+        scores = scores.masked_fill(out.scatter(1, order, out), -torch.inf)
+    return scores
+
+
+def seeded(options: GenerateOptions, device: torch.device) -> torch.Generator | None:
+    return None if options.seed is None else torch.Generator(device).manual_seed(options.seed)
+
+
+def hits_stop_string(tokens: Sequence[int], text: TextProcessor) -> bool:
+    """Whether the last token completes a stop string. Only the end of the text is decoded."""
+    if not text.stop_strings:
+        return False
+    longest = max(len(stop.encode()) for stop in text.stop_strings)  # a token is a byte or more
+    tail = text.decode_raw(tokens[-longest - 1 :])
+    return any(stop in tail for stop in text.stop_strings)

@@ -132,7 +132,9 @@ class BEATs(AudioEncoder):
             raise ValueError(f"BEATs: {str(path)!r} holds {found}; expected {{'cfg': …, 'model': …}}")
         config = BEATsConfig.from_released(file["cfg"])
         if head and not config.finetuned_model:
-            raise ValueError(f"BEATs: {str(path)!r} is a pre-trained file; expected a fine-tuned one, for its classifier")
+            raise ValueError(
+                f"BEATs: {str(path)!r} is a pre-trained file, without a classifier; expected a fine-tuned one"
+            )
         with torch.device("meta"):
             model = cls(config, head=head, fbank_dtype=fbank_dtype)
         weights = _current_names(file["model"])
@@ -333,10 +335,9 @@ class GatedAttention(nn.Module):
         # A bias depends on the distance alone: one for each of the 2N - 1, then spread over the square.
         distance = torch.arange(1 - count, count, device=table.device)
         size = distance.abs()
-        far = exact + (
-            torch.log(size.clamp(min=1).float() / exact) / math.log(self.max_distance / exact) * (side - exact)
-        ).long()
-        bucket = torch.where(size < exact, size, far.clamp(max=side - 1)) + side * (distance > 0)
+        share = torch.log(size.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
+        far = (exact + (share * (side - exact)).long()).clamp(max=side - 1)
+        bucket = torch.where(size < exact, size, far) + side * (distance > 0)
         index = torch.arange(count, device=table.device)
         return table[bucket][index[None, :] - index[:, None] + count - 1].permute(2, 0, 1)[None]
 

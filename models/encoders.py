@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -82,9 +83,9 @@ def build_encoder(name: str, config: ModelConfig, dtype: torch.dtype = torch.flo
 class EncoderStack(nn.Module):
     """Several encoders over the same clips, each at its own frame rate, for clips of any length.
 
-    A clip shorter than the encoders can take is extended with silence that counts as audio. One that is longer than an
-    encoder can take is cut, for that encoder, in equal parts, which are encoded and joined in time. Frozen encoders stay
-    in eval and run without gradients.
+    A clip shorter than the encoders can take is extended with silence that counts as audio. One that is longer than
+    an encoder can take is cut, for that encoder, in equal parts, which are encoded and joined in time. Frozen encoders
+    stay in eval and run without gradients.
     """
 
     def __init__(self, encoders: dict[str, AudioEncoder], frozen: dict[str, bool] | None = None) -> None:
@@ -182,7 +183,7 @@ def _count_joined(encoder: AudioEncoder, samples: int) -> int:
     cuts = cut_points(samples, encoder.max_samples)
     if len(cuts) == 2:
         return encoder.frame_count(samples)
-    return sum(encoder.content_frames(stop - start) for start, stop in zip(cuts[:-1], cuts[1:], strict=True))
+    return sum(encoder.content_frames(stop - start) for start, stop in itertools.pairwise(cuts))
 
 
 def _encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor) -> Frames:
@@ -195,7 +196,7 @@ def _encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTe
     owners: list[tuple[int, int | None]] = []  # row of the batch; frames to keep, None for all
     for row, size in enumerate(samples):
         cuts = cut_points(size, encoder.max_samples)
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, stop in itertools.pairwise(cuts):
             parts.append(waveforms[row, start:stop])
             owners.append((row, None if len(cuts) == 2 else encoder.content_frames(stop - start)))
     pieces: list[list[Tensor]] = [[] for _ in samples]
@@ -275,7 +276,7 @@ class FrameCache:
         trained = [name for name, frozen in stack.frozen.items() if not frozen]
         if trained:
             raise ValueError(
-                f"datasets.cache_encoder_outputs: the {' and '.join(trained)} encoder is trained, so its outputs change; "
+                f"datasets.cache_encoder_outputs: {' and '.join(trained)} is being trained, so its outputs change; "
                 "freeze it, or set the cache to null"
             )
         rows = []
@@ -283,8 +284,8 @@ class FrameCache:
             path = self._path(waveform[:samples])
             frames = self._read(path, len(stack.encoders))
             if frames is None:
-                one = torch.tensor([samples], device=lengths.device)
-                frames = [stream.frames[0, : stream.lengths[0]].cpu() for stream in stack(waveform[None, :samples], one)]
+                streams = stack(waveform[None, :samples], torch.tensor([samples], device=lengths.device))
+                frames = [stream.frames[0, : stream.lengths[0]].cpu() for stream in streams]
                 self._write(path, frames)
             rows.append(frames)
         return [_batch([row[index] for row in rows], waveforms.device) for index in range(len(stack.encoders))]

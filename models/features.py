@@ -1,7 +1,7 @@
 """Waveforms to spectra: Whisper's log-mel spectrogram and BEATs' Kaldi fbank, batched, on the waveforms' device.
 
-A clip's values depend on its own samples alone: what lies past its length in the batch is treated as silence, and floors
-come from the clip itself. Everything runs in float32 (fbank also in float64) whatever the autocast setting.
+A clip's values depend on its own samples alone: what lies past its length in the batch is treated as silence, and
+floors come from the clip itself. Everything runs in float32 (fbank also in float64) whatever the autocast setting.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def log_mel(
         waveforms: [B, T], 16 kHz.
         lengths: [B], samples; at least one each.
         bins: 80, or 128 for Whisper large-v3.
-        full_samples: pad with silence or cut every clip to this many samples, as WhisperFeatureExtractor does (480,000);
-            None takes each clip at its real length, `log_mel_frames(samples)` frames, zero afterwards.
+        full_samples: pad with silence or cut every clip to this many samples, as WhisperFeatureExtractor does
+            (480,000); None takes each clip at its real length, `log_mel_frames(samples)` frames, zero afterwards.
 
     Source: WhisperFeatureExtractor of transformers.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
     - Layers are never dropped in training.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^(model\.)?decoder\.", r"^proj_out\."]
 
     def __init__(self, config: WhisperConfig, window: Window = "clip") -> None:
         if window not in ("clip", "full"):

@@ -1,0 +1,209 @@
+"""Whisper and BEATs: padding is neutral, files load or say what does not fit, training leaves no layer out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.audio_encoder import AudioEncoder
+from models.beats import BEATs, BEATsConfig
+from models.whisper import WhisperEncoder, split_revision
+from tests import tiny
+
+ENCODERS = ["whisper clip", "whisper full", "beats"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("encoders")
+    return {"whisper": tiny.write_whisper(folder / "whisper"), "beats": tiny.write_beats(folder / "beats.pt")}
+
+
+def _load(files: dict[str, Path], name: str) -> AudioEncoder:
+    if name == "beats":
+        return BEATs.from_checkpoint(files["beats"])
+    return WhisperEncoder.from_pretrained(files["whisper"], window=name.split()[1])
+
+
+def _clips(encoder: AudioEncoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight clips, the shortest possible one first, garbage after each one's end."""
+    lengths = torch.tensor([encoder.min_samples, 3_000, 5_441, 8_000, 12_345, 16_000, 31_999, 48_000])
+    return 0.1 * torch.randn(8, 48_000, generator=torch.Generator().manual_seed(1)), lengths
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_padding_is_neutral(files: dict[str, Path], name: str) -> None:
+    encoder = _load(files, name)
+    waveforms, lengths = _clips(encoder)
+    frames, counts = encoder(waveforms, lengths)
+    assert frames.shape == (8, int(counts.max()), encoder.dim)
+    for row, samples in enumerate(lengths.tolist()):
+        alone, count = encoder(waveforms[row : row + 1, :samples], lengths[[row]])
+        assert counts[row] == count[0] == alone.shape[1] == encoder.frame_count(samples)
+        torch.testing.assert_close(frames[row, : counts[row]], alone[0], atol=1e-5, rtol=0)
+        assert not frames[row, counts[row] :].any()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_training_drops_no_layer_and_reaches_every_weight(files: dict[str, Path], name: str) -> None:
+    encoder = _load(files, name).train()
+    waveforms, lengths = _clips(encoder)
+    frames, _ = encoder(waveforms[2:4], lengths[2:4])
+    torch.testing.assert_close(encoder(waveforms[2:4], lengths[2:4])[0], frames)
+    (frames * torch.randn(frames.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    silent = {key for key, value in encoder.named_parameters() if value.requires_grad and value.grad is None}
+    assert not silent
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_clips_out_of_range_are_errors(files: dict[str, Path], name: str) -> None:
+    encoder = _load(files, name)
+    if name == "whisper full":
+        assert encoder(torch.zeros(1, 480_001), torch.tensor([480_001]))[0].shape[1] == 1500
+        return
+    for samples in (encoder.min_samples - 1, encoder.max_samples + 1):
+        with pytest.raises(ValueError, match=f"clip 0 of the batch has {samples} samples; expected"):
+            encoder(torch.zeros(1, samples), torch.tensor([samples]))
+
+
+def test_frame_rates_are_those_of_the_frames(files: dict[str, Path]) -> None:
+    for name in ("whisper clip", "beats"):
+        encoder = _load(files, name)
+        assert encoder.frame_count(20 * 16_000) == pytest.approx(20 * encoder.frame_rate_hz, abs=10)
+
+
+def test_fingerprints_know_weights_and_settings(files: dict[str, Path]) -> None:
+    clip, full = _load(files, "whisper clip"), _load(files, "whisper full")
+    assert clip.fingerprint == _load(files, "whisper clip").fingerprint != full.fingerprint
+    before = clip.fingerprint
+    with torch.no_grad():
+        clip.layers[1].fc2.bias[3] += 1e-6
+    assert clip.fingerprint != before
+
+
+@pytest.mark.parametrize("form", ["half", "generation model", "bare encoder"])
+@torch.no_grad()
+def test_whisper_folders_of_every_form(files: dict[str, Path], tmp_path: Path, form: str) -> None:
+    weights = load_file(files["whisper"] / "model.safetensors")
+    if form == "half":
+        weights = {name: value.half() for name, value in weights.items()}
+    elif form == "generation model":
+        weights = {f"model.{name}": value for name, value in weights.items()} | {"proj_out.weight": torch.zeros(64, 32)}
+    else:
+        weights = {name[8:]: value for name, value in weights.items() if name.startswith("encoder.")}
+    for file in files["whisper"].glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "model.safetensors")
+    encoder, original = WhisperEncoder.from_pretrained(tmp_path), _load(files, "whisper clip")
+    assert encoder.conv1.weight.dtype == torch.float32
+    waveforms, lengths = _clips(encoder)
+    tolerance = 0.05 if form == "half" else 0
+    torch.testing.assert_close(encoder(waveforms, lengths)[0], original(waveforms, lengths)[0], atol=tolerance, rtol=0)
+
+
+def test_a_whisper_folder_without_encoder_weights_is_an_error(files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot load 'no/such folder'"):
+        WhisperEncoder.from_pretrained("no/such folder")
+    for file in files["whisper"].glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(files["whisper"] / "model.safetensors")
+    del weights["encoder.layers.1.fc1.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1 weights of the encoder: layers\.1\.fc1\.weight"):
+        WhisperEncoder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="window is 'half'"):
+        WhisperEncoder.from_pretrained(files["whisper"], window="half")
+
+
+def test_hub_names_may_hold_a_revision(tmp_path: Path) -> None:
+    assert split_revision("openai/whisper-tiny") == ("openai/whisper-tiny", None)
+    assert split_revision("openai/whisper-tiny@abc123") == ("openai/whisper-tiny", "abc123")
+    folder = tmp_path / "whisper@home"
+    folder.mkdir()
+    assert split_revision(folder) == (str(folder), None)
+
+
+def test_whisper_loads_in_half_precision_and_follows_its_dtype(files: dict[str, Path]) -> None:
+    encoder = WhisperEncoder.from_pretrained(files["whisper"], dtype=torch.bfloat16)
+    waveforms, lengths = _clips(encoder)
+    assert encoder(waveforms, lengths)[0].dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_beats_stays_in_float32_under_autocast(files: dict[str, Path]) -> None:
+    encoder = _load(files, "beats")
+    waveforms, lengths = _clips(encoder)
+    expected = encoder(waveforms, lengths)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder(waveforms, lengths)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"layer_norm_first": True, "deep_norm": False},
+        {"gru_rel_pos": False},
+        {"relative_position_embedding": False},
+        {"conv_pos": 31, "conv_bias": True, "embed_dim": 32, "activation_fn": "relu"},
+    ],
+)
+@torch.no_grad()
+def test_beats_switches_keep_padding_neutral(switches: dict[str, object], tmp_path: Path) -> None:
+    sizes = {"embed_dim": 16, "encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
+    config = BEATsConfig(**{**sizes, "encoder_attention_heads": 2, "conv_pos_groups": 4, **switches})
+    torch.manual_seed(0)
+    encoder = BEATs(config).eval()
+    waveforms, lengths = _clips(encoder)
+    frames, counts = encoder(waveforms, lengths)
+    alone, _ = encoder(waveforms[2:3, : lengths[2]], lengths[2:3])
+    torch.testing.assert_close(frames[2, : counts[2]], alone[0], atol=1e-5, rtol=0)
+    encoder.save_checkpoint(tmp_path / "beats.pt")
+    assert torch.equal(BEATs.from_checkpoint(tmp_path / "beats.pt")(waveforms, lengths)[0], frames)
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("code in the file ran",))
+
+
+def test_broken_beats_files_are_errors(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "beats.pt"
+
+    def refused(match: str) -> None:
+        with pytest.raises(ValueError, match=match) as caught:
+            BEATs.from_checkpoint(path)
+        assert "beats.pt" in str(caught.value)
+
+    refused("cannot read")
+    path.write_bytes(files["beats"].read_bytes()[:5000])
+    refused("cannot read")
+    torch.save({"cfg": {}, "model": _Harmful()}, path)
+    refused("cannot read")
+    assert "ran" not in capsys.readouterr().out
+    torch.save({"state_dict": {}}, path)
+    refused(r"holds the keys \['state_dict'\]; expected")
+    file = torch.load(files["beats"], weights_only=True)
+    file["model"]["extra"] = file["model"].pop("layer_norm.bias")
+    file["model"]["layer_norm.weight"] = torch.zeros(3)
+    torch.save(file, path)
+    refused(r"missing layer_norm\.bias; unexpected extra; layer_norm\.weight is \(3,\), expected \(16,\)")
+    file["cfg"]["activation_fn"] = "swish"
+    torch.save(file, path)
+    with pytest.raises(ValueError, match="activation_fn 'swish'; expected one of relu"):
+        BEATs.from_checkpoint(path)
+
+
+def test_beats_classifier_is_loaded_on_request(files: dict[str, Path], tmp_path: Path) -> None:
+    path = tiny.write_beats(tmp_path / "finetuned.pt", classes=5)
+    assert BEATs.from_checkpoint(path).predictor is None
+    encoder = BEATs.from_checkpoint(path, head=True)
+    waveforms, lengths = _clips(encoder)
+    assert encoder.class_probabilities(waveforms, lengths).shape == (8, 5)
+    with pytest.raises(ValueError, match="without a classifier"):
+        BEATs.from_checkpoint(files["beats"], head=True)
+    with pytest.raises(ValueError, match="no classifier"):
+        BEATs.from_checkpoint(path).class_probabilities(waveforms, lengths)

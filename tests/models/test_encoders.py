@@ -1,0 +1,185 @@
+"""The stack: short and long clips, alignment in time, frozen parts, the cache."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from models.encoders import (
+    ENCODERS,
+    EncoderStack,
+    FrameCache,
+    Frames,
+    align_streams,
+    build_encoder,
+    cut_points,
+    join_streams,
+)
+from tests import tiny
+
+RATE = 16_000
+LENGTHS = torch.tensor([int(seconds * RATE) for seconds in (0.05, 0.2, 0.31, 0.5, 1.0, 1.37, 2.0, 3.0)])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("encoders")
+    paths = {f"{entry.path_key}": None for entry in ENCODERS.values()}
+    freeze = {f"{entry.freeze_key}": True for entry in ENCODERS.values()}
+    paths |= {"whisper_path": str(tiny.write_whisper(folder / "whisper"))}
+    paths |= {"beats_path": str(tiny.write_beats(folder / "beats.pt"))}
+    return SimpleNamespace(**paths, **freeze, window="clip", legacy="off", token=None, dtype="auto")
+
+
+@pytest.fixture(scope="module")
+def stack(config: SimpleNamespace) -> EncoderStack:
+    return EncoderStack.from_config(config)
+
+
+def _noise(rows: int, samples: int, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(rows, samples, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_padding_is_neutral(stack: EncoderStack) -> None:
+    waveforms = _noise(8, int(LENGTHS.max()))  # garbage after each clip's end
+    together = stack(waveforms, LENGTHS)
+    joined = join_streams(together, stack.frame_rates_hz)
+    for row, samples in enumerate(LENGTHS.tolist()):
+        alone = stack(waveforms[row : row + 1, :samples], LENGTHS[[row]])
+        for batched, single in zip(together, alone, strict=True):
+            count = int(batched.lengths[row])
+            assert count == int(single.lengths[0]) == single.frames.shape[1] > 0
+            torch.testing.assert_close(batched.frames[row, :count], single.frames[0], atol=1e-4, rtol=0)
+        assert joined.lengths[row] == stack.frame_count(samples)
+
+
+@pytest.mark.parametrize("window", ["clip", "full"])
+@torch.no_grad()
+def test_long_clips_are_encoded_in_equal_parts(config: SimpleNamespace, window: str) -> None:
+    stack = EncoderStack.from_config(SimpleNamespace(**{**vars(config), "window": window}))
+    whisper, beats = stack.encoders.values()
+    long, half = 45 * RATE, 45 * RATE // 2
+    waveforms, lengths = _noise(2, long), torch.tensor([long, 2 * RATE])
+    streams = stack(waveforms, lengths)
+    for encoder, stream in zip((whisper, beats), streams, strict=True):
+        parts = waveforms[0].view(2, half)
+        expected, _ = encoder(parts, torch.tensor([half, half]))
+        expected = expected[:, : encoder.content_frames(half)].flatten(0, 1)
+        assert stream.lengths[0] == len(expected)
+        torch.testing.assert_close(stream.frames[0, : len(expected)], expected, atol=1e-4, rtol=0)
+        short, count = encoder(waveforms[1:, : 2 * RATE], lengths[1:])
+        assert stream.lengths[1] == count[0]
+        torch.testing.assert_close(stream.frames[1, : count[0]], short[0], atol=1e-4, rtol=0)
+    assert stack.frame_count(long) == join_streams(streams, stack.frame_rates_hz).lengths[0] == 2250
+
+
+@pytest.mark.parametrize("max_samples", [480_000, 160_000, 159_999])
+def test_cuts_are_equal_and_short_enough(max_samples: int) -> None:
+    assert cut_points(max_samples, max_samples) == [0, max_samples]
+    assert cut_points(10**9, None) == [0, 10**9]
+    for samples in (max_samples + 1, 2 * max_samples - 1, 2 * max_samples, 2 * max_samples + 1, 7_777_777, 10**9):
+        cuts = cut_points(samples, max_samples)
+        sizes = [stop - start for start, stop in itertools.pairwise(cuts)]
+        assert sum(sizes) == samples and max(sizes) <= max_samples
+        assert max(sizes) - min(sizes) <= 640
+        assert all(cut % 320 == 0 for cut in cuts[:-1])
+
+
+def test_streams_are_aligned_in_time() -> None:
+    fast = Frames(torch.ones(2, 5, 1), torch.tensor([5, 2]))
+    slow = Frames(torch.tensor([[1.0, 2.0, 3.0], [4.0, 9.0, 9.0]])[..., None], torch.tensor([3, 1]))
+    (first, second), lengths = align_streams([fast, slow], [50.0, 25.0])
+    assert lengths.tolist() == [6, 2]
+    assert first[..., 0].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]]
+    assert second[..., 0].tolist() == [[1, 1, 2, 2, 3, 3], [4, 4, 0, 0, 0, 0]]
+    joined = join_streams([fast, slow], [50.0, 25.0])
+    assert joined.frames.shape == (2, 6, 2) and joined.lengths.tolist() == [6, 2]
+
+
+def test_odd_rates_keep_lengths_of_a_batch_and_alone_equal() -> None:
+    counts = torch.arange(1, 40)
+    slow = Frames(torch.arange(40.0).expand(39, 40)[..., None], counts)
+    fast = Frames(torch.zeros(39, 1, 1), torch.ones(39, dtype=torch.long))
+    (_, together), lengths = align_streams([fast, slow], [50.0, 12.3])
+    for row, count in enumerate(counts.tolist()):
+        one = [Frames(s.frames[row : row + 1, : s.lengths[row]], s.lengths[[row]]) for s in (fast, slow)]
+        (_, alone), length = align_streams(one, [50.0, 12.3])
+        assert torch.equal(together[row, : length[0]], alone[0])
+        assert lengths[row] == length[0] == max(1, round(count * 50 / 12.3))
+        assert alone[0, -1, 0] == count - 1
+
+
+def test_frozen_encoders_stay_in_eval_and_others_learn(config: SimpleNamespace) -> None:
+    stack = EncoderStack.from_config(SimpleNamespace(**{**vars(config), "freeze_beats": False})).train()
+    assert stack.frozen == {"whisper": True, "beats": False}
+    assert not stack.encoders["whisper"].training and stack.encoders["beats"].training
+    streams = stack(_noise(2, RATE), torch.tensor([RATE, RATE // 2]))
+    assert not streams[0].frames.requires_grad
+    streams[1].frames.square().sum().backward()
+    assert all(parameter.grad is None for parameter in stack.encoders["whisper"].parameters())
+    assert all(parameter.grad is not None for parameter in stack.encoders["beats"].parameters())
+
+
+def test_frozen_weights_take_the_configured_dtype_and_others_do_not(config: SimpleNamespace) -> None:
+    half = EncoderStack.from_config(SimpleNamespace(**{**vars(config), "dtype": "bfloat16"}))
+    assert [next(encoder.parameters()).dtype for encoder in half.encoders.values()] == [torch.bfloat16, torch.float32]
+    trained = EncoderStack.from_config(
+        SimpleNamespace(**{**vars(config), "dtype": "bfloat16", "freeze_whisper": False})
+    )
+    assert next(trained.encoders["whisper"].parameters()).dtype == torch.float32
+    joined = join_streams(half(_noise(1, RATE), torch.tensor([RATE])), half.frame_rates_hz)
+    assert joined.frames.shape[-1] == sum(half.dims)
+
+
+def test_errors_list_what_there_is(config: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="encoder 'wispher' is not known; expected one of whisper, beats"):
+        build_encoder("wispher", config)
+    nothing = SimpleNamespace(**{**vars(config), "whisper_path": None, "beats_path": None})
+    with pytest.raises(ValueError, match=r"no audio encoder; set at least one of model\.whisper_path"):
+        EncoderStack.from_config(nothing)
+    with pytest.raises(ValueError, match=r"encoder 'beats' has no weights; set model\.beats_path"):
+        build_encoder("beats", nothing)
+
+
+def _equal(first: list[Frames], second: list[Frames]) -> bool:
+    return all(
+        torch.equal(a.lengths, b.lengths) and torch.equal(a.frames, b.frames)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_cache_returns_what_the_stack_does(
+    stack: EncoderStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waveforms, lengths = _noise(3, RATE), torch.tensor([RATE, RATE // 20, RATE // 2])
+    cache = FrameCache(tmp_path, stack.fingerprint)
+    first = cache.encode(stack, waveforms, lengths)
+    for cached, direct in zip(first, stack(waveforms, lengths), strict=True):
+        assert torch.equal(cached.lengths, direct.lengths)
+        torch.testing.assert_close(cached.frames, direct.frames, atol=1e-4, rtol=0)
+    files = sorted(tmp_path.rglob("*.*"))
+    assert [file.suffix for file in files] == [".safetensors"] * 3
+
+    files[0].write_bytes(files[0].read_bytes()[:100])  # a damaged file is encoded again
+    assert _equal(cache.encode(stack, waveforms, lengths), first)
+    order = torch.tensor([2, 0])  # other company, same values
+    again = cache.encode(stack, waveforms[order], lengths[order])
+    assert torch.equal(again[0].frames[1], first[0].frames[0])
+    monkeypatch.setattr(EncoderStack, "forward", lambda *_: pytest.fail("every clip is in the cache"))
+    assert _equal(cache.encode(stack, waveforms, lengths), first)
+
+
+def test_cache_is_keyed_by_weights_and_refuses_trained_encoders(config: SimpleNamespace, tmp_path: Path) -> None:
+    stack = EncoderStack.from_config(config)
+    before = stack.fingerprint
+    with torch.no_grad():
+        stack.encoders["beats"].layer_norm.bias += 1e-3
+    assert stack.fingerprint != before
+    trained = EncoderStack.from_config(SimpleNamespace(**{**vars(config), "freeze_whisper": False}))
+    with pytest.raises(ValueError, match="whisper is being trained"):
+        FrameCache(tmp_path, before).encode(trained, _noise(1, RATE), torch.tensor([RATE]))

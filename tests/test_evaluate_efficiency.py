@@ -1,0 +1,193 @@
+"""Efficiency: what is timed is what generation runs, every part is counted once, and the report is whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import evaluate_efficiency as efficiency
+from configs.schema import load_config
+from models import SALMONN, build_model
+from tests.tiny import TinyProject
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def model(shared_tiny_project: TinyProject) -> SALMONN:
+    return build_model(load_config(shared_tiny_project.config).model)
+
+
+@pytest.fixture
+def work() -> efficiency.Workload:
+    return efficiency.Workload(
+        waveform=efficiency.synthetic_clip(0.8),
+        prompt="<Speech><SpeechHere></Speech> Write down what is said.",
+        decode_steps=STEPS,
+        iterations=2,
+        warmup=1,
+    )
+
+
+def greedy(model: SALMONN, work: efficiency.Workload, new_tokens: int) -> list[int]:
+    """What generation itself decodes, ends of sequence forbidden."""
+    lengths = torch.tensor([len(work.waveform)])
+    (generation,) = model.generate(
+        work.waveform[None],
+        lengths,
+        [work.prompt],
+        return_details=True,
+        num_beams=1,
+        max_new_tokens=new_tokens,
+        min_length=new_tokens,
+    )
+    return [int(token) for token in generation.tokens]
+
+
+def test_spread_orders_values() -> None:
+    spread = efficiency.Spread.of([3.0, 1.0, 2.0, 10.0])
+    assert (spread.median, spread.minimum, spread.mean, spread.count) == (2.5, 1.0, 4.0, 4)
+    assert 3.0 < spread.p90 <= 10.0
+
+
+def test_synthetic_clip_is_seeded_and_in_range() -> None:
+    clip = efficiency.synthetic_clip(0.5)
+    assert clip.shape == (8000,) and clip.dtype == torch.float32
+    assert 0.2 < clip.abs().max() <= 1
+    assert torch.equal(clip, efficiency.synthetic_clip(0.5))
+    assert not torch.equal(clip, efficiency.synthetic_clip(0.5, seed=1))
+
+
+def test_first_token_is_the_one_that_generation_gives(model: SALMONN, work: efficiency.Workload) -> None:
+    token, _ = efficiency.first_token(model, work)
+    assert token.tolist() == greedy(model, work, 1)
+
+
+def test_decode_runs_real_steps_and_the_cache_grows(
+    model: SALMONN, work: efficiency.Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = greedy(model, work, STEPS)
+    fed: list[int] = []
+    original = efficiency.decoding.decode_step
+
+    def watched(llm: object, token: torch.Tensor, cache: object) -> torch.Tensor:
+        fed.append(token.item())
+        return original(llm, token, cache)
+
+    monkeypatch.setattr(efficiency.decoding, "decode_step", watched)
+    token, cache = efficiency.first_token(model, work)
+    before = int(cache.lengths[0])
+    seconds = efficiency.decode(model, token, cache, STEPS, time.perf_counter)
+    assert len(seconds) == STEPS and all(second > 0 for second in seconds)
+    assert int(cache.lengths[0]) == before + STEPS
+    if not model.text.eos_ids & set(fed):  # generation with min_length may not choose an end; here ends are passed over
+        assert fed == expected
+
+
+def test_every_part_is_timed_and_nothing_stays_wrapped(model: SALMONN, work: efficiency.Workload) -> None:
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    prefill = efficiency.decoding.prefill
+    with efficiency.timed_parts(model, time.perf_counter) as parts:
+        start = time.perf_counter()
+        efficiency.first_token(model, work)
+        total = time.perf_counter() - start
+    assert set(parts) == {
+        "features.whisper",
+        "features.beats",
+        "encoder.whisper",
+        "encoder.beats",
+        "connector",
+        "assemble",
+        "prefill",
+    }
+    assert all(seconds > 0 for seconds in parts.values())
+    assert sum(parts.values()) <= total
+    assert efficiency.decoding.prefill is prefill
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == {
+        name: set(attributes) for name, attributes in before.items()
+    }
+
+
+def test_contest_times_leave_whispers_features_out(
+    model: SALMONN, work: efficiency.Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = dict.fromkeys(efficiency.FEATURES, 0)
+    for encoder, (owner, name) in efficiency.FEATURES.items():
+        original = getattr(owner, name)
+
+        def counted(*args: object, encoder: str = encoder, original: object = original, **kwargs: object) -> object:
+            calls[encoder] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+    ttft, tpot = efficiency.contest_times(model, work, time.perf_counter)
+    assert len(ttft) == len(tpot) == work.iterations
+    assert calls == {"whisper": 1, "beats": 1 + work.warmup + work.iterations}
+
+
+def test_peak_memory_can_be_reset() -> None:
+    memory = efficiency.Memory(torch.device("cpu"))
+    block = np.ones(30_000_000)  # 0.22 GiB
+    high = memory.peak_gib()
+    assert high >= memory.now_gib() > 0
+    del block
+    memory.reset()
+    if not memory.resettable:
+        pytest.skip("this system cannot reset the peak of the resident set")
+    assert memory.peak_gib() < high - 0.1
+    block = np.ones(30_000_000)
+    del block
+    assert memory.peak_gib() > high - 0.1
+
+
+def test_report_is_whole(shared_tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, efficiency.synthetic_clip(0.6).numpy(), 16_000)
+    out = tmp_path / "new" / "efficiency.json"
+    arguments = ["--cfg-path", str(shared_tiny_project.config), "--out", str(out), "--clip", str(clip)]
+    arguments += ["--iterations", "2", "--warmup", "1", "--decode-steps", str(STEPS)]
+    assert efficiency.main([*arguments, "--options", "run.seed=5"]) == 0
+
+    report = json.loads(out.read_text())
+    for name in ("ttft_s", "tpot_s", "generate_s", "contest_ttft_s", "contest_tpot_s"):
+        assert 0 < report[name] == report["spread"][name]["median"] <= report["spread"][name]["p90"]
+    assert report["spread"]["ttft_s"]["count"] == report["iterations"] == 2
+    for name in ("peak_gib", "load_peak_gib", "loaded_gib", "before_load_gib", "contest_peak_gib", "rtfx"):
+        assert math.isfinite(report[name]) and report[name] > 0, name
+    assert report["clip"] == {"source": str(clip), "seconds": 0.6, "window": "clip"}
+    assert {"features.whisper", "encoder.beats", "connector", "prefill", "other"} <= set(report["ttft_parts_s"])
+    assert report["machine"]["name"] and report["versions"]["torch"] and report["config"]["run"]["seed"] == 5
+    assert report["config"]["model"]["token"] is None
+
+    printed = capsys.readouterr().out
+    for row in efficiency.published_rows():
+        assert f"| {row['name']} " in printed
+    assert "unstated 48.5" in printed and str(out) in printed
+
+
+def test_user_errors_are_sentences(
+    shared_tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["--cfg-path", str(shared_tiny_project.config)]
+    assert efficiency.main([*config, "--task", "singing"]) == 2
+    assert "singing" in capsys.readouterr().err
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"not audio")
+    assert efficiency.main([*config, "--clip", str(broken)]) == 2
+    assert "broken.wav" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        efficiency.main([*config, "--iterations", "0"])
+    assert "--iterations is 0" in capsys.readouterr().err
+
+
+def test_table_is_aligned() -> None:
+    table = efficiency.format_table(["a", "long header"], [["x", None], ["wide cell", 1.5]])
+    assert len({len(line) for line in table.splitlines()}) == 1
+    assert "–" in table and "1.5" in table

@@ -118,15 +118,23 @@ def _open(source: Source) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
     except (RuntimeError, TypeError) as error:  # LibsndfileError is a RuntimeError; TypeError: '*.raw' has no header
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-            damage = find_damage(file)
-        if damage:
-            raise AudioError(name, f"{damage}; copy or encode it again") from None
+        _check_whole(source)
         detail = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(
-            name, f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({detail}); "
-            "expected wav, flac, mp3, ogg or opus"
+            name,
+            f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({detail}); "
+            "expected wav, flac, mp3, ogg or opus",
         ) from None
+
+
+def _check_whole(source: Source, decoder_frames: int | None = None) -> None:
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", buffering=0) as file:
+            damage = find_damage(file, decoder_frames)
+    except OSError as error:
+        raise AudioError(clip_name(source), f"cannot be read ({error}); check its permissions and the disk") from None
+    if damage:
+        raise AudioError(clip_name(source), f"{damage}; copy or encode it again")
 
 
 def _check_length(source: Source, sound: soundfile.SoundFile) -> None:
@@ -140,10 +148,7 @@ def _decode(source: Source, limit: int | None) -> np.ndarray:
     """One file as float32 `[T]`, mono, 16 kHz; where `limit` (in 16 kHz samples) is given, at least limit + 1 of it."""
     name = clip_name(source)
     with _open(source) as sound:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", buffering=0) as file:
-            damage = find_damage(file, sound.frames)
-        if damage:
-            raise AudioError(name, f"{damage}; copy or encode it again")
+        _check_whole(source, sound.frames)
         _check_length(source, sound)
         rate_hz = sound.samplerate
         wanted = sound.frames

@@ -1,0 +1,175 @@
+"""Waveform augmentations for training, each a pure function of the waveform and a `numpy.random.Generator`.
+
+In a YAML: `datasets.augmentation: {gain: {p: 0.5, min_db: -6, max_db: 6}, gaussian_noise: {p: 0.3}}`. They run in the
+order of `AUGMENTATIONS`, whatever the order in the file: speed, shift, gain, noise, so that noise is never resampled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+from data.audio import SAMPLE_RATE
+
+SPEED_STEP = 0.01  # factors are rounded to it: the resampler plans its filter for a ratio of whole numbers
+SILENT_POWER = 1e-10  # mean square of a clip that holds nothing to hold noise against, -100 dB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """One way to change a waveform, applied with probability `p`."""
+
+    p: float = 0.5
+    ordered: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of fields of which the first may not exceed the second."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p is {self.p}; expected a probability between 0 and 1")
+        for low, high in self.ordered:
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} is {getattr(self, low)}, above {high} = {getattr(self, high)}; swap them")
+
+    def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Float32 `[T]` to a new float32 `[T']`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(Augmentation):
+    """Play faster or slower, pitch included (Ko et al., 2015), by a factor drawn evenly."""
+
+    min_factor: float = 0.9
+    max_factor: float = 1.1
+    ordered = (("min_factor", "max_factor"),)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_factor < 0.5 or self.max_factor > 2:
+            raise ValueError(f"factors {self.min_factor} to {self.max_factor}; expected 0.5 to 2")
+
+    def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        percent = round(rng.uniform(self.min_factor, self.max_factor) / SPEED_STEP)
+        faster = soxr.resample(waveform, percent, round(1 / SPEED_STEP), quality="HQ")
+        return faster if len(faster) else waveform
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeShift(Augmentation):
+    """Put up to `max_shift_s` of silence before the clip. Nothing is cut or wrapped round: the text stays true."""
+
+    max_shift_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_shift_s < 0:
+            raise ValueError(f"max_shift_s is {self.max_shift_s}; expected at least 0")
+
+    def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        shift = round(rng.uniform(0, self.max_shift_s) * SAMPLE_RATE)
+        return np.concatenate([np.zeros(shift, np.float32), waveform])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain(Augmentation):
+    """Louder or softer by a number of dB drawn evenly, never past full scale."""
+
+    min_db: float = -6.0
+    max_db: float = 6.0
+    ordered = (("min_db", "max_db"),)
+
+    def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        factor = 10 ** (rng.uniform(self.min_db, self.max_db) / 20)
+        peak = float(np.abs(waveform).max())
+        if factor > 1 and peak * factor > 1:
+            factor = max(1.0, 1 / peak)
+        return waveform * np.float32(factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianNoise(Augmentation):
+    """White noise at a signal-to-noise ratio drawn evenly in dB; a silent clip stays silent."""
+
+    min_snr_db: float = 10.0
+    max_snr_db: float = 40.0
+    ordered = (("min_snr_db", "max_snr_db"),)
+
+    def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        snr_db = rng.uniform(self.min_snr_db, self.max_snr_db)
+        power = float(np.mean(np.square(waveform)))
+        if power < SILENT_POWER:
+            return waveform
+        noise = rng.standard_normal(len(waveform), dtype=np.float32)
+        noise *= np.float32(math.sqrt(power) * 10 ** (-snr_db / 20))
+        noise += waveform
+        return np.clip(noise, -1, 1, out=noise)
+
+
+AUGMENTATIONS: dict[str, type[Augmentation]] = {
+    "speed": Speed,
+    "time_shift": TimeShift,
+    "gain": Gain,
+    "gaussian_noise": GaussianNoise,
+}
+
+
+@dataclass(frozen=True)
+class Augment:
+    """A list of augmentations; calling it is a pure function of (waveform, generator state)."""
+
+    steps: tuple[Augmentation, ...] = field(default_factory=tuple)
+
+    @classmethod
+    def from_config(cls, spec: Mapping[str, Mapping[str, Any] | None] | None) -> Augment | None:
+        """`datasets.augmentation` (name → settings) as an `Augment`; None where there is nothing to do.
+
+        Raises:
+            ValueError: an unknown name or setting, a value of the wrong type or out of range.
+        """
+        if not spec:
+            return None
+        for name in spec:
+            if name not in AUGMENTATIONS:
+                raise ValueError(f"datasets.augmentation.{name}: unknown{_nearest(name, AUGMENTATIONS)}")
+        return cls(tuple(_build(name, spec[name]) for name in AUGMENTATIONS if name in spec))
+
+    def __call__(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
+        """`[T]` float32 to `[T']` float32 in [-1, 1]; the input is left as it was."""
+        samples = waveform.numpy()
+        for step in self.steps:
+            if rng.random() < step.p:
+                samples = step.apply(samples, rng)
+        if samples is not waveform.numpy():
+            samples = np.clip(samples, -1, 1)
+        return torch.from_numpy(samples)
+
+
+def _build(name: str, settings: Mapping[str, Any] | None) -> Augmentation:
+    place = f"datasets.augmentation.{name}"
+    settings = {} if settings is None else settings
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{place}: found {settings!r}; expected settings such as {{p: 0.5}}")
+    known = {item.name for item in dataclasses.fields(AUGMENTATIONS[name])}
+    for key, value in settings.items():
+        if key not in known:
+            raise ValueError(f"{place}.{key}: unknown{_nearest(key, known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{place}.{key}: found {value!r}; expected a number")
+    try:
+        return AUGMENTATIONS[name](**settings)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def _nearest(name: str, known: Mapping[str, Any] | set[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; expected one of {', '.join(sorted(known))}"

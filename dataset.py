@@ -1,0 +1,414 @@
+"""Annotation + prompt → `Sample` → `Batch`: prompts, the dataset, collation and the loader.
+
+Everything random about a sample (its prompt, its augmentation) is a pure function of (seed, epoch, annotation index),
+so any number of worker processes gives the same batches. Workers decode and resample only; features are computed on
+the model's device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from data.annotations import Annotation
+from data.audio import SAMPLE_RATE, AudioError, load_clip
+from data.augment import Augment
+from quarantine import BadClip, Quarantine, TooManyBadClips
+from sampling import GlobalBatchSampler, SampleKey, clip_durations
+
+if TYPE_CHECKING:
+    from models.text import TextBatch, TextProcessor
+
+__all__ = [
+    "AudioTextDataset",
+    "BadClip",
+    "Batch",
+    "BatchLoader",
+    "GlobalBatchSampler",
+    "LoaderError",
+    "PromptError",
+    "Prompts",
+    "Quarantine",
+    "Sample",
+    "SampleKey",
+    "TooManyBadClips",
+    "build_loader",
+    "clip_durations",
+    "collate",
+    "load_prompts",
+]
+
+log = logging.getLogger(__name__)
+
+PLACEHOLDER = "<SpeechHere>"  # where the audio belongs in a prompt
+QUESTION_SLOT = "{}"
+SAMPLE_STREAM = 0x5A  # sets a sample's draws apart from those of the epoch's order
+WORKER_DEATH_SIGNS = ("exited unexpectedly", "is killed by signal")
+
+
+# -- prompts ---------------------------------------------------------------------------------------------------------
+
+
+class PromptError(ValueError):
+    """A prompt file, or a task without its prompt, that a user must mend."""
+
+
+class Prompts(Mapping[str, "str | tuple[str, ...]"]):
+    """Task → one prompt (test) or several (training), and the file that they come from, for errors."""
+
+    def __init__(self, by_task: Mapping[str, str | Sequence[str]], source: str = "prompts") -> None:
+        self._by_task = {
+            task: prompts if isinstance(prompts, str) else tuple(prompts) for task, prompts in by_task.items()
+        }
+        self.source = source
+        for task in self._by_task:
+            self._check(task)
+
+    def __getitem__(self, task: str) -> str | tuple[str, ...]:
+        return self._by_task[task]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_task)
+
+    def __len__(self) -> int:
+        return len(self._by_task)
+
+    def choices(self, task: str) -> tuple[str, ...]:
+        """All prompts of a task; raises `PromptError` where there is none."""
+        if task not in self._by_task:
+            raise PromptError(f"{self.source}: no prompt for task '{task}'; it has {', '.join(self._by_task)}")
+        prompts = self._by_task[task]
+        return (prompts,) if isinstance(prompts, str) else prompts
+
+    def _check(self, task: str) -> None:
+        choices = self.choices(task)
+        if not choices:
+            raise PromptError(f"{self.source}: task '{task}' has an empty list; expected at least one prompt")
+        for prompt in choices:
+            if not isinstance(prompt, str):
+                raise PromptError(f"{self.source}: task '{task}' holds {prompt!r}; expected a text or a list of texts")
+            if prompt.count(PLACEHOLDER) != 1:
+                raise PromptError(
+                    f"{self.source}: task '{task}': prompt {prompt!r} holds {prompt.count(PLACEHOLDER)} {PLACEHOLDER}; "
+                    f"expected exactly one, as <Speech>{PLACEHOLDER}</Speech>"
+                )
+
+
+def load_prompts(path: str | Path) -> Prompts:
+    """Read `{task: prompt}` (test) or `{task: [prompt, …]}` (training); raises `PromptError` naming file and task."""
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PromptError(f"{path}: no such prompt file; check model.prompt_path and model.test_prompt_path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path}: the prompt file cannot be read ({error})") from None
+    except json.JSONDecodeError as error:
+        raise PromptError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from None
+    if not isinstance(entries, dict) or not entries:
+        raise PromptError(f"{path}: expected an object {{task: prompt or list of prompts}}, with at least one task")
+    for task, prompts in entries.items():
+        if not isinstance(prompts, str | list):
+            raise PromptError(f"{path}: task '{task}' holds {prompts!r}; expected a text or a list of texts")
+    return Prompts(entries, source=str(path))
+
+
+def fill_prompt(prompt: str, annotation: Annotation, source: str = "prompts") -> str:
+    """Put the annotation's `Q` where the prompt says `{}`; raises `PromptError` where there is no `Q`."""
+    if QUESTION_SLOT not in prompt:
+        return prompt
+    if annotation.Q is None:
+        raise PromptError(
+            f"{annotation.source or annotation.path}: no 'Q', but the prompt of task '{annotation.task}' in {source} "
+            f"needs one: {prompt!r}; add the field or choose another task"
+        )
+    return prompt.replace(QUESTION_SLOT, annotation.Q)
+
+
+# -- samples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip, ready to be batched."""
+
+    index: int
+    """The annotation's index."""
+    annotation: Annotation
+    waveform: Tensor  # [T]
+    prompt: str
+    """`Q` filled in; not in the template."""
+    text: str
+    capped: bool = False
+    """Whether `max_audio_s` cut it."""
+
+
+class AudioTextDataset(Dataset):
+    """Clips with a prompt each. A clip that cannot be loaded is a `BadClip`: never an exception, never another clip.
+
+    Args:
+        annotations: the clips.
+        prompts: by task; with `training` one is drawn for each sample, else the first is used.
+        seed: of prompt choice and augmentation.
+        training: draw prompts and augment.
+        augment: applied with `training` only.
+        max_audio_s: cut longer clips.
+
+    Raises:
+        PromptError: a task has no prompt, or a prompt needs a `Q` that an annotation lacks.
+    """
+
+    def __init__(
+        self,
+        annotations: Sequence[Annotation],
+        prompts: Mapping[str, str | Sequence[str]],
+        *,
+        seed: int = 0,
+        training: bool = False,
+        augment: Augment | Mapping[str, Any] | None = None,
+        max_audio_s: float | None = None,
+    ) -> None:
+        self.annotations = list(annotations)
+        self.prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
+        self.seed = seed
+        self.training = training
+        self.augment = augment if augment is None or isinstance(augment, Augment) else Augment.from_config(augment)
+        self.max_audio_s = max_audio_s
+        for annotation in self.annotations:
+            for prompt in self._choices(annotation):
+                fill_prompt(prompt, annotation, self.prompts.source)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The task of each clip."""
+        return [annotation.task for annotation in self.annotations]
+
+    def durations(self) -> list[float]:
+        """The length of each clip in seconds, at most `max_audio_s`, by annotation or header."""
+        longest = float("inf") if self.max_audio_s is None else self.max_audio_s
+        return [min(duration, longest) for duration in clip_durations(self.annotations)]
+
+    def __getitem__(self, key: tuple[int, ...]) -> Sample | BadClip:
+        """The clip at a position in an epoch: key is a `SampleKey`, or just (epoch, position)."""
+        key = SampleKey(*key)
+        annotation = self.annotations[key.index]
+        rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, SAMPLE_STREAM])
+        choices = self._choices(annotation)
+        prompt = choices[rng.integers(len(choices))]
+        try:
+            waveform, capped = load_clip(annotation.path, expand=annotation.expand_wav, max_audio_s=self.max_audio_s)
+        except AudioError as error:
+            reason = error.reason if error.clip == annotation.path else str(error)
+            return BadClip(index=annotation.index, path=annotation.path, reason=reason)
+        if self.training and self.augment is not None:
+            waveform = self.augment(waveform, rng)
+            if self.max_audio_s is not None:
+                waveform = waveform[: round(self.max_audio_s * SAMPLE_RATE)]
+        return Sample(
+            index=annotation.index,
+            annotation=annotation,
+            waveform=waveform,
+            prompt=fill_prompt(prompt, annotation, self.prompts.source),
+            text=annotation.text,
+            capped=capped,
+        )
+
+    def _choices(self, annotation: Annotation) -> tuple[str, ...]:
+        choices = self.prompts.choices(annotation.task)
+        return choices if self.training else choices[:1]
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips that go through the model together. It may be empty (B = 0) where every clip was bad."""
+
+    waveforms: Tensor  # [B, T], zeros after a clip's end
+    lengths: Tensor  # [B], samples
+    prompts: list[str]
+    references: list[str]
+    ids: list[int]
+    """The annotations' indices."""
+    tasks: list[str]
+    text_batch: TextBatch | None = None
+    """Prompts and references as token ids; None without a text processor, and for an empty batch."""
+    bad: tuple[BadClip, ...] = ()
+    """Clips that were to be in this batch and could not be loaded."""
+    capped: int = 0
+    """How many were cut to `max_audio_s`."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda text: text.to(device))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which copies to a GPU overlap with its work."""
+        return self._map(Tensor.pin_memory, lambda text: text.pin_memory())
+
+    def _map(self, tensor: Callable[[Tensor], Tensor], text: Callable[[TextBatch], TextBatch]) -> Batch:
+        return dataclasses.replace(
+            self,
+            waveforms=tensor(self.waveforms),
+            lengths=tensor(self.lengths),
+            text_batch=None if self.text_batch is None else text(self.text_batch),
+        )
+
+    # From a worker, a tensor travels as an open file. A batch's few dozen small ones would soon use up the process's
+    # limit of them, so they travel as arrays; the waveforms stay in shared memory.
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__, lengths=self.lengths.numpy())
+        if self.text_batch is not None:
+            state["text_batch"] = _convert_text(self.text_batch, Tensor.numpy)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state["lengths"] = torch.from_numpy(state["lengths"])
+        if state["text_batch"] is not None:
+            state["text_batch"] = _convert_text(state["text_batch"], torch.from_numpy)
+        self.__dict__.update(state)
+
+
+def _convert_text(text_batch: TextBatch, convert: Callable[[Any], Any]) -> TextBatch:
+    lists = {item.name: getattr(text_batch, item.name) for item in dataclasses.fields(text_batch)}
+    return dataclasses.replace(
+        text_batch, **{name: None if rows is None else [convert(row) for row in rows] for name, rows in lists.items()}
+    )
+
+
+def collate(
+    samples: Sequence[Sample | BadClip], text_processor: TextProcessor | None = None, *, with_targets: bool = True
+) -> Batch:
+    """Samples to a `Batch`, in order; bad clips go to `batch.bad`.
+
+    Tokenises where `text_processor` is given, the references too unless `with_targets` is off (generation).
+    """
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    lengths = torch.tensor([len(sample.waveform) for sample in good], dtype=torch.long)
+    waveforms = _zeros(len(good), int(lengths.max()) if good else 0)
+    for row, sample in zip(waveforms, good, strict=True):
+        row[: len(sample.waveform)] = sample.waveform
+    prompts = [sample.prompt for sample in good]
+    references = [sample.text for sample in good]
+    text_batch = None
+    if text_processor is not None and good:
+        text_batch = text_processor.batch(prompts, references if with_targets else None)
+    return Batch(
+        waveforms=waveforms,
+        lengths=lengths,
+        prompts=prompts,
+        references=references,
+        ids=[sample.index for sample in good],
+        tasks=[sample.annotation.task for sample in good],
+        text_batch=text_batch,
+        bad=tuple(sample for sample in samples if isinstance(sample, BadClip)),
+        capped=sum(sample.capped for sample in good),
+    )
+
+
+def _zeros(rows: int, samples: int) -> Tensor:
+    """Zeros `[rows, samples]`; in a worker in shared memory from the start, so that sending them copies nothing."""
+    zeros = torch.zeros(rows, samples)
+    return zeros.share_memory_() if get_worker_info() is not None and zeros.numel() else zeros
+
+
+# -- loader ----------------------------------------------------------------------------------------------------------
+
+
+class LoaderError(RuntimeError):
+    """A worker process of the loader died."""
+
+
+class BatchLoader:
+    """Batches of one pass after another; made by `build_loader`.
+
+    Each `iter()` gives the rest of the epoch that the sampler stands in. With a shuffling sampler, `sampler.consumed`
+    counts the batches handed out (not those that workers have read ahead), so a pass that was left goes on where it
+    stopped, and the next one is the next epoch. Without shuffling every pass is the whole of the data.
+    """
+
+    def __init__(self, loader: DataLoader, sampler: GlobalBatchSampler) -> None:
+        self._loader = loader
+        self.sampler = sampler
+        self.capped = 0
+        """Clips of this process that `max_audio_s` has cut so far."""
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    @property
+    def dataset(self) -> AudioTextDataset:
+        return self._loader.dataset
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for batch in self._loader:
+                if self.sampler.shuffle:
+                    self.sampler.consumed = self.sampler.advanced(self.sampler.state_dict())["consumed"]
+                self._note_capped(batch)
+                yield batch
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in WORKER_DEATH_SIGNS):
+                raise
+            raise LoaderError(
+                f"a loader worker died ({str(error).splitlines()[0].strip()}). Most often the machine is out of memory "
+                "(or of shared memory: enlarge /dev/shm, in docker --shm-size): lower run.num_workers or the batch "
+                "size. run.num_workers=0 loads in the main process and shows the error itself."
+            ) from error
+
+    def _note_capped(self, batch: Batch) -> None:
+        if batch.capped and not self.capped:
+            log.warning("clips longer than datasets.max_audio_s = %g s are cut to it", self.dataset.max_audio_s)
+        self.capped += batch.capped
+
+
+def build_loader(
+    dataset: AudioTextDataset,
+    sampler: GlobalBatchSampler,
+    *,
+    collate: Callable[[list[Sample | BadClip]], Batch] = collate,
+    num_workers: int = 0,
+    pin_memory: bool | None = None,
+) -> BatchLoader:
+    """A loader whose batches, and their order, do not depend on `num_workers`.
+
+    Args:
+        collate: usually `functools.partial(dataset.collate, text_processor=…)`.
+        pin_memory: None pins where there is CUDA.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # workers' seeds come from here; the model's generator is left alone
+    )
+    return BatchLoader(loader, sampler)
+
+
+def _start_worker(_worker: int) -> None:
+    torch.set_num_threads(1)
+    # A worker must neither die of the Ctrl-C that asks the trainer to save, nor inherit its answer to SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

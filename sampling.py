@@ -1,0 +1,218 @@
+"""Which clips form which batch: the same for any number of workers and processes, and resumable at any sample.
+
+The order of an epoch is a pure function of (seed, epoch, global batch size). The whole state is the number of samples
+that all processes together have consumed since the start.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from data.annotations import Annotation
+from data.audio import EXPAND_SILENCE_S, AudioError, probe_duration_s
+
+log = logging.getLogger(__name__)
+
+PROBE_THREADS = 8  # headers are read from disk, perhaps over a network: waiting, not computing
+PROBES_WITH_PROGRESS = 2000
+ORDER_STREAM = 0xB5  # sets this use of (seed, epoch) apart from the draws of single clips
+
+
+class SampleKey(NamedTuple):
+    """What a dataset is asked for. Everything random about the sample is a function of the seed and this."""
+
+    epoch: int
+    index: int
+    """Position in the dataset."""
+    repeat: int = 0
+    """How often the clip was drawn before in this epoch; above 0 for task weights over 1 only."""
+
+
+class GlobalBatchSampler:
+    """Yields this process's part of each global batch, as a list of `SampleKey`s, from `consumed` to the epoch's end.
+
+    Step k of all processes together holds the clips of step k of one process with `batch_size * world_size`. The last
+    global batch of an epoch may be smaller (a process's part of it even empty), unless `drop_last`.
+
+    Args:
+        durations: length of each clip, in any unit.
+        batch_size: clips a process and step.
+        world_size: number of processes.
+        rank: which of them this is.
+        seed: of the order.
+        shuffle: a new order each epoch; else always the longest clips first.
+        bucket_batches: this many global batches' worth of shuffled clips are sorted by length, cut into batches, and
+            the batches shuffled; 0 sorts nothing (and keeps the dataset's order without `shuffle`).
+        drop_last: leave out the clips that do not fill a global batch; others each epoch.
+        tasks: of each clip, for `task_weights`.
+        task_weights: how often a task's clips are drawn an epoch: 2 is twice each, 0.5 every other one, by lot.
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[float],
+        *,
+        batch_size: int,
+        world_size: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+        bucket_batches: int = 50,
+        drop_last: bool = False,
+        tasks: Sequence[str] | None = None,
+        task_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+        self.durations = np.asarray(durations, dtype=np.float64)
+        self.global_batch = batch_size * world_size
+        self.world_size, self.rank = world_size, rank
+        self.seed, self.shuffle, self.bucket_batches = seed, shuffle, bucket_batches
+        self._groups = _task_groups(len(self.durations), tasks, task_weights)
+        drawn = sum(count for _, count in self._groups)
+        self.epoch_samples = drawn - drawn % self.global_batch if drop_last else drawn
+        self.consumed = 0
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, the same for every process."""
+        return -(-self.epoch_samples // self.global_batch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next sample belongs to."""
+        return self.consumed // max(1, self.epoch_samples)
+
+    def state_dict(self) -> dict[str, int]:
+        """Global samples consumed, and the sizes that this count refers to."""
+        return {"consumed": self.consumed, "epoch_samples": self.epoch_samples, "global_batch": self.global_batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on after the samples that `state` counts.
+
+        Raises:
+            ValueError: the state comes from a run over another number of clips.
+        """
+        samples = state.get("epoch_samples", self.epoch_samples)
+        if samples != self.epoch_samples:
+            raise ValueError(
+                f"the sampler's state counts epochs of {samples} samples, but the data now gives {self.epoch_samples}; "
+                "resume with the same annotations, task weights and batch size"
+            )
+        before = state.get("global_batch", self.global_batch)
+        if before != self.global_batch and state["consumed"] % max(1, self.epoch_samples):
+            log.warning(
+                "the global batch was %d and is %d: in the rest of this epoch some clips come twice, others not at all",
+                before, self.global_batch,
+            )  # fmt: skip
+        self.consumed = int(state["consumed"])
+
+    def advanced(self, state: Mapping[str, int], batches: int = 1) -> dict[str, int]:
+        """The state after `batches` more global batches; this sampler's own state stays."""
+        consumed = state["consumed"]
+        for _ in range(batches):
+            consumed += min(self.global_batch, self.epoch_samples - consumed % self.epoch_samples)
+        return {**self.state_dict(), "consumed": consumed}
+
+    # -- order -------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """The rest of the epoch that `consumed` lies in; iterating does not advance `consumed`."""
+        if not self.epoch_samples:
+            return
+        epoch, done = divmod(self.consumed, self.epoch_samples)
+        order = self.order(epoch)
+        for start in range(done, self.epoch_samples, self.global_batch):
+            rows = order[start : start + self.global_batch][self.rank :: self.world_size]
+            yield [SampleKey(epoch, int(index), int(repeat)) for index, repeat in rows]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(index, repeat) of every sample of an epoch, `[epoch_samples, 2]`; global batches are consecutive rows."""
+        rng = np.random.default_rng([self.seed, epoch, ORDER_STREAM])
+        draws = self._draw(rng)
+        if not self.shuffle:
+            if self.bucket_batches:
+                draws = draws[np.argsort(-self.durations[draws[:, 0]], kind="stable")]
+            return draws[: self.epoch_samples]
+        draws = rng.permutation(draws)
+        full = len(draws) - len(draws) % self.global_batch
+        head, tail = draws[:full], draws[full : self.epoch_samples]  # the tail is cut before sorting: any length
+        if self.bucket_batches:
+            bucket = np.arange(full) // (self.bucket_batches * self.global_batch)
+            head = head[np.lexsort((self.durations[head[:, 0]], bucket))]
+            batches = head.reshape(-1, self.global_batch, 2)
+            head = batches[rng.permutation(len(batches))].reshape(-1, 2)
+        return np.concatenate([head, tail])
+
+    def _draw(self, rng: np.random.Generator) -> np.ndarray:
+        parts = []
+        for members, count in self._groups:
+            repeats, rest = divmod(count, len(members))
+            for repeat in range(repeats):
+                parts.append(np.stack([members, np.full_like(members, repeat)], axis=1))
+            if rest:
+                chosen = np.sort(rng.permutation(members)[:rest])
+                parts.append(np.stack([chosen, np.full_like(chosen, repeats)], axis=1))
+        return np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
+
+
+def _task_groups(
+    clips: int, tasks: Sequence[str] | None, weights: Mapping[str, float] | None
+) -> list[tuple[np.ndarray, int]]:
+    """(positions, draws an epoch) of each task; one group where nothing is weighted."""
+    if not weights:
+        return [(np.arange(clips), clips)] if clips else []
+    assert tasks is not None and len(tasks) == clips, "task weights need the task of each clip"
+    present = sorted(set(tasks))
+    for task in weights:
+        if task not in present:
+            close = difflib.get_close_matches(task, present, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(present)}"
+            raise ValueError(f"datasets.task_weights.{task}: no clip of the training annotations has this task; {hint}")
+    names = np.asarray(tasks)
+    members = [(task, np.flatnonzero(names == task)) for task in present]
+    return [(found, round(len(found) * weights.get(task, 1.0))) for task, found in members]
+
+
+def clip_durations(annotations: Sequence[Annotation], *, threads: int = PROBE_THREADS) -> list[float]:
+    """Length of each annotation's audio in seconds, for bucketing.
+
+    The annotation's own `duration` is believed; where it is absent the file's header is read. 0 for what cannot be
+    read: it is named when its turn comes.
+    """
+    missing = [a for a in annotations if _stated_duration_s(a) is None or a.expand_wav]
+    paths = list(dict.fromkeys(path for a in missing for path in (a.path, *a.expand_wav)))
+    with ThreadPoolExecutor(threads) as pool:
+        probes = tqdm(
+            pool.map(_probe_or_zero, paths), total=len(paths), desc="reading clip lengths", unit="clip",
+            disable=len(paths) < PROBES_WITH_PROGRESS,
+        )  # fmt: skip
+        probed = dict(zip(paths, probes, strict=True))
+    durations = []
+    for annotation in annotations:
+        stated = _stated_duration_s(annotation)
+        first = probed.get(annotation.path, 0.0) if stated is None else stated
+        durations.append(first + sum(EXPAND_SILENCE_S + probed[path] for path in annotation.expand_wav))
+    return durations
+
+
+def _stated_duration_s(annotation: Annotation) -> float | None:
+    stated = annotation.extra.get("duration")
+    usable = isinstance(stated, int | float) and not isinstance(stated, bool) and 0 < stated < float("inf")
+    return float(stated) if usable else None
+
+
+def _probe_or_zero(path: str) -> float:
+    try:
+        return probe_duration_s(path)
+    except AudioError:
+        return 0.0

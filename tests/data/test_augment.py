@@ -1,0 +1,90 @@
+"""data/augment.py: pure functions of waveform and generator; strict about their settings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from data.augment import AUGMENTATIONS, Augment
+
+TONE = torch.sin(torch.arange(16_000) * 0.17) * 0.25
+
+
+def apply(spec: dict, seed: int = 0, waveform: torch.Tensor = TONE) -> torch.Tensor:
+    return Augment.from_config(spec)(waveform, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_each_is_pure_and_leaves_its_input(name: str) -> None:
+    before = TONE.clone()
+    first, again, other = (apply({name: {"p": 1}}, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert first.shape != other.shape or not torch.equal(first, other)
+    assert torch.equal(TONE, before)
+    assert first.dtype == torch.float32 and first.abs().max() <= 1
+    assert torch.equal(apply({name: {"p": 0}}), TONE)
+
+
+def test_noise_has_the_snr_asked_for() -> None:
+    noise = apply({"gaussian_noise": {"p": 1, "min_snr_db": 20, "max_snr_db": 20}}) - TONE
+    snr_db = 10 * torch.log10(TONE.square().mean() / noise.square().mean())
+    assert snr_db == pytest.approx(20, abs=0.2)
+    silence = torch.zeros(100)
+    assert torch.equal(apply({"gaussian_noise": {"p": 1}}, waveform=silence), silence)
+
+
+def test_gain_has_the_level_asked_for_and_never_clips() -> None:
+    softer = apply({"gain": {"p": 1, "min_db": -6, "max_db": -6}})
+    assert torch.allclose(softer, TONE * 10 ** (-6 / 20))
+    louder = apply({"gain": {"p": 1, "min_db": 30, "max_db": 30}})
+    assert torch.allclose(louder, TONE / TONE.abs().max(), atol=1e-6)
+
+
+def test_speed_changes_length_and_pitch() -> None:
+    faster = apply({"speed": {"p": 1, "min_factor": 1.25, "max_factor": 1.25}})
+    assert len(faster) == pytest.approx(16_000 / 1.25, abs=2)
+    expected = torch.sin(torch.arange(len(faster)) * 0.17 * 1.25) * 0.25
+    assert (faster - expected)[1000:-1000].abs().max() < 1e-3
+
+
+def test_shift_keeps_every_sample() -> None:
+    shifted = apply({"time_shift": {"p": 1, "max_shift_s": 0.3}})
+    silence = len(shifted) - len(TONE)
+    assert 0 < silence <= 4800
+    assert torch.equal(shifted[silence:], TONE) and not shifted[:silence].any()
+
+
+def test_probability() -> None:
+    augment = Augment.from_config({"gain": {"p": 0.3}})
+    rng = np.random.default_rng(0)
+    changed = sum(not torch.equal(augment(TONE[:50], rng), TONE[:50]) for _ in range(1000))
+    assert 250 < changed < 350
+
+
+def test_order_in_the_file_does_not_matter() -> None:
+    spec = {"gaussian_noise": {"p": 1}, "speed": {"p": 1}}
+    assert torch.equal(apply(spec), apply(dict(reversed(spec.items()))))
+
+
+def test_nothing_to_do() -> None:
+    assert Augment.from_config(None) is None and Augment.from_config({}) is None
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({"gausian_noise": {}}, r"datasets\.augmentation\.gausian_noise: unknown; did you mean 'gaussian_noise'"),
+        ({"gain": {"mn_db": 1}}, r"datasets\.augmentation\.gain\.mn_db: unknown; did you mean 'min_db'"),
+        ({"gain": {"p": 1.5}}, r"gain: p is 1\.5; expected a probability"),
+        ({"gain": {"p": "often"}}, r"gain\.p: found 'often'; expected a number"),
+        ({"gain": {"p": True}}, r"gain\.p: found True"),
+        ({"gain": {"min_db": 3, "max_db": 1}}, r"min_db is 3, above max_db = 1"),
+        ({"gain": 0.5}, r"gain: found 0\.5; expected settings"),
+        ({"speed": {"min_factor": 0.0}}, "expected 0.5 to 2"),
+        ({"time_shift": {"max_shift_s": -1}}, "expected at least 0"),
+    ],
+)
+def test_mistakes_are_named(spec: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augment.from_config(spec)

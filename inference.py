@@ -1,0 +1,331 @@
+"""Annotations through a model to predictions and scores: the one path of evaluation and of validation in training."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from tqdm import tqdm
+
+import metrics
+from configs.schema import Config
+from data.annotations import Annotation
+from data.audio import SAMPLE_RATE
+from dataset import AudioTextDataset, Batch, build_loader, clip_durations, collate, fill_prompt
+from models import SALMONN
+from models.encoders import FrameCache, Frames
+from predictions import Prediction, PredictionStore
+
+FrameSource = Callable[[Tensor, Tensor], list[Frames] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes that share an evaluation."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    joined_here: bool = False
+
+    @classmethod
+    def current(cls) -> Processes:
+        """Those of the process group that exists, or this one alone."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=int(os.environ.get("LOCAL_RANK", 0)))
+
+    @classmethod
+    def join(cls) -> Processes:
+        """Join the group that torchrun has started this process for, if it has."""
+        if dist.is_available() and dist.is_initialized():
+            return cls.current()
+        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+            return cls()
+        # Only strings and small objects are exchanged: gloo serves CPU and CUDA processes alike.
+        dist.init_process_group("gloo")
+        return dataclasses.replace(cls.current(), joined_here=True)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """Each process' own GPU where `cuda` is meant without a number."""
+        if self.size > 1 and device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", self.local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def gather(self, value: object) -> list:
+        """Every process' value, in every process."""
+        if self.size == 1:
+            return [value]
+        values: list = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def leave(self) -> None:
+        if self.joined_here and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """Scores of one task's clips, failed ones counted as empty hypotheses."""
+
+    clips: int
+    failed: int
+    primary: str | None
+    """The metric that counts for this task; None for a task without a row in `metrics.TASKS`."""
+    values: dict[str, float | None]
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Predictions in the order of the annotations, and the scores of each task."""
+
+    predictions: list[Prediction]
+    tasks: dict[str, TaskScores]
+    resumed: int = 0
+    """Predictions that were on disk already."""
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """All figures under `task.metric`, as `asr.wer`."""
+        return {f"{task}.{name}": value for task, row in self.tasks.items() for name, value in row.values.items()}
+
+    @property
+    def main_scores(self) -> dict[str, float | None]:
+        """The figures under their plain names where there is one task; `task.metric` where there are several."""
+        if len(self.tasks) == 1:
+            return dict(next(iter(self.tasks.values())).values)
+        return self.scores
+
+
+def evaluate_annotations(
+    model: SALMONN,
+    annotations: Sequence[Annotation],
+    prompts: Mapping[str, object],
+    config: Config,
+    *,
+    processes: Processes | None = None,
+    store: PredictionStore | None = None,
+    spoken_by: Sequence[Annotation] | None = None,
+    frames: FrameSource | None = None,
+    scoring: bool = True,
+    java: bool = True,
+    progress: str | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvaluationResult:
+    """Generate a hypothesis for each annotation and score them, task by task.
+
+    Every process of the group must call this with the same arguments; all get the same result. Batches hold clips of
+    like length. A clip that cannot be read gets an empty hypothesis and its error.
+
+    Args:
+        processes: who shares the clips; the process group of the moment by default.
+        store: where predictions are kept as they come, and from where an interrupted run goes on.
+        spoken_by: the annotations before their audio was swapped; the swapped clip's path is then noted.
+        frames: encoder outputs for a batch, from a cache; None encodes.
+        java: whether METEOR and SPICE may start their Java programs.
+        progress: title of a progress bar; None shows none.
+        should_stop: asked between batches; True in any process ends the run with `InterruptedError` in all of them.
+    """
+    processes = processes or Processes.current()
+    clips = [dataclasses.replace(annotation, index=position) for position, annotation in enumerate(annotations)]
+    found = store.done(len(clips)) if store else {}
+    # A store's files change once a process appends: all must have read them first.
+    processes.wait()
+    pending = [index for index in range(len(clips)) if index not in found]
+    dataset = prompts_for(clips, prompts, config)
+    batches = _batches_by_length(clips, pending, config.run.batch_size_eval, processes)
+    made: dict[int, Prediction] = {}
+    stopped = False
+    with tqdm(
+        total=len(clips), initial=len(found), desc=progress, unit="clip", dynamic_ncols=True,
+        disable=progress is None or not processes.is_main,
+    ) as bar:  # fmt: skip
+        for batch in _loaded(dataset, batches[processes.rank :: processes.size], config):
+            if stopped := should_stop():
+                break
+            predictions = _predict(model, batch, clips, spoken_by or clips, dataset, config, frames)
+            if store:
+                store.append(predictions)
+            made |= {prediction.index: prediction for prediction in predictions}
+            bar.update(min(len(predictions) * processes.size, bar.total - bar.n))
+    if store:
+        store.close()
+    for part, stopped_there in processes.gather((made, stopped)):
+        found |= part
+        stopped |= stopped_there
+    if stopped:
+        raise InterruptedError("evaluation was asked to stop")
+    assert len(found) == len(clips), f"{len(clips) - len(found)} clips without a prediction"
+    ordered = [found[index] for index in range(len(clips))]
+    tasks: dict[str, TaskScores] = {}
+    if processes.is_main:  # the Java metrics once, not once a process
+        tasks = score_predictions(ordered, clips, scoring=scoring, java=java)
+    tasks = processes.gather(tasks)[0]
+    return EvaluationResult(predictions=ordered, tasks=tasks, resumed=len(clips) - len(pending))
+
+
+def prompts_for(annotations: Sequence[Annotation], prompts: Mapping[str, object], config: Config) -> AudioTextDataset:
+    """The clips with their prompts; an error where a task has none."""
+    return AudioTextDataset(
+        list(annotations), prompts, seed=config.run.seed, training=False, max_audio_s=config.datasets.max_audio_s
+    )
+
+
+def frames_from_cache(model: SALMONN, config: Config) -> FrameSource | None:
+    """Encoder outputs through `datasets.cache_encoder_outputs`; None where it is not set or an encoder is trained."""
+    folder = config.datasets.cache_encoder_outputs
+    if not folder or not all(model.encoders.frozen.values()):
+        return None
+    cache = FrameCache(folder, model.encoders.fingerprint)
+
+    def frames(waveforms: Tensor, lengths: Tensor) -> list[Frames]:
+        with torch.no_grad():
+            return cache.encode(model.encoders, waveforms.to(model.device), lengths.to(model.device))
+
+    return frames
+
+
+def score_predictions(
+    predictions: Sequence[Prediction], annotations: Sequence[Annotation], *, scoring: bool = True, java: bool = True
+) -> dict[str, TaskScores]:
+    """Scores of each task present; None with the reason where clips have no reference."""
+    tasks: dict[str, TaskScores] = {}
+    for task in dict.fromkeys(prediction.task for prediction in predictions):
+        rows = [prediction for prediction in predictions if prediction.task == task]
+        values: dict[str, float | None] = {}
+        reasons: dict[str, str] = {}
+        primary = None
+        without = sum(not prediction.references for prediction in rows)
+        try:
+            primary = metrics.primary_metric(task)[0]
+        except ValueError as error:
+            reasons["score"] = str(error)
+        if primary is not None and not scoring:
+            values, reasons = {primary: None}, {primary: "scoring was skipped"}
+        elif primary is not None and without:
+            values, reasons = {primary: None}, {primary: f"{without} of {len(rows)} clips have no reference"}
+        elif primary is not None:
+            scores = metrics.score_with_reasons(
+                task, [list(row.references) for row in rows], [row.hypothesis for row in rows], java=java
+            )
+            values, reasons = scores.values, scores.reasons
+        tasks[task] = TaskScores(
+            clips=len(rows),
+            failed=sum(row.error is not None for row in rows),
+            primary=primary,
+            values=values,
+            reasons=reasons,
+        )
+    return tasks
+
+
+class _FixedBatches(list):
+    """Batches of (epoch, position) in a fixed order, for `build_loader`."""
+
+    shuffle = False
+
+
+def _batches_by_length(
+    clips: Sequence[Annotation], pending: Sequence[int], size: int, processes: Processes
+) -> list[list[int]]:
+    """Pending clips, longest first, so that a batch holds like lengths and a lack of memory shows at once."""
+    mine = pending[processes.rank :: processes.size]
+    own = dict(zip(mine, clip_durations([clips[index] for index in mine]), strict=True))
+    seconds = {index: length for part in processes.gather(own) for index, length in part.items()}
+    order = sorted(pending, key=lambda index: (-seconds[index], index))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _loaded(dataset: AudioTextDataset, batches: list[list[int]], config: Config) -> Iterator[Batch]:
+    fixed = _FixedBatches([(0, index) for index in batch] for batch in batches)
+    return iter(build_loader(dataset, fixed, collate=collate, num_workers=min(config.run.num_workers, len(batches))))
+
+
+def _predict(
+    model: SALMONN,
+    batch: Batch,
+    clips: Sequence[Annotation],
+    spoken_by: Sequence[Annotation],
+    dataset: AudioTextDataset,
+    config: Config,
+    frames: FrameSource | None,
+) -> list[Prediction]:
+    """Predictions of one batch, the unreadable clips' too."""
+
+    def prediction(index: int, **fields: object) -> Prediction:
+        clip, own = clips[index], spoken_by[index]
+        return Prediction(
+            index=index,
+            id=clip.testset_id or str(index),
+            path=own.path,
+            audio_path=clip.path if clip.path != own.path else None,
+            task=clip.task,
+            references=clip.texts or ((clip.text,) if clip.text else ()),
+            extra=dict(clip.extra),
+            **fields,
+        )
+
+    made = []
+    for bad in batch.bad:
+        prompt = fill_prompt(dataset.prompts.choices(clips[bad.index].task)[0], clips[bad.index])
+        made.append(prediction(bad.index, prompt=prompt, hypothesis="", error=bad.reason))
+    if not batch.ids:
+        return made
+    generations = _generate(model, batch.waveforms, batch.lengths, batch.prompts, config, frames)
+    special = getattr(model.text.tokenizer, "all_special_tokens", ())
+    for row, (index, generation) in enumerate(zip(batch.ids, generations, strict=True)):
+        made.append(
+            prediction(
+                index,
+                prompt=batch.prompts[row],
+                hypothesis=metrics.clean_hypothesis(generation.text, special),
+                seconds=batch.lengths[row].item() / SAMPLE_RATE,
+                tokens=len(generation.tokens),
+                stop_reason=generation.stop_reason,
+            )
+        )
+    return made
+
+
+def _generate(
+    model: SALMONN,
+    waveforms: Tensor,
+    lengths: Tensor,
+    prompts: list[str],
+    config: Config,
+    frames: FrameSource | None,
+) -> list:
+    """Hypotheses of a batch; in halves where the GPU's memory does not hold the whole of it."""
+    options = dataclasses.asdict(config.generate)
+    if config.generate.do_sample:
+        options["seed"] = config.run.seed
+    try:
+        cached = frames(waveforms, lengths) if frames else None
+        return model.generate(waveforms, lengths, prompts, frames=cached, return_details=True, **options)
+    except torch.cuda.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(prompts) // 2
+    parts = []
+    for rows in (slice(0, half), slice(half, None)):
+        longest = int(lengths[rows].max())
+        parts += _generate(model, waveforms[rows, :longest], lengths[rows], prompts[rows], config, frames)
+    return parts

@@ -1,0 +1,96 @@
+"""Give every clip another one's audio: a model that listens then fails, one that guesses texts does not notice."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from data.annotations import Annotation
+
+ROUNDS = 50  # of repairs; two or three are enough unless nearly all references are alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """Annotations with exchanged audio, in their order."""
+
+    annotations: list[Annotation]
+    """As given, but `path` and `expand_wav` are another clip's."""
+    same_reference: int
+    """Clips whose new audio has one of their own references: more of them only where no exchange avoids it."""
+
+
+def swap_audio(annotations: Sequence[Annotation], seed: int) -> Swap:
+    """Exchange the audio among the clips of each task (among all where a task has one clip), seeded.
+
+    No clip keeps its own audio. Where it can be had, the new audio's references differ from the clip's own, so that a
+    right answer about the wrong clip is not counted as heard.
+
+    Raises:
+        ValueError: no two different clips to exchange.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for position, annotation in enumerate(annotations):
+        groups[annotation.task].append(position)
+    several = [group for group in groups.values() if len({_audio(annotations[i]) for i in group}) > 1]
+    alone = [i for group in groups.values() if group not in several for i in group]
+    if alone:  # a task of one clip borrows from the others
+        several = [[i for group in several for i in group] + alone]
+    if len({_audio(annotation) for annotation in annotations}) < 2:
+        raise ValueError(f"swapping audio needs two different clips, got {len(annotations)} of one file")
+
+    source = list(range(len(annotations)))
+    for group in several:
+        order = _derangement(group, seed, lambda i, j: _clash(annotations[i], annotations[j]))
+        for position, other in zip(group, order, strict=True):
+            source[position] = other
+    swapped = [
+        replace(annotation, path=annotations[j].path, expand_wav=annotations[j].expand_wav)
+        for annotation, j in zip(annotations, source, strict=True)
+    ]
+    unmoved = sum(_audio(new) == _audio(old) for new, old in zip(swapped, annotations, strict=True))
+    if unmoved:
+        raise ValueError(f"{unmoved} clips cannot be given other audio: more than half of the clips are the same file")
+    same = sum(_clash(annotations[i], annotations[j]) > 0 for i, j in enumerate(source))
+    return Swap(annotations=swapped, same_reference=same)
+
+
+def _audio(annotation: Annotation) -> tuple[str, ...]:
+    return (annotation.path, *annotation.expand_wav)
+
+
+def _references(annotation: Annotation) -> set[str]:
+    return {text.strip().casefold() for text in (annotation.texts or (annotation.text,))}
+
+
+def _clash(clip: Annotation, other: Annotation) -> int:
+    """How badly `other`'s audio suits as wrong audio for `clip`: 1 for a common reference, far more for one file."""
+    if _audio(clip) == _audio(other):
+        return 1_000_000
+    return int(bool(_references(clip) & _references(other)))
+
+
+def _derangement(group: list[int], seed: int, clash: Callable[[int, int], int]) -> list[int]:
+    """Another member for each member of `group`: a shuffled cycle, then exchanges that lessen the clashes."""
+    rng = random.Random(f"swap {seed}")
+    order = list(group)
+    rng.shuffle(order)
+    given = dict(zip(order, [*order[1:], order[0]], strict=True))
+    for _ in range(ROUNDS):
+        clashing = [i for i in group if clash(i, given[i])]
+        improved = False
+        for i in clashing:
+            now = clash(i, given[i])
+            if not now:
+                continue
+            for j in rng.sample(group, len(group)):
+                before = now + clash(j, given[j])
+                if clash(i, given[j]) + clash(j, given[i]) < before:
+                    given[i], given[j] = given[j], given[i]
+                    improved = True
+                    break
+        if not improved:
+            break
+    return [given[i] for i in group]

@@ -1,0 +1,80 @@
+"""Does a submission hold exactly one row for every clip of an annotation file, in its order?
+
+    python -m tools.check_submission outputs/…/submission.csv test_asr.json [more.json …] [--prefix FOLDER]
+
+Prints what is wrong, a line each, and ends with status 1; empty hypotheses are counted, not errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.annotations import AnnotationError, load_annotations
+from predictions import SUBMISSION_HEADER, row_ids
+
+SHOWN = 5  # ids named in a message
+
+
+def read_submission(path: str | Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file))
+    return (rows[0], rows[1:]) if rows else ([], [])
+
+
+def find_problems(header: Sequence[str], rows: Sequence[Sequence[str]], expected: Sequence[str]) -> list[str]:
+    """What is wrong with a submission, in words; nothing if it is sound. `expected` are the ids in order."""
+    problems = []
+    if tuple(header) != SUBMISSION_HEADER:
+        problems.append(f"header is {','.join(header) or 'absent'}; expected {','.join(SUBMISSION_HEADER)}")
+    short = [number for number, row in enumerate(rows, start=2) if len(row) != len(SUBMISSION_HEADER)]
+    if short:
+        problems.append(f"{len(short)} rows without exactly two fields, the first in line {short[0]}; quote commas")
+    ids = [row[0] for row in rows if row]
+    counts = Counter(ids)
+    problems += _named("ids given more than once", [name for name, count in counts.items() if count > 1])
+    problems += _named("ids missing", [name for name in expected if name not in counts])
+    known = set(expected)
+    problems += _named("ids that no annotation has", [name for name in counts if name not in known])
+    if not problems and ids != list(expected):
+        first = next(i for i, (got, want) in enumerate(zip(ids, expected, strict=True)) if got != want)
+        problems.append(f"rows are in another order: row {first + 1} is {ids[first]}, expected {expected[first]}")
+    return problems
+
+
+def _named(what: str, names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" … and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return [f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.check_submission", description=__doc__.splitlines()[0])
+    parser.add_argument("submission", help="the CSV file")
+    parser.add_argument("annotations", nargs="+", help="the annotation files it answers")
+    parser.add_argument("--prefix", help="folder that relative annotation files are under")
+    arguments = parser.parse_args(argv)
+    try:
+        expected = row_ids(load_annotations(arguments.annotations, arguments.prefix, require_text=False))
+        header, rows = read_submission(arguments.submission)
+    except (AnnotationError, OSError, UnicodeDecodeError, csv.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    problems = find_problems(header, rows, expected)
+    for problem in problems:
+        print(f"{arguments.submission}: {problem}")
+    if not problems:
+        empty = sum(not row[1].strip() for row in rows)
+        print(f"{arguments.submission}: sound, {len(rows)} rows, {empty} of them empty")
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

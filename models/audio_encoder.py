@@ -60,6 +60,23 @@ class AudioEncoder(nn.Module):
                 )
 
 
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Fill a model that lies on the meta device; ValueError, naming `source` and the keys, if any does not fit."""
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in weights]
+    problems += [f"unexpected {name}" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"{source} does not fit the model it describes: {'; '.join(problems[:8])}{more}")
+    model.to_empty(device="cpu")
+    model.load_state_dict(weights)
+
+
 def length_mask(lengths: LongTensor, size: int) -> BoolTensor:
     """[B] lengths -> [B, size], True inside each row's length."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor, nn
 
-from models.audio_encoder import AudioEncoder, length_mask, zero_after
+from models.audio_encoder import AudioEncoder, length_mask, load_strictly, zero_after
 from models.features import FBANK_BINS, HOP, SAMPLE_RATE, WINDOW, fbank_frames, kaldi_fbank
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "linear": lambda values: values}
@@ -140,19 +140,7 @@ class BEATs(AudioEncoder):
         weights = _current_names(file["model"])
         if not head:
             weights = {name: value for name, value in weights.items() if not name.startswith("predictor.")}
-        expected = model.state_dict()
-        problems = [f"missing {name}" for name in expected if name not in weights]
-        problems += [f"unexpected {name}" for name in weights if name not in expected]
-        problems += [
-            f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
-            for name, value in expected.items()
-            if name in weights and weights[name].shape != value.shape
-        ]
-        if problems:
-            more = " …" if len(problems) > 8 else ""
-            raise ValueError(f"BEATs: {str(path)!r} does not fit its own cfg: {'; '.join(problems[:8])}{more}")
-        model.to_empty(device="cpu")
-        model.load_state_dict(weights)
+        load_strictly(model, weights, f"BEATs: {str(path)!r}")
         return model.float().eval()
 
     def save_checkpoint(self, path: str | Path) -> None:

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.audio_encoder import AudioEncoder, length_mask
 from models.beats import BEATs
+from models.ced import CED
 from models.whisper import WhisperEncoder
 
 if TYPE_CHECKING:
@@ -61,9 +62,16 @@ def _build_beats(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
     return BEATs.from_checkpoint(config.beats_path, fbank_dtype=fbank_dtype)
 
 
+def _build_ced(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+    # The published system with CED: 30 s in one piece, rescaled decibels, tokens in the network's order.
+    legacy = {} if config.legacy == "off" else {"target_length": 3001, "rescale": True, "frequency_major": True}
+    return CED.from_checkpoint(config.ced_path, dtype=dtype, token=config.token or None, **legacy)
+
+
 ENCODERS: dict[str, EncoderEntry] = {
     "whisper": EncoderEntry(path_key="whisper_path", freeze_key="freeze_whisper", build=_build_whisper),
     "beats": EncoderEntry(path_key="beats_path", freeze_key="freeze_beats", build=_build_beats),
+    "ced": EncoderEntry(path_key="ced_path", freeze_key="freeze_ced", build=_build_ced),
 }
 
 

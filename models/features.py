@@ -1,4 +1,4 @@
-"""Waveforms to spectra: Whisper's log-mel spectrogram and BEATs' Kaldi fbank, batched, on the waveforms' device.
+"""Waveforms to spectra: those of Whisper, BEATs and CED, batched, on the waveforms' device.
 
 A clip's values depend on its own samples alone: what lies past its length in the batch is treated as silence, and
 floors come from the clip itself. Everything runs in float32 (fbank also in float64) whatever the autocast setting.
@@ -32,6 +32,11 @@ FBANK_EPSILON = torch.finfo(torch.float32).eps  # also in float64, as Kaldi has 
 FBANK_MEAN, FBANK_STD = 15.41663, 6.55582  # of AudioSet, from BEATs' code
 PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
+
+DECIBEL_BINS = 64
+DECIBEL_FFT = 512  # CED's window is as long
+DECIBEL_EPSILON = 1e-10
+DECIBEL_RANGE = 120.0  # kept below the clip's loudest bin
 
 
 def log_mel_frames(samples: int) -> int:
@@ -110,6 +115,40 @@ def kaldi_fbank(waveforms: Tensor, lengths: LongTensor, *, dtype: torch.dtype = 
     return zero_after(fbank.float(), frame_lengths)
 
 
+def decibel_frames(samples: int) -> int:
+    """Frames of CED's spectrogram, whose windows are centred on both ends of the clip."""
+    return 1 + samples // HOP
+
+
+@torch.no_grad()
+def decibel_spectrogram(waveforms: Tensor, lengths: LongTensor, *, batch_floor: bool = False) -> Tensor:
+    """CED's mel spectrogram in dB: [B, T] -> [B, M, F], zero from frame `decibel_frames(length)` on.
+
+    Each clip is reflected at its own ends, and floored 120 dB below its own loudest bin. `batch_floor` takes the
+    loudest bin of the whole batch, and rows as they are, as released code does.
+
+    Source: torchaudio's MelSpectrogram and AmplitudeToDB with the settings of CED.
+    """
+    if batch_floor:
+        lengths = torch.full_like(lengths, waveforms.shape[1])
+    half = DECIBEL_FFT // 2
+    last = (lengths - 1)[:, None]
+    position = torch.arange(-half, int(lengths.max()) + half, device=waveforms.device).abs()[None]
+    inside = position <= last + half
+    position = torch.where(position > last, 2 * last - position, position).clamp(min=0)
+    reflected = waveforms.float().gather(1, position).masked_fill(~inside, 0.0)
+    with torch.autocast(waveforms.device.type, enabled=False):
+        window = torch.hann_window(DECIBEL_FFT, device=waveforms.device)
+        spectrum = torch.stft(reflected, DECIBEL_FFT, HOP, window=window, center=False, return_complex=True)
+        mel = _decibel_filters(waveforms.device) @ spectrum.abs() ** 2  # [B, M, F]
+    decibels = 10.0 * mel.clamp(min=DECIBEL_EPSILON).log10()
+    inside = length_mask(1 + lengths // HOP, decibels.shape[-1])[:, None]
+    loudest = decibels.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)
+    if batch_floor:
+        loudest = loudest.max()
+    return torch.maximum(decibels, loudest - DECIBEL_RANGE).masked_fill(~inside, 0.0)
+
+
 @lru_cache
 def _whisper_filters(bins: int, device: torch.device) -> Tensor:
     """[M, WINDOW / 2 + 1], Slaney's mel scale and area norm."""
@@ -121,6 +160,21 @@ def _whisper_filters(bins: int, device: torch.device) -> Tensor:
         sampling_rate=SAMPLE_RATE,
         norm="slaney",
         mel_scale="slaney",
+    )
+    return torch.from_numpy(filters).T.contiguous().to(device, torch.float32)
+
+
+@lru_cache
+def _decibel_filters(device: torch.device) -> Tensor:
+    """[M, FFT / 2 + 1], HTK's mel scale, all triangles of height one."""
+    filters = mel_filter_bank(
+        num_frequency_bins=DECIBEL_FFT // 2 + 1,
+        num_mel_filters=DECIBEL_BINS,
+        min_frequency=0.0,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
+        norm=None,
+        mel_scale="htk",
     )
     return torch.from_numpy(filters).T.contiguous().to(device, torch.float32)
 

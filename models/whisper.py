@@ -13,6 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Trans
 
 from models.audio_encoder import AudioEncoder, length_mask, zero_after
 from models.features import HOP, SAMPLE_RATE, WINDOW, log_mel, log_mel_frames
+from models.text import split_revision
 
 CONV_STRIDE = 2  # of the second convolution: log-mel frames a frame
 
@@ -59,7 +60,7 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
 
         Raises ValueError if there is no Whisper model, or if it lacks weights of the encoder.
         """
-        name, revision = split_revision(folder)
+        name, revision = split_revision(str(folder))
         try:
             config = WhisperConfig.from_pretrained(name, revision=revision, token=token)
             encoder, report = super().from_pretrained(
@@ -133,12 +134,3 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
         for layer in self.layers:
             hidden = layer(hidden, mask)
         return zero_after(self.layer_norm(hidden), frame_lengths), frame_lengths
-
-
-def split_revision(source: str | Path) -> tuple[str, str | None]:
-    """A folder stays as it is; a hub name `owner/name@revision` is split at the last `@`."""
-    source = str(source)
-    if Path(source).exists() or "@" not in source:
-        return source, None
-    name, revision = source.rsplit("@", 1)
-    return name, revision

@@ -1,4 +1,4 @@
-"""Whisper and BEATs: padding is neutral, files load or say what does not fit, training leaves no layer out."""
+"""Whisper, BEATs and CED: padding is neutral, files load or say what does not fit, training leaves no layer out."""
 
 from __future__ import annotations
 
@@ -10,21 +10,33 @@ from safetensors.torch import load_file, save_file
 
 from models.audio_encoder import AudioEncoder
 from models.beats import BEATs, BEATsConfig
-from models.whisper import WhisperEncoder, split_revision
+from models.ced import CED, CEDConfig
+from models.whisper import WhisperEncoder
 from tests import tiny
 
-ENCODERS = ["whisper clip", "whisper full", "beats"]
+ENCODERS = ["whisper clip", "whisper full", "beats", "ced", "ced frequency major"]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("encoders")
-    return {"whisper": tiny.write_whisper(folder / "whisper"), "beats": tiny.write_beats(folder / "beats.pt")}
+    torch.manual_seed(0)
+    ced = CED(CEDConfig(embed_dim=32, depth=2, num_heads=2, outputdim=5), head=True)
+    ced.init_bn["1"].running_mean.fill_(-20.0)
+    ced.init_bn["1"].running_var.fill_(400.0)
+    torch.save(ced.state_dict(), folder / "ced.pt")
+    return {
+        "whisper": tiny.write_whisper(folder / "whisper"),
+        "beats": tiny.write_beats(folder / "beats.pt"),
+        "ced": folder / "ced.pt",
+    }
 
 
 def _load(files: dict[str, Path], name: str) -> AudioEncoder:
     if name == "beats":
         return BEATs.from_checkpoint(files["beats"])
+    if name.startswith("ced"):
+        return CED.from_checkpoint(files["ced"], num_heads=2, frequency_major="frequency" in name)
     return WhisperEncoder.from_pretrained(files["whisper"], window=name.split()[1])
 
 
@@ -71,7 +83,7 @@ def test_clips_out_of_range_are_errors(files: dict[str, Path], name: str) -> Non
 
 
 def test_frame_rates_are_those_of_the_frames(files: dict[str, Path]) -> None:
-    for name in ("whisper clip", "beats"):
+    for name in ("whisper clip", "beats", "ced"):
         encoder = _load(files, name)
         assert encoder.frame_count(20 * 16_000) == pytest.approx(20 * encoder.frame_rate_hz, abs=10)
 
@@ -117,14 +129,6 @@ def test_a_whisper_folder_without_encoder_weights_is_an_error(files: dict[str, P
         WhisperEncoder.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="window is 'half'"):
         WhisperEncoder.from_pretrained(files["whisper"], window="half")
-
-
-def test_hub_names_may_hold_a_revision(tmp_path: Path) -> None:
-    assert split_revision("openai/whisper-tiny") == ("openai/whisper-tiny", None)
-    assert split_revision("openai/whisper-tiny@abc123") == ("openai/whisper-tiny", "abc123")
-    folder = tmp_path / "whisper@home"
-    folder.mkdir()
-    assert split_revision(folder) == (str(folder), None)
 
 
 def test_whisper_loads_in_half_precision_and_follows_its_dtype(files: dict[str, Path]) -> None:
@@ -207,3 +211,40 @@ def test_beats_classifier_is_loaded_on_request(files: dict[str, Path], tmp_path:
         BEATs.from_checkpoint(files["beats"], head=True)
     with pytest.raises(ValueError, match="no classifier"):
         BEATs.from_checkpoint(path).class_probabilities(waveforms, lengths)
+
+
+@torch.no_grad()
+def test_ced_folders_name_their_weights_otherwise(files: dict[str, Path], tmp_path: Path) -> None:
+    weights = torch.load(files["ced"], weights_only=True)
+    hub = {
+        name if name.startswith("outputlayer.") else f"encoder.{name.replace('init_bn.1.', 'init_bn.')}": value
+        for name, value in weights.items()
+    }
+    save_file(hub, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"num_heads": 2, "target_length": 1012}')
+    encoder, original = CED.from_checkpoint(tmp_path), _load(files, "ced")
+    waveforms, lengths = _clips(encoder)
+    assert torch.equal(encoder(waveforms, lengths)[0], original(waveforms, lengths)[0])
+
+
+def test_ced_keeps_its_batch_norm_as_it_is(files: dict[str, Path]) -> None:
+    encoder = CED.from_checkpoint(files["ced"], num_heads=2, dtype=torch.bfloat16)
+    assert encoder.init_bn["1"].weight.dtype == torch.float32
+    waveforms, lengths = _clips(encoder)
+    before = encoder.init_bn["1"].running_mean.clone()
+    assert encoder.train()(waveforms, lengths)[0].dtype == torch.bfloat16
+    assert torch.equal(encoder.init_bn["1"].running_mean, before)
+
+
+def test_broken_ced_files_are_errors(files: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "ced.pt"
+    with pytest.raises(ValueError, match=r"cannot read '.*ced\.pt' as a \.pt file, a folder .* or a hub name"):
+        CED.from_checkpoint(path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(ValueError, match="is no CED; expected time_pos_embed"):
+        CED.from_checkpoint(path)
+    weights = torch.load(files["ced"], weights_only=True)
+    del weights["norm.bias"]
+    torch.save(weights, path)
+    with pytest.raises(ValueError, match=r"missing norm\.bias"):
+        CED.from_checkpoint(path)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.features import SAMPLE_RATE, fbank_frames, kaldi_fbank, log_mel, log_mel_frames
+from models.features import (
+    SAMPLE_RATE,
+    decibel_frames,
+    decibel_spectrogram,
+    fbank_frames,
+    kaldi_fbank,
+    log_mel,
+    log_mel_frames,
+)
 
 LENGTHS = torch.tensor([400, 801, 2800, 5000, 8000, 16_000, 31_999, 48_000])
 
@@ -37,6 +45,15 @@ def test_fbank_in_a_batch_is_fbank_alone(waveforms: torch.Tensor) -> None:
         assert len(alone) == fbank_frames(samples)
         torch.testing.assert_close(features[row, : len(alone)], alone, atol=1e-5, rtol=0)
         assert not features[row, len(alone) :].any()
+
+
+def test_decibels_in_a_batch_are_decibels_alone(waveforms: torch.Tensor) -> None:
+    features = decibel_spectrogram(waveforms, LENGTHS)
+    for row, samples in enumerate(LENGTHS.tolist()):
+        alone = decibel_spectrogram(waveforms[row : row + 1, :samples], LENGTHS[[row]])[0]
+        assert alone.shape[-1] == decibel_frames(samples)
+        torch.testing.assert_close(features[row, :, : alone.shape[-1]], alone, atol=1e-3, rtol=0)
+        assert not features[row, :, alone.shape[-1] :].any()
 
 
 def test_the_floor_is_eight_decades_below_the_clips_own_maximum(waveforms: torch.Tensor) -> None:

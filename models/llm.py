@@ -127,7 +127,7 @@ class LanguageModel(nn.Module):
 
     def add_lora(self, *, rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> None:
         """Put trainable low-rank float32 layers beside the linear layers of these names in every block."""
-        linears = {name.rsplit(".", 1)[-1] for name, module in self._blocks.named_modules() if _is_linear(module)}
+        linears = {name.rsplit(".", 1)[-1] for name, module in self._decoder.named_modules() if _is_linear(module)}
         unknown = sorted(set(target_modules) - linears)
         if unknown or not target_modules:
             raise ValueError(
@@ -213,10 +213,6 @@ class LanguageModel(nn.Module):
     def _decoder(self) -> nn.Module:
         """The library's transformer without its output head."""
         return self.model.get_decoder()
-
-    @property
-    def _blocks(self) -> nn.Module:
-        return self._decoder.layers
 
     def _attention_masks(self, slots: Tensor, valid: Tensor) -> Tensor | dict[str, Tensor]:
         """Masks `[B, 1, L, S]` for queries in `slots` `[B, L]` over keys whose slots are `valid` `[B, S]`.

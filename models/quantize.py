@@ -7,6 +7,7 @@ faster than unquantised weights. The table says so, `resolve_backend` checks it 
 
 import hashlib
 import importlib.util
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,10 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from configs.schema import ModelConfig
+
+# On CPUs with AVX512-BF16 bitsandbytes says, when it is imported, that it found no package for the very kernel that
+# `make_trainable` keeps it from using.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,16 +164,19 @@ def make_trainable(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        if type(module).__name__ == "Linear8bitLt":
+            # It warns on every call that it computes in float16; `kernel_report` says so once.
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> layer, for every layer whose weights are held in fewer bits."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if getattr(getattr(module, "weight", None), "quant_state", None) is not None
-        or type(getattr(module, "weight", None)).__name__ == "Int8Params"
-    }
+    """Name -> layer, for every layer whose weights are held in fewer bits; the same names with LoRA as without."""
+    layers = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")  # its own, not the one that a LoRA wrapper shows of its base layer
+        if getattr(weight, "quant_state", None) is not None or type(weight).__name__ == "Int8Params":
+            layers[name.removesuffix(".base_layer")] = module
+    return layers
 
 
 def kernel_report(model: PreTrainedModel, backend: Backend, device: torch.device, dtype: torch.dtype) -> str:
@@ -182,9 +190,11 @@ def kernel_report(model: PreTrainedModel, backend: Backend, device: torch.device
 
 
 def _kernel_of(layer: nn.Module, device: torch.device) -> str:
-    kind = f"bitsandbytes {getattr(layer, 'base_layer', layer).__class__.__name__}"
+    kind = f"bitsandbytes {type(layer).__name__}"
     if device.type == "cpu" and "4bit" in kind:
         return f"{kind} (dequantise, then torch matmul)"
+    if "8bit" in kind:
+        return f"{kind} (activations rounded from float16)"
     return kind
 
 

@@ -1,0 +1,270 @@
+"""Decoding: the library's own hypotheses, the same alone and in a batch; stops, penalties, streaming, the cache."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from models.decoding import GenerateOptions, KeyValueCache, decode_step, generate, prefill, stream
+from models.llm import Assembled, LanguageModel
+from models.text import TextProcessor
+from tests import tiny
+
+LENGTHS = (3, 37, 17, 26)  # beyond Gemma's window of 16 tokens, and below it
+ENDS = (2, 9, 21, 33, 47, 60, 71, 88, 93)  # several, so that a random model does end some answers
+NEW_TOKENS = 20
+
+
+@pytest.fixture(scope="module", params=tiny.LLM_FAMILIES)
+def family(request, tmp_path_factory):
+    folder = tiny.write_llm(tmp_path_factory.mktemp(request.param) / "llm", family=request.param)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    return llm, TextProcessor(AutoTokenizer.from_pretrained(folder), end_sym="</s>", extra_eos_ids=ENDS)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tiny.write_llm(tmp_path_factory.mktemp("llama") / "llm")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    return llm, AutoTokenizer.from_pretrained(folder)
+
+
+def prompts(llm, lengths=LENGTHS, seed=0):
+    """Random prompts of these lengths, right-padded; the padding is junk, which must not matter."""
+    generator = torch.Generator().manual_seed(seed)
+    longest = max(lengths)
+    ids = torch.randint(100, 300, (len(lengths), longest), generator=generator)
+    positions = torch.arange(longest).expand(len(lengths), -1)
+    with torch.no_grad():
+        return Assembled(llm.embed(ids), positions < torch.tensor(lengths)[:, None], positions)
+
+
+def row_of(assembled, row):
+    length = int(assembled.lengths[row])
+    cut = slice(row, row + 1), slice(0, length)
+    return Assembled(assembled.embeds[cut], assembled.mask[cut], assembled.positions[cut])
+
+
+def of_library(llm, assembled, row, **options):
+    """Token ids that transformers' `generate` gives for one row alone."""
+    alone = row_of(assembled, row)
+    ids = llm.model.generate(
+        inputs_embeds=alone.embeds,
+        attention_mask=alone.mask.long(),
+        eos_token_id=sorted(ENDS),
+        pad_token_id=3,
+        bos_token_id=1,
+        top_k=0,
+        max_new_tokens=NEW_TOKENS,
+        **{"do_sample": False, **options},
+    )[0].tolist()
+    end = next((index for index, token in enumerate(ids) if token in ENDS), len(ids) - 1)
+    return ids[: end + 1]
+
+
+SEARCHES = {
+    "greedy": {"num_beams": 1},
+    "beams": {"num_beams": 4},
+}
+VARIANTS = {
+    "beams, long": {"num_beams": 4, "length_penalty": 2.0},
+    "beams, short": {"num_beams": 3, "length_penalty": -1.0},
+    "greedy, penalty": {"num_beams": 1, "repetition_penalty": 1.7},
+    "beams, penalty": {"num_beams": 2, "repetition_penalty": 1.7},
+}
+
+
+def assert_same_as_library(llm, text, search):
+    assembled = prompts(llm)
+    options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=0, **search)
+    batch = generate(llm, assembled, text, options)
+    for row in range(len(LENGTHS)):
+        expected = of_library(llm, assembled, row, **search)
+        assert batch[row].tokens == expected, row
+        (alone,) = generate(llm, row_of(assembled, row), text, options)
+        assert (alone.tokens, alone.text, alone.stop_reason) == (expected, batch[row].text, batch[row].stop_reason)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_tokens_are_those_of_the_library_alone_and_in_a_batch(family, search):
+    assert_same_as_library(*family, SEARCHES[search])
+
+
+@pytest.mark.parametrize("search", VARIANTS)
+def test_penalties_are_those_of_the_library(llama, search):
+    llm, tokenizer = llama
+    assert_same_as_library(llm, TextProcessor(tokenizer, extra_eos_ids=ENDS), VARIANTS[search])
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_least_length_forbids_an_early_end(llama, search):
+    llm, tokenizer = llama
+    text = TextProcessor(tokenizer, extra_eos_ids=ENDS)
+    assembled = prompts(llm, seed=4)
+    options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=12, **SEARCHES[search])
+    for row, generation in enumerate(generate(llm, assembled, text, options)):
+        assert generation.tokens == of_library(llm, assembled, row, min_new_tokens=12, **SEARCHES[search])
+        assert len(generation.tokens) > 12
+
+
+def test_prefill_and_steps_give_the_logits_of_the_full_pass(family):
+    llm, _ = family
+    assembled = prompts(llm)
+    more = torch.randint(100, 300, (20, len(LENGTHS)), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        cache = KeyValueCache(len(LENGTHS), max(LENGTHS) + len(more), llm.device)
+        stepped = [prefill(llm, assembled, cache), *(decode_step(llm, ids, cache) for ids in more)]
+        for row, length in enumerate(LENGTHS):
+            alone = row_of(assembled, row)
+            embeds = torch.cat([alone.embeds, llm.embed(more[:, row])[None]], dim=1)
+            positions = torch.arange(embeds.shape[1])[None]
+            full = llm.logits(llm(embeds, torch.ones_like(positions, dtype=torch.bool), positions))[0, length - 1 :]
+            got = torch.stack([logits[row] for logits in stepped])
+            torch.testing.assert_close(got, full, atol=1e-4, rtol=0)
+
+
+def test_training_pass_ignores_neighbours_and_padding(family):
+    llm, _ = family
+    assembled = prompts(llm)
+    with torch.no_grad():
+        batch = llm.logits(llm(assembled.embeds, assembled.mask, assembled.positions))
+        for row, length in enumerate(LENGTHS):
+            alone = row_of(assembled, row)
+            single = llm.logits(llm(alone.embeds, alone.mask, alone.positions))[0]
+            torch.testing.assert_close(batch[row, :length], single, atol=1e-4, rtol=0)
+            ids_pass = llm.model(inputs_embeds=alone.embeds, attention_mask=alone.mask.long(), use_cache=False).logits
+            torch.testing.assert_close(single, ids_pass[0].float(), atol=1e-4, rtol=0)
+
+
+def test_log_probabilities_are_the_models_own(llama):
+    llm, tokenizer = llama
+    text = TextProcessor(tokenizer, extra_eos_ids=ENDS)
+    assembled = prompts(llm)
+    for beams in (1, 4):
+        options = GenerateOptions(max_new_tokens=8, num_beams=beams, repetition_penalty=1.3)
+        for row, generation in enumerate(generate(llm, assembled, text, options)):
+            alone = row_of(assembled, row)
+            ids = torch.tensor(generation.tokens)
+            with torch.no_grad():
+                embeds = torch.cat([alone.embeds, llm.embed(ids)[None]], dim=1)
+                positions = torch.arange(embeds.shape[1])[None]
+                logits = llm.logits(llm(embeds, torch.ones_like(positions, dtype=torch.bool), positions))[0]
+            expected = logits[alone.embeds.shape[1] - 1 : -1].log_softmax(-1).gather(1, ids[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(generation.logprobs), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_stop_string_ends_a_row_and_is_not_shown(llama, beams):
+    llm, tokenizer = llama
+    free = TextProcessor(tokenizer)
+    assembled = prompts(llm)
+    options = GenerateOptions(max_new_tokens=NEW_TOKENS, num_beams=beams, length_penalty=-3.0)
+    whole = generate(llm, assembled, free, options)[1].text
+    stop = whole[len(whole) // 2 :][:3]
+    text = TextProcessor(tokenizer, stop_strings=(stop,))
+    results = generate(llm, assembled, text, options)
+    stopped = [result for result in results if result.stop_reason == "stop_string"]
+    assert stopped
+    assert all(stop not in result.text for result in results)
+    assert all(stop in text.decode_raw(result.tokens) for result in stopped)
+    assert all(stop not in text.decode_raw(result.tokens[:-1]) for result in stopped)
+    if beams == 1:
+        assert results[1].text == whole[: whole.index(stop)].strip()
+
+
+def test_sampling_follows_its_seed(llama):
+    llm, tokenizer = llama
+    text = TextProcessor(tokenizer)
+    assembled = prompts(llm)
+
+    def sample(seed, **options):
+        settings = GenerateOptions(max_new_tokens=12, do_sample=True, seed=seed, **{"num_beams": 1, **options})
+        return [result.tokens for result in generate(llm, assembled, text, settings)]
+
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+    assert sample(1, num_beams=3) == sample(1, num_beams=3)
+    greedy = [
+        result.tokens for result in generate(llm, assembled, text, GenerateOptions(max_new_tokens=12, num_beams=1))
+    ]
+    assert sample(5, top_k=1) == greedy
+    assert sample(5, top_p=1e-6) == greedy
+    assert sample(5, temperature=1e-4) == greedy
+
+
+def test_sampling_filters_are_those_of_the_library(llama):
+    from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    from models.steps import process_scores
+
+    scores = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 3
+    options = GenerateOptions(do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_length=0)
+    expected = scores
+    for warper in (TemperatureLogitsWarper(0.7), TopKLogitsWarper(20), TopPLogitsWarper(0.8)):
+        expected = warper(None, expected)
+    history = torch.empty(4, 0, dtype=torch.long)
+    torch.testing.assert_close(process_scores(scores, history, frozenset(), options), expected)
+
+
+def test_streamed_pieces_join_to_the_generated_text(llama):
+    llm, tokenizer = llama
+    assembled = prompts(llm)
+    options = GenerateOptions(max_new_tokens=NEW_TOKENS, num_beams=1)
+    whole = generate(llm, row_of(assembled, 1), TextProcessor(tokenizer), options)[0].text
+    for stops in ((), (whole[10:14],)):
+        text = TextProcessor(tokenizer, extra_eos_ids=ENDS, stop_strings=stops)
+        for row in range(len(LENGTHS)):
+            pieces = list(stream(llm, row_of(assembled, row), text, options))
+            assert "".join(pieces) == generate(llm, row_of(assembled, row), text, options)[0].text
+            assert all(piece for piece in pieces)
+
+
+def test_streaming_never_shows_half_a_character_or_a_stop_string():
+    from models.decoding import _settled
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    tokenizer.add_special_tokens(["<eos>"])
+    text = TextProcessor(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"), end_sym="</s>")
+    assert text.stop_strings == ("</s>",)
+    tokens = text.tokenizer.encode("wörter 鮭 < ok</s>")  # a token is a byte here
+    shown = [_settled(text, tokens[: index + 1]) for index in range(len(tokens))]
+    assert shown[-1] == "wörter 鮭 < ok"
+    assert not any("\ufffd" in piece or "</" in piece for piece in shown)
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
+    bracket = next(index for index in range(len(tokens)) if text.decode_raw(tokens[: index + 1]).endswith("<"))
+    assert shown[bracket] == "wörter 鮭"  # what follows may make it a stop string
+    assert shown[bracket + 1] == "wörter 鮭 <"
+
+
+def test_streaming_beams_is_refused(llama):
+    llm, tokenizer = llama
+    with pytest.raises(ValueError, match="num_beams=1"):
+        next(stream(llm, prompts(llm), TextProcessor(tokenizer), GenerateOptions(num_beams=4)))
+
+
+def test_one_new_token_and_no_rows(llama):
+    llm, tokenizer = llama
+    text = TextProcessor(tokenizer)
+    for beams in (1, 4):
+        (result,) = generate(llm, prompts(llm, (5,)), text, GenerateOptions(max_new_tokens=1, num_beams=beams))
+        assert len(result.tokens) == 1
+        empty = Assembled(
+            torch.empty(0, 0, 32), torch.empty(0, 0, dtype=torch.bool), torch.empty(0, 0, dtype=torch.long)
+        )
+        assert generate(llm, empty, text, GenerateOptions(num_beams=beams)) == []
+
+
+@pytest.mark.parametrize("wrong", [{"num_beams": 0}, {"max_new_tokens": 0}, {"temperature": 0.0}, {"top_p": 0.0}])
+def test_impossible_options_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        GenerateOptions(**wrong, do_sample=True)

@@ -1,0 +1,166 @@
+"""Tokenizer, template, BOS, end symbol and stop strings."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from models.text import TextProcessor, load_tokenizer, split_revision
+from tests import tiny
+
+PROMPT = "<Speech><SpeechHere></Speech> Write down what is said."
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny.write_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def without_bos(tmp_path):
+    tiny.write_tokenizer(tmp_path, bos=False)
+    return AutoTokenizer.from_pretrained(tmp_path)
+
+
+def test_pieces_are_tokenised_apart_with_one_bos(tokenizer):
+    text = TextProcessor(tokenizer, prompt_template="USER: {}\nASSISTANT:")
+    batch = text.batch([PROMPT])
+    assert batch.before[0].tolist() == [1, *tokenizer.encode("USER: <Speech>", add_special_tokens=False)]
+    after = "</Speech> Write down what is said.\nASSISTANT:"
+    assert batch.after[0].tolist() == tokenizer.encode(after, add_special_tokens=False)
+    assert batch.targets is None and batch.target_tokens == 0 and len(batch) == 1
+
+
+def test_empty_template_leaves_the_prompt(tokenizer):
+    text = TextProcessor(tokenizer)
+    assert text.in_template(PROMPT) == PROMPT
+    assert text.batch(["<SpeechHere>"]).before[0].tolist() == [1]
+    assert text.batch(["<SpeechHere>"]).after[0].tolist() == []
+
+
+def test_template_may_place_the_audio_after_the_instruction(tokenizer):
+    text = TextProcessor(tokenizer, prompt_template="USER: {} <Speech><SpeechHere></Speech>\nASSISTANT:")
+    expected = "USER: Write down what is said. <Speech><SpeechHere></Speech>\nASSISTANT:"
+    assert text.in_template(PROMPT) == expected
+
+
+@pytest.mark.parametrize("prompt", ["no audio here", "<SpeechHere> and <SpeechHere>"])
+def test_prompt_needs_exactly_one_placeholder(tokenizer, prompt):
+    with pytest.raises(ValueError, match="expected exactly one"):
+        TextProcessor(tokenizer, prompt_template="USER: {}").batch([prompt])
+
+
+@pytest.mark.parametrize("template", ["no place", "{} and {}", "{} <SpeechHere> <SpeechHere>"])
+def test_broken_template_is_refused(tokenizer, template):
+    with pytest.raises(ValueError, match="prompt_template"):
+        TextProcessor(tokenizer, prompt_template=template)
+
+
+def test_targets_keep_the_end_symbol_whatever_the_limit(tokenizer):
+    text = TextProcessor(tokenizer, max_txt_len=6)
+    (short, long, empty) = text.batch([PROMPT] * 3, ["one two", "one two three " * 20, ""]).targets
+    assert short.tolist() == [*tokenizer.encode("one two", add_special_tokens=False), 2]
+    assert len(long) == 6 and long[-1] == 2
+    assert empty.tolist() == [2]
+    assert text.batch([PROMPT] * 2, ["one", ""]).target_tokens == 3
+
+
+def test_end_symbol_of_several_tokens_is_a_target_and_a_stop_string(tokenizer):
+    text = TextProcessor(tokenizer, end_sym="[end]", max_txt_len=8)
+    end = tokenizer.encode("[end]", add_special_tokens=False)
+    assert len(end) > 1
+    assert text.stop_strings == ("[end]",)
+    assert text.eos_ids == {2}
+    for answer in ("one", "one two three four five six seven"):
+        target = text.batch([PROMPT], [answer]).targets[0].tolist()
+        assert target[-len(end) :] == end and len(target) <= 8
+    assert text.decode([*tokenizer.encode(" red fish"), *end, 40, 41]) == "red fish"
+    with pytest.raises(ValueError, match="max_txt_len"):
+        TextProcessor(tokenizer, end_sym="[end]", max_txt_len=len(end))
+
+
+def test_all_declared_ends_count(tokenizer, tmp_path):
+    folder = tiny.write_llm(tmp_path / "llm")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 17, 19]}))
+
+    class Config:
+        llama_path, token, prompt_template, end_sym = str(folder), None, "USER: {}", "</s>"
+        bos_token, stop_strings, max_txt_len = None, ("\n\n",), 50
+
+    text = TextProcessor.from_config(Config)
+    assert text.eos_ids == {2, 17, 19}
+    assert text.stop_strings == ("\n\n",)
+    assert text.decode([*tokenizer.encode(" red fish"), 19, 40]) == "red fish"
+
+
+def test_bos_is_the_configured_one_or_the_tokenizers_or_none(tokenizer, tmp_path):
+    assert TextProcessor(tokenizer).bos_ids == (1,)
+    assert TextProcessor(tokenizer, bos_token="<unk>").bos_ids == (0,)
+    assert TextProcessor(tokenizer, bos_token="").bos_ids == ()
+    bare = without_bos(tmp_path)
+    assert TextProcessor(bare).bos_ids == ()
+    assert TextProcessor(bare).batch([PROMPT]).before[0].tolist() == bare.encode("<Speech>")
+    with pytest.raises(ValueError, match="bos_token"):
+        TextProcessor(tokenizer, bos_token="not one token")
+
+
+def test_decoding_loses_every_special_token(tokenizer):
+    text = TextProcessor(tokenizer)
+    assert text.decode([1, 3, *tokenizer.encode(" red fish"), 0, 3, 2, 50, 60]) == "red fish"
+    assert text.decode(torch.tensor([2, 50])) == ""
+    assert text.decode([]) == ""
+
+
+def test_padding_does_not_enlarge_the_vocabulary(tokenizer):
+    assert TextProcessor(tokenizer).pad_id == 3
+    tokenizer = pickle.loads(pickle.dumps(tokenizer))
+    tokenizer.pad_token = None
+    before = len(tokenizer)
+    assert TextProcessor(tokenizer).pad_id == 2
+    assert len(tokenizer) == before
+
+
+def test_something_must_end_an_answer(tokenizer):
+    tokenizer = pickle.loads(pickle.dumps(tokenizer))
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="end_sym"):
+        TextProcessor(tokenizer, end_sym="")
+
+
+def test_custom_vocabulary_survives_a_config_of_another_family(tmp_path):
+    folder = tiny.write_llm(tmp_path / "qwen", family="qwen2", bos=False)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "Qwen2Tokenizer"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    own = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    loaded = load_tokenizer(str(folder))
+    sentence = "USER: Write down what is said. seven fish"
+    assert loaded.encode(sentence, add_special_tokens=False) == own.encode(sentence, add_special_tokens=False)
+    assert loaded.eos_token_id == 2 and loaded.bos_token_id is None
+    assert loaded.decode(loaded.encode(sentence)) == sentence
+
+
+def test_missing_tokenizer_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match=r"llama_path.*nowhere"):
+        load_tokenizer(str(tmp_path / "nowhere"))
+
+
+def test_revision_of_a_hub_name(tmp_path):
+    assert split_revision("org/model@v2") == ("org/model", "v2")
+    assert split_revision("org/model") == ("org/model", None)
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    assert split_revision(str(folder)) == (str(folder), None)
+
+
+def test_unequal_counts_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="2 prompts but 1 texts"):
+        TextProcessor(tokenizer).batch([PROMPT] * 2, ["one"])
+
+
+def test_processor_travels_to_loader_workers(tokenizer):
+    text = pickle.loads(pickle.dumps(TextProcessor(tokenizer, stop_strings=("#",))))
+    assert text.batch([PROMPT], ["one"]).target_tokens == 2

@@ -130,7 +130,14 @@ def _file_marks(path: object) -> list[list[object]]:
 
 
 def evaluate_mode(
-    model: SALMONN, config: Config, mode: str, processes: Processes, *, swapped: bool = False, scoring: bool = True
+    model: SALMONN,
+    config: Config,
+    mode: str,
+    processes: Processes,
+    *,
+    swapped: bool = False,
+    scoring: bool = True,
+    java: bool = True,
 ) -> dict[str, object] | None:
     """Evaluate one mode and write its three files; returns the content of scores.json (None but in process 0)."""
     config.require_paths("model.test_prompt_path")
@@ -158,6 +165,7 @@ def evaluate_mode(
         spoken_by=annotations,
         frames=frames_from_cache(model, config),
         scoring=scoring,
+        java=java,
         progress=folder.name,
     )
     if not processes.is_main:
@@ -245,6 +253,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip_scoring", "--skip-scoring", action="store_true", help="with --task: submission_TASK")
     parser.add_argument("--ckpt", metavar="FOLDER", help="adapter to evaluate, over model.ckpt")
     parser.add_argument("--swap-audio", action="store_true", help="give every clip another one's audio: <mode>_swapped")
+    parser.add_argument(
+        "--no-java", action="store_true", help="leave out METEOR and SPICE, whose programs take seconds"
+    )
     parser.add_argument("--device", help="over run.device")
     arguments = parser.parse_args(argv)
     if arguments.task and arguments.mode:
@@ -295,8 +306,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.manual_seed(config.run.seed)  # an untrained connector is the same one every time, in every process
         model = build_model(config.model, device=device)
         for mode in modes:
-            scoring = not arguments.skip_scoring
-            evaluate_mode(model, config, mode, processes, swapped=arguments.swap_audio, scoring=scoring)
+            evaluate_mode(
+                model,
+                config,
+                mode,
+                processes,
+                swapped=arguments.swap_audio,
+                scoring=not arguments.skip_scoring,
+                java=not arguments.no_java,
+            )
         return 0
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,13 +6,15 @@
 
 Beside the trained model's scores stand those of the same model with the clips swapped among each other, and those of an
 untrained connector: a model that only guesses what texts look like scores alike in all three. Scores are fractions: a
-WER of 0.05 is 5 %. Writes `outputs/<recipe>/summary.json`.
+WER of 0.05 is 5 %. Writes `outputs/<recipe>/summary.json` (`outputs/<recipe>-short/` for a short run). Every run starts
+afresh: what an earlier one left in its stages' and evaluations' folders is deleted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +27,8 @@ import train
 from data import demo as corpus
 from evaluate_efficiency import format_table
 
-TASKS = {"asr": ("valid_asr", "wer"), "aac": ("valid_aac", "cider_d")}
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = {"asr": ("submission_asr", "wer"), "aac": ("submission_aac", "cider_d")}
 """Task -> the evaluation's mode and the figure that is shown."""
 VARIANTS = {"": "trained", "_swapped": "audio swapped between clips", "_untrained": "untrained connector"}
 
@@ -36,21 +39,17 @@ class Recipe:
 
     name: str
     stages: tuple[str, ...]
-    corpus: str | None = None
-    """Folder that the synthetic corpus is written to; None where the recordings are given."""
+    synthetic: bool = False
+    """Whether the corpus is made here; else the recordings are given."""
     short: tuple[str, ...] = ()
     """Overrides for a run of a few steps."""
-
-    @property
-    def output(self) -> Path:
-        return Path("outputs") / self.name
 
 
 RECIPES = {
     "demo": Recipe(
         name="demo",
         stages=("configs/demo/stage1.yaml", "configs/demo/stage2.yaml"),
-        corpus="outputs/demo/corpus",
+        synthetic=True,
         short=(
             "run.epoch_based=false",
             "run.iters_per_epoch=12",
@@ -94,12 +93,21 @@ class Run:
         return self.output / Path(config).stem
 
     def options(self, *more: str) -> list[str]:
-        return ["--options", *self.overrides, *more]
+        chosen = [*self.overrides, *more]
+        return ["--options", *chosen] if chosen else []
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_corpus(run: Run) -> None:
     """Write the synthetic corpus, where the recipe has one."""
-    if run.recipe.corpus is not None:
+    if run.recipe.synthetic:
         arguments = ["--out", str(run.output / "corpus"), *(["--small"] if run.short else [])]
         run.step("corpus", lambda: corpus.main(arguments))
 
@@ -122,27 +130,37 @@ def train_stages(run: Run) -> Path:
     return adapter
 
 
-def evaluate_task(run: Run, task: str, variant: str, adapter: Path) -> None:
-    """Score one task: the trained model, the same with swapped audio, or with an untrained connector."""
-    mode, metric = TASKS[task]
-    output = run.output / "evaluation" / (variant.lstrip("_") or "trained")
-    arguments = ["--cfg-path", run.recipe.stages[-1], "--mode", mode]
+def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
+    """Score every task: by the trained model, by the same with swapped audio, or by an untrained connector."""
+    output = run.output / "untrained" if variant == "_untrained" else run.output
+    arguments = ["--cfg-path", run.recipe.stages[-1]]
     if variant == "_swapped":
         arguments.append("--swap-audio")
-    ckpt = "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}"
-    arguments += run.options(f"run.output_dir={output}", ckpt)
-    run.step(f"evaluation, {task}, {VARIANTS[variant]}", lambda: evaluate.main(arguments))
-    folder = output / "eval" / mode
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    run.scores[task][metric + variant] = scores["scores"][metric]
-    if not variant:
-        run.files[f"{task}: submission.csv, predictions.jsonl, scores.json"] = folder
+    if variant or run.short:
+        arguments.append("--no-java")  # METEOR is for the model's own scores
+    arguments += run.options(
+        f"run.output_dir={output}", "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}"
+    )
+    run.step(f"evaluation, {VARIANTS[variant]}", lambda: evaluate.main(arguments))
+    for task, (mode, metric) in TASKS.items():
+        folder = output / "eval" / (f"{mode}_swapped" if variant == "_swapped" else mode)
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        run.scores[task][metric + variant] = scores["scores"][metric]
+        if not variant:
+            run.files[f"{task}: submission.csv, predictions.jsonl, scores.json"] = folder
 
 
 def measure_efficiency(run: Run, adapter: Path) -> None:
     """Efficiency, in a process of its own: on CPU, memory is that of the whole process."""
     report = run.output / "efficiency.json"
-    command = [sys.executable, "evaluate_efficiency.py", "--cfg-path", run.recipe.stages[-1], "--out", str(report)]
+    command = [
+        sys.executable,
+        str(ROOT / "evaluate_efficiency.py"),
+        "--cfg-path",
+        run.recipe.stages[-1],
+        "--out",
+        str(report),
+    ]
     command += ["--ckpt", str(adapter)]
     if run.short:
         command += ["--iterations", "2", "--warmup", "1", "--decode-steps", "8"]
@@ -209,18 +227,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     start = time.monotonic()
     recipe = RECIPES[arguments.recipe]
-    run = Run(
-        recipe=recipe,
-        output=Path(arguments.output) if arguments.output else recipe.output,
-        overrides=(*([f"datasets.prefix={arguments.prefix}"] if arguments.prefix else []), *arguments.options),
-        short=arguments.short,
-    )
+    output = Path(arguments.output or f"outputs/{recipe.name}{'-short' if arguments.short else ''}")
+    prefix = output / "corpus" if recipe.synthetic else arguments.prefix
+    overrides = [f"datasets.prefix={prefix}"] if prefix else []
+    run = Run(recipe=recipe, output=output, overrides=(*overrides, *arguments.options), short=arguments.short)
     run.output.mkdir(parents=True, exist_ok=True)
+    for stale in ("eval", "untrained", "summary.json", *(Path(config).stem for config in recipe.stages)):
+        remove(run.output / stale)
     make_corpus(run)
     adapter = train_stages(run)
     for variant in VARIANTS:
-        for task in TASKS:
-            evaluate_task(run, task, variant, adapter)
+        evaluate_variant(run, variant, adapter)
     measure_efficiency(run, adapter)
     seconds = time.monotonic() - start
     write_summary(run, seconds)

@@ -1,0 +1,61 @@
+"""The demo's driver on a tiny project: every step runs, the summary has its keys, and the table shows them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import TinyProject
+from tools import demo
+
+
+@pytest.mark.slow
+def test_whole_path_on_a_tiny_project(
+    tiny_project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = tiny_project.config.with_name("second.yaml")
+    shutil.copy(tiny_project.config, second)
+    recipe = demo.Recipe(name="tiny", stages=(str(tiny_project.config), str(second)))
+    monkeypatch.setitem(demo.RECIPES, "tiny", recipe)
+    output = tmp_path / "out"
+    stale = output / "tiny" / "checkpoint_000001"
+    stale.mkdir(parents=True)  # of an earlier run: a demo starts afresh
+    monkeypatch.chdir(demo.ROOT)
+
+    assert demo.main(["--recipe", "tiny", "--short", "--output", str(output)]) == 0
+
+    summary = json.loads((output / "summary.json").read_text())
+    assert set(summary["asr"]) == {"wer", "wer_swapped", "wer_untrained"}
+    assert set(summary["aac"]) == {"cider_d", "cider_d_swapped", "cider_d_untrained"}
+    assert all(isinstance(value, float) for task in ("asr", "aac") for value in summary[task].values())
+    assert {"ttft_s", "tpot_s", "peak_gib"} <= set(summary["efficiency"])
+    assert 0 < sum(summary["seconds_by_step"].values()) <= summary["seconds"] + 1
+    for place in summary["files"].values():
+        assert Path(place).exists(), place
+    assert not stale.exists()
+    assert (output / "eval" / "submission_asr" / "submission.csv").is_file()
+    printed = capsys.readouterr().out
+    assert printed.index("| figure") < printed.index("summary.json")
+    assert str(output / "second") in printed
+
+
+def test_a_failing_step_ends_the_run(tmp_path: Path) -> None:
+    run = demo.Run(recipe=demo.RECIPES["demo"], output=tmp_path, overrides=(), short=True)
+    with pytest.raises(SystemExit, match=r"corpus.*status 3"):
+        run.step("corpus", lambda: 3)
+
+
+def test_real_recordings_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        demo.main(["--recipe", "real"])
+    assert "--prefix" in capsys.readouterr().err
+
+
+def test_missing_figures_are_shown_as_missing(tmp_path: Path) -> None:
+    run = demo.Run(recipe=demo.RECIPES["demo"], output=tmp_path, overrides=(), short=False)
+    run.scores["asr"] = {"wer": 0.03125, "wer_swapped": None}
+    line = next(line for line in demo.table(run).splitlines() if "WER" in line)
+    assert "0.0312" in line and line.count("–") == 2

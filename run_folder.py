@@ -1,0 +1,245 @@
+"""A run's folder: whole checkpoints, the pointers `last` and `best`, and what a run needs to go on exactly.
+
+    <output_dir>/
+        checkpoint_000300/      adapter.safetensors, config.yaml, metrics.json
+            trainer_state/      progress.json, optimizer.pt, rng.pt
+        last -> checkpoint_000300
+        best -> checkpoint_000200
+        log.jsonl, loss.png, quarantine.jsonl
+
+A checkpoint appears under its name only when all of it is on disk; a folder under another name is debris of a killed
+save and is never read. So the newest `checkpoint_*` is always whole, whatever the pointers say.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+STATE_FOLDER = "trainer_state"
+_CHECKPOINT = re.compile(r"checkpoint_(\d+)")
+
+
+class RunFolderError(ValueError):
+    """A run's folder cannot be used as asked."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run is: everything of its state that is neither a tensor nor a random generator."""
+
+    step: int = 0
+    """Optimiser steps (accumulation windows) so far, skipped ones included."""
+    iteration: int = 0
+    """Batches a rank so far; the learning rate counts these."""
+    validated_epochs: int = 0
+    sampler: dict = field(default_factory=dict)
+    """The sampler's state: global samples consumed."""
+    nonfinite_steps: int = 0
+    """Steps skipped because loss or gradients were not finite."""
+    nonfinite_in_a_row: int = 0
+    overflow_steps: int = 0
+    """fp16 steps skipped while the loss scale was being lowered: ordinary."""
+    clips: int = 0
+    """Clips trained on, over all ranks."""
+    target_tokens: int = 0
+    seconds: float = 0.0
+    """Wall-clock time of training and validation, over all restarts."""
+    interval_loss_sum: float = 0.0
+    interval_tokens: int = 0
+    """Loss since the last line of the log."""
+    smooth_loss: float | None = None
+    """Exponential mean of the step losses, as the progress bar shows it."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """(step, training loss), a point each log line."""
+    validations: list[dict] = field(default_factory=list)
+    """{"step", "epoch", "scores"} of each validation."""
+    best: dict | None = None
+    """{"step", "criterion", "value", "checkpoint"} of the best validation so far; higher values are better."""
+    shape: dict = field(default_factory=dict)
+    """What must not change for a resumed run to be the same run: seed, clips, global batch, …"""
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Contents of `trainer_state/`."""
+
+    progress: Progress
+    optimizer: dict
+    scaler: dict | None
+    rng: list[dict]
+    """Random generator states, one a rank."""
+
+    def write(self, folder: Path) -> None:
+        """Write into `folder/trainer_state/`."""
+        target = folder / STATE_FOLDER
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "progress.json").write_text(json.dumps(asdict(self.progress), indent=1), encoding="utf-8")
+        torch.save({"optimizer": self.optimizer, "scaler": self.scaler}, target / "optimizer.pt")
+        torch.save(self.rng, target / "rng.pt")
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "TrainerState":
+        """Read from a checkpoint.
+
+        Raises:
+            RunFolderError: where the checkpoint holds no trainer state, or another version's.
+        """
+        source = checkpoint / STATE_FOLDER
+        try:
+            raw = json.loads((source / "progress.json").read_text(encoding="utf-8"))
+            tensors = torch.load(source / "optimizer.pt", map_location="cpu", weights_only=True)
+            rng = torch.load(source / "rng.pt", map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{checkpoint}: cannot resume, {error.filename} is missing. An adapter alone cannot be resumed; "
+                "start a new run from it with model.ckpt."
+            ) from error
+        unknown = set(raw) - {item.name for item in fields(Progress)}
+        if unknown:
+            raise RunFolderError(
+                f"{source}/progress.json: unknown entries {sorted(unknown)}; another version wrote it."
+            )
+        raw["curve"] = [tuple(point) for point in raw.get("curve", [])]
+        return cls(Progress(**raw), tensors["optimizer"], tensors["scaler"], rng)
+
+
+class RunFolder:
+    """Checkpoints of one run and the pointers to its last and best."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def curve_path(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def quarantine_path(self) -> Path:
+        return self.path / "quarantine.jsonl"
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.path / f"checkpoint_{step:06d}"
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        if not self.path.is_dir():
+            return []
+        found = [
+            (int(match[1]), child)
+            for child in self.path.iterdir()
+            if (match := _CHECKPOINT.fullmatch(child.name)) and (child / STATE_FOLDER).is_dir()
+        ]
+        return [child for _, child in sorted(found)]
+
+    def last(self) -> Path | None:
+        """The newest whole checkpoint: found by its name, since a kill may fall between save and pointer."""
+        checkpoints = self.checkpoints()
+        return checkpoints[-1] if checkpoints else None
+
+    def best(self) -> Path | None:
+        pointer = self.path / "best"
+        return pointer.resolve() if pointer.is_dir() else None
+
+    def point(self, name: str, checkpoint: Path) -> None:
+        """Set the pointer `name` (a relative link) to `checkpoint`, in one rename."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(checkpoint.name, target_is_directory=True)
+        os.replace(temporary, self.path / name)
+
+    def prune(self, keep: int | None) -> None:
+        """Delete all but the `keep` newest checkpoints and the best one (None: keep all)."""
+        if keep is None:
+            return
+        best = self.best()
+        for checkpoint in self.checkpoints()[: -max(keep, 1)]:
+            if best is None or checkpoint.resolve() != best:
+                doomed = checkpoint.with_name(f".deleted_{checkpoint.name}")  # half a checkpoint must not keep its name
+                os.replace(checkpoint, doomed)
+                shutil.rmtree(doomed)
+
+    def sweep(self) -> None:
+        """Delete what killed saves and deletions left behind."""
+        for child in self.path.glob(".*checkpoint_*"):
+            shutil.rmtree(child, ignore_errors=True)
+
+    def cut_log(self, step: int) -> None:
+        """Drop log lines after `step`: the run goes on from there and will write them again."""
+        if not self.log_path.exists():
+            return
+        kept = []
+        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:  # the line a kill cut off; it lies after the checkpoint
+                break
+        temporary = self.log_path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.log_path)
+
+
+def find_resume(argument: str, folder: RunFolder) -> Path | None:
+    """The checkpoint that `--resume` means: "auto" the run's own newest (None where there is none yet), else a path.
+
+    A path may name a checkpoint, a pointer such as `last`, or a run's folder.
+    """
+    if argument == "auto":
+        return folder.last()
+    path = Path(argument)
+    if (path / STATE_FOLDER).is_dir():
+        return path.resolve()
+    newest = RunFolder(path).last()
+    if newest is None:
+        raise RunFolderError(
+            f"--resume {argument}: no checkpoint there. Name a checkpoint folder (it holds {STATE_FOLDER}/), "
+            "a run's folder, or use --resume auto."
+        )
+    return newest
+
+
+def rng_state() -> dict:
+    """State of every random generator that training may draw from; tensors, numbers and tuples only."""
+    version, words, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": (version, torch.from_numpy(words.astype(np.int64)), position, has_gauss, cached),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict) -> None:
+    """Put back what `rng_state` returned."""
+    torch.set_rng_state(state["torch"])
+    version, words, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((version, words.numpy().astype(np.uint32), position, has_gauss, cached))
+    python_version, python_words, gauss = state["python"]
+    random.setstate((python_version, tuple(python_words), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Leave every random generator as it was found: validation and loader start-up must not shift training."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)

@@ -1,0 +1,122 @@
+"""What a run says while it trains: progress bar, log.jsonl, the loss curve, Weights & Biases."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from configs.schema import Config
+
+
+class RunLog:
+    """Log of one run; silent where `active` is False (every rank but the first)."""
+
+    def __init__(self, config: Config, folder: Path, *, total_steps: int, done_steps: int, active: bool = True) -> None:
+        self.folder = folder
+        self.active = active
+        self._bar = tqdm(
+            total=total_steps,
+            initial=done_steps,
+            desc=folder.name,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=not active,
+        )
+        self._wandb = start_wandb(config, folder) if active else None
+
+    def step(self, *, loss: float | None, samples_per_s: float) -> None:
+        """Move the bar by a step; `loss` is the running mean."""
+        shown = {} if loss is None else {"loss": f"{loss:.4f}"}
+        self._bar.set_postfix(shown | {"samples/s": f"{samples_per_s:.1f}"}, refresh=False)
+        self._bar.update()
+
+    def line(self, entry: dict[str, Any]) -> None:
+        """Append one line to log.jsonl; non-finite numbers become null, so that every line is JSON."""
+        if not self.active:
+            return
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({key: _jsonable(value) for key, value in entry.items()}) + "\n")
+        if self._wandb is not None:
+            numbers = {key: value for key, value in entry.items() if isinstance(value, (int, float))}
+            self._wandb.log(numbers, step=entry["step"])
+
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        if self.active:
+            tqdm.write(message)
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+
+def draw_curve(path: Path, training: Sequence[tuple[int, float]], validations: Sequence[dict]) -> None:
+    """Write the loss curve as PNG: training loss, validation loss and, on a second axis, the task scores over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    if training:
+        axes.plot(*zip(*training, strict=True), linewidth=1, label="training loss")
+    names = sorted({name for validation in validations for name in validation["scores"]})
+    scores = None
+    for name in names:
+        points = [(v["step"], v["scores"][name]) for v in validations if v["scores"].get(name) is not None]
+        if not points:
+            continue
+        if name == "loss":
+            axes.plot(*zip(*points, strict=True), marker="o", label="validation loss")
+        else:
+            scores = scores or axes.twinx()
+            scores.plot(*zip(*points, strict=True), marker=".", linestyle="--", linewidth=1, label=name)
+    axes.set(xlabel="step", ylabel="loss per target token")
+    axes.grid(alpha=0.3)
+    if scores is not None:
+        scores.set_ylabel("score")
+        scores.legend(loc="upper right", fontsize="small")
+    if axes.lines:
+        axes.legend(loc="upper left", fontsize="small")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def start_wandb(config: Config, folder: Path) -> Any | None:
+    """A Weights & Biases run where `wandb.mode` is online or offline, else None.
+
+    Raises:
+        ValueError: where it is asked for and the package is not installed.
+    """
+    settings = config.wandb
+    if settings.mode not in ("online", "offline"):
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            f"wandb.mode is {settings.mode}, but the package wandb is not installed: "
+            "pip install wandb, or set wandb.mode to disabled."
+        ) from error
+    return wandb.init(
+        mode=settings.mode,
+        project=settings.project,
+        entity=settings.entity,
+        name=settings.name or folder.name,
+        dir=str(folder),
+        config=config.to_dict(),  # without secrets
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,471 @@
+"""The training loop: windows of batches in, steps, validations and checkpoints out; stops and goes on exactly.
+
+One step takes `run.accum_grad_iters` batches a process. Its loss is the sum over all their target tokens divided by
+the number of those tokens over all processes, which collation has counted before the step begins. So neither the
+split into batches nor the number of processes changes what is learnt, and long answers weigh what they weigh.
+"""
+
+import functools
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+
+from configs.schema import Config
+from dataset import (
+    AudioTextDataset,
+    Batch,
+    BatchLoader,
+    GlobalBatchSampler,
+    Quarantine,
+    build_loader,
+    collate,
+)
+from models.checkpoint import load_adapter, save_adapter
+from models.salmonn import SALMONN
+from run_folder import Progress, RunFolder, RunFolderError, TrainerState, rng_state, set_rng_state
+from run_log import RunLog, draw_curve
+from schedule import build_optimizer, learning_rate
+from training_step import StepResult, TrainingStep, open_cache
+from validation import Interrupted, Validator, criterion, is_better
+
+SMOOTHING = 0.98  # of the running loss in the progress bar
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RANK_SEED_STRIDE = 1_000_003  # processes draw dropout from seeds far apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    total_steps: int
+    last: Path | None
+    """The newest checkpoint."""
+    best: Path | None
+    """The checkpoint with the best validation; None without validation."""
+    scores: dict[str, float | None]
+    """Of the best checkpoint."""
+    stopped_by: signal.Signals | None
+    """The signal that ended it early, else None."""
+
+    @property
+    def adapter(self) -> Path:
+        """What to evaluate, or to start the next stage from: the best checkpoint, or the last without validation."""
+        chosen = self.best or self.last
+        assert chosen is not None, "a run that ended has a checkpoint"
+        return chosen
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Devices, processes and precision of a run: fp16 with loss scaling on CUDA where `run.amp` is set, else fp32.
+
+    Raises:
+        ValueError: where the launcher's number of processes did not come about.
+    """
+    on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not on_cpu and not distributed and ":" in config.run.device:
+        torch.cuda.set_device(torch.device(config.run.device))
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="fp16" if config.run.amp and not on_cpu else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # training changes no buffer
+    )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise ValueError(
+            f"the launcher asked for {asked} processes, but {accelerator.num_processes} came up; "
+            "launch with torchrun --nproc-per-node N train.py …"
+        )
+    return accelerator
+
+
+def prepare_trained_parameters(model: SALMONN, accelerator: Accelerator) -> list[tuple[str, torch.nn.Parameter]]:
+    """Name and parameter of all that is trained; in float32 where a loss scaler will unscale the gradients."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if accelerator.scaler is not None:
+        for _, parameter in trained:
+            parameter.data = parameter.data.float()
+    return trained
+
+
+class Runner:
+    """Trains `model` on `train_data` as `config.run` says, in `folder`."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: SALMONN,
+        train_data: AudioTextDataset,
+        valid_data: AudioTextDataset | None = None,
+        *,
+        accelerator: Accelerator | None = None,
+        resume: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.run = config.run
+        self.model = model
+        self.accelerator = accelerator or make_accelerator(config)
+        self.device = self.accelerator.device
+        self.folder = RunFolder(config.run.output_dir)
+        self.train_data = train_data
+        self.sampler, self.loader = self._make_loader()
+        self.iters_per_epoch = len(self.sampler) if self.run.epoch_based else self.run.iters_per_epoch
+        self.optimizer = build_optimizer(
+            prepare_trained_parameters(model, self.accelerator),
+            init_lr=self.run.optims.init_lr,
+            weight_decay=self.run.optims.weight_decay,
+            beta2=self.run.optims.beta2,
+        )
+        self.progress = Progress(shape=self._shape(), sampler=self.sampler.state_dict())
+        self._rng: dict | None = None
+        if resume is not None:
+            self._restore(resume)
+        self.training_step = TrainingStep(
+            model,
+            self.optimizer,
+            self.accelerator,
+            max_grad_norm=self.run.max_grad_norm,
+            max_nonfinite_steps=self.run.max_nonfinite_steps,
+            cache=open_cache(config.datasets.cache_encoder_outputs, model),
+        )
+        self.training_step.nonfinite_in_a_row = self.progress.nonfinite_in_a_row
+        self.validator = None
+        if valid_data is not None:
+            self.validator = Validator(config, model, valid_data, self.accelerator, self.training_step.frames)
+        self.quarantine = Quarantine(
+            self.folder.quarantine_path if self.accelerator.is_main_process else None,
+            total=len(train_data),
+            max_bad_fraction=config.datasets.max_bad_fraction,
+        )
+        self._stop_signal: signal.Signals | None = None
+        self._interval_clips = 0
+        self._clock = self._interval_clock = time.monotonic()
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.iters_per_epoch / self.run.accum_grad_iters)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.run.optims.max_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self.progress.iteration // self.iters_per_epoch
+
+    def train(self) -> RunResult:
+        """Train to the end, or to a signal; either way the newest checkpoint holds all that was done.
+
+        Raises:
+            NonFiniteError: too many non-finite steps in a row.
+            TooManyBadClips: more clips than `datasets.max_bad_fraction` cannot be read.
+            RunFolderError: a checkpoint cannot be written.
+        """
+        if self.accelerator.is_main_process:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.folder.sweep()
+        self.log = RunLog(
+            self.config,
+            self.folder.path,
+            total_steps=self.total_steps,
+            done_steps=self.progress.step,
+            active=self.accelerator.is_main_process,
+        )
+        self._clock = self._interval_clock = time.monotonic()
+        try:
+            with self._signals_noted():
+                self._train()
+        finally:
+            self.log.close()
+        return self._result()
+
+    def _train(self) -> None:
+        if self._rng is not None:
+            set_rng_state(self._rng)
+        else:
+            set_seed(self.run.seed + RANK_SEED_STRIDE * self.accelerator.process_index)
+        if self._validation_is_due() and not self._finish_epoch():
+            return
+        for window in self._windows():
+            if not self._step(window):  # a signal came, on whichever process
+                self._save()
+                return
+            if self.progress.iteration % self.iters_per_epoch == 0:
+                if not self._finish_epoch():
+                    return
+            elif self.run.checkpoint_every_steps and self.progress.step % self.run.checkpoint_every_steps == 0:
+                self._save()
+
+    def _windows(self) -> Iterator[list[Batch]]:
+        """The batches of each step still to do; the last window of an epoch may hold fewer."""
+        batches = self._batches()
+        while self.epoch < self.run.optims.max_epoch:
+            left = self.iters_per_epoch - self.progress.iteration % self.iters_per_epoch
+            yield [next(batches) for _ in range(min(self.run.accum_grad_iters, left))]
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches of this process without end, pass after pass over the data."""
+        while True:
+            yield from self.loader
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def _step(self, window: list[Batch]) -> bool:
+        """One optimiser step; False where a signal asks to stop, and nothing was done."""
+        tokens, clips, bad, stop = self._sum_over_processes(
+            sum(batch.text_batch.target_tokens for batch in window if len(batch)),
+            sum(len(batch) for batch in window),
+            sum(len(batch.bad) for batch in window),
+            self._stop_signal is not None,
+        )
+        if stop:
+            return False
+        if bad:
+            for clip in gather_object([clip for batch in window for clip in batch.bad]):
+                self.quarantine.add(clip)
+        progress = self.progress
+        rate = self._set_learning_rate(progress.iteration + len(window) - 1)
+        result = self.training_step.take(window, tokens)
+        progress.step += 1
+        progress.iteration += len(window)
+        progress.sampler = self.sampler.advanced(progress.sampler, len(window))
+        progress.clips += clips
+        progress.target_tokens += tokens
+        progress.nonfinite_steps += result.outcome == "nonfinite"
+        progress.nonfinite_in_a_row = self.training_step.nonfinite_in_a_row
+        progress.overflow_steps += result.outcome == "overflow"
+        self._interval_clips += clips
+        self._log_step(result, rate)
+        return True
+
+    def _set_learning_rate(self, iteration: int) -> float:
+        optims = self.run.optims
+        rate = learning_rate(
+            iteration,
+            init_lr=optims.init_lr,
+            min_lr=optims.min_lr,
+            max_epoch=optims.max_epoch,
+            iters_per_epoch=self.iters_per_epoch,
+            warmup_steps=optims.warmup_steps,
+            warmup_start_lr=optims.warmup_start_lr,
+            restart_warmup=self.config.model.legacy == "exact",
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _log_step(self, result: StepResult, rate: float) -> None:
+        progress = self.progress
+        if result.outcome in ("ok", "overflow"):
+            loss = result.loss_sum / result.tokens
+            progress.interval_loss_sum += result.loss_sum
+            progress.interval_tokens += result.tokens
+            before = loss if progress.smooth_loss is None else progress.smooth_loss
+            progress.smooth_loss = SMOOTHING * before + (1 - SMOOTHING) * loss
+        now = time.monotonic()
+        speed = self._interval_clips / max(now - self._interval_clock, 1e-9)
+        self.log.step(loss=progress.smooth_loss, samples_per_s=speed)
+        if progress.step % self.run.log_freq and progress.step != self.total_steps:
+            return
+        mean = progress.interval_loss_sum / progress.interval_tokens if progress.interval_tokens else None
+        if mean is not None:
+            progress.curve.append((progress.step, mean))
+        self.log.line(
+            {
+                "step": progress.step,
+                "iteration": progress.iteration,
+                "epoch": progress.iteration / self.iters_per_epoch,
+                "loss": mean,
+                "lr": rate,
+                "grad_norm": result.grad_norm,
+                "samples": progress.clips,
+                "target_tokens": progress.target_tokens,
+                "samples_per_s": round(speed, 3),
+                "seconds": round(progress.seconds + now - self._clock, 3),
+                "skipped": progress.nonfinite_steps,
+                "overflows": progress.overflow_steps,
+                "bad_clips": len(self.quarantine),
+            }
+        )
+        progress.interval_loss_sum, progress.interval_tokens = 0.0, 0
+        self._interval_clips, self._interval_clock = 0, now
+
+    # -- validation and checkpoints ----------------------------------------------------------------------------------
+
+    def _validation_is_due(self) -> bool:
+        """Whether the run was stopped between an epoch's last step and the end of its validation."""
+        at_end = self.progress.iteration > 0 and self.progress.iteration % self.iters_per_epoch == 0
+        return at_end and self.progress.validated_epochs < self.epoch
+
+    def _finish_epoch(self) -> bool:
+        """Validate, draw, save; False where a signal came meanwhile (a resumed run validates again)."""
+        progress, epoch = self.progress, self.epoch
+        metrics = self._metrics()
+        improved = False
+        wanted = epoch % self.run.valid_freq == 0 or epoch == self.run.optims.max_epoch
+        if self.validator is not None and wanted:
+            try:
+                scores = self.validator.scores(stop=lambda: self._stop_signal is not None)
+            except Interrupted:
+                self._save()
+                return False
+            name, value = criterion(scores, self.run.best_metric)
+            improved = is_better(name, value, progress.best)
+            metrics |= {"scores": scores, "criterion": name, "value": value, "best_so_far": improved}
+            progress.validations.append({"step": progress.step, "epoch": epoch, "scores": scores})
+            if improved:
+                progress.best = {"step": progress.step, "criterion": name, "value": value, "scores": scores}
+            shown = ", ".join(f"{key} {score:.4g}" for key, score in scores.items() if score is not None)
+            note = " (best so far)" if improved else ""
+            self.log.say(f"epoch {epoch}, step {progress.step}: validation {shown}{note}")
+            self.log.line({"step": progress.step, **{f"valid/{key}": score for key, score in scores.items()}})
+        progress.validated_epochs = epoch
+        if self.accelerator.is_main_process:
+            draw_curve(self.folder.curve_path, progress.curve, progress.validations)
+        self._save(metrics, best=improved)
+        self._interval_clock = time.monotonic()
+        return True
+
+    def _save(self, metrics: dict | None = None, *, best: bool = False) -> None:
+        """Write a whole checkpoint, move the pointers, drop old ones; every process takes part."""
+        now = time.monotonic()
+        self.progress.seconds += now - self._clock
+        self._clock = now
+        rng = gather_object([rng_state()])
+        error: OSError | None = None
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = TrainerState(
+                self.progress, self.optimizer.state_dict(), scaler.state_dict() if scaler is not None else None, rng
+            )
+            metrics = metrics or self._metrics()
+            target = self.folder.checkpoint_path(self.progress.step)
+            try:
+                save_adapter(self.model, target, config=self.config, metrics=metrics, extra=state.write)
+                self.folder.point("last", target)
+                if best:
+                    self.folder.point("best", target)
+                self.folder.prune(self.run.keep_checkpoints)
+            except OSError as failure:
+                error = failure
+        (failed,) = self._sum_over_processes(error is not None)
+        if failed:
+            last = self.folder.last()
+            kept = f"{last} is whole; go on from it with --resume" if last else "no checkpoint was written before"
+            raise RunFolderError(
+                f"step {self.progress.step}: the checkpoint could not be written to {self.folder.path} "
+                f"({error or 'on the first process'}); {kept}, once there is room."
+            ) from error
+
+    def _metrics(self) -> dict:
+        return {"step": self.progress.step, "epoch": self.epoch, "train_loss": self.progress.smooth_loss}
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Take up a run exactly where `checkpoint` left it."""
+        state = TrainerState.read(checkpoint)
+        wanted, found = self._shape(), state.progress.shape
+        changed = [f"{key}: {found.get(key)} -> {value}" for key, value in wanted.items() if found.get(key) != value]
+        if changed:
+            raise RunFolderError(
+                f"{checkpoint}: cannot resume, the run is not the same ({'; '.join(changed)}). Undo the change, or "
+                "start a new run from this adapter with model.ckpt and another run.output_dir."
+            )
+        load_adapter(self.model, checkpoint)
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.accelerator.scaler is not None and state.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        self.progress = state.progress
+        self.sampler.load_state_dict(state.progress.sampler)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        if len(state.rng) == ranks:
+            self._rng = state.rng[rank]
+        else:
+            self.accelerator.print(
+                f"resuming with {ranks} processes instead of {len(state.rng)}: the same clips in the same steps, but "
+                "dropout differs from here on."
+            )
+        if self.accelerator.is_main_process:
+            self.folder.cut_log(self.progress.step)
+
+    def _shape(self) -> dict:
+        return {
+            "seed": self.run.seed,
+            "clips": len(self.train_data),
+            "global_batch": self.run.batch_size_train * self.accelerator.num_processes,
+            "accum_grad_iters": self.run.accum_grad_iters,
+            "iters_per_epoch": self.iters_per_epoch,
+        }
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _make_loader(self) -> tuple[GlobalBatchSampler, BatchLoader]:
+        sampler = GlobalBatchSampler(
+            self.train_data.durations(),
+            batch_size=self.run.batch_size_train,
+            world_size=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            seed=self.run.seed,
+            shuffle=True,
+            bucket_batches=self.config.datasets.bucket_batches,
+            tasks=self.train_data.tasks,
+            task_weights=self.config.datasets.task_weights,
+        )
+        if not len(sampler):
+            raise ValueError(f"datasets.train_ann_path: no clip to train on in {self.config.datasets.train_ann_path}.")
+        loader = build_loader(
+            self.train_data,
+            sampler,
+            collate=functools.partial(collate, text_processor=self.model.text),
+            num_workers=self.run.num_workers,
+        )
+        return sampler, loader
+
+    def _sum_over_processes(self, *values: float) -> tuple[int, ...]:
+        """Whole numbers summed over all processes, in one exchange."""
+        if self.accelerator.num_processes == 1:
+            return tuple(int(value) for value in values)
+        total = self.accelerator.reduce(torch.tensor(values, dtype=torch.int64, device=self.device), "sum")
+        return tuple(total.tolist())
+
+    @contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        """Note SIGTERM and SIGINT for the end of the step under way; a second one ends the process at once."""
+
+        def note(number: int, _frame: object) -> None:
+            self._stop_signal = signal.Signals(number)
+            self.log.say(f"{self._stop_signal.name}: saving a checkpoint after this step; once more to quit at once.")
+            for other in STOP_SIGNALS:
+                signal.signal(other, before[other])
+
+        before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _result(self) -> RunResult:
+        best = self.progress.best
+        return RunResult(
+            folder=self.folder.path,
+            step=self.progress.step,
+            total_steps=self.total_steps,
+            last=self.folder.last(),
+            best=self.folder.best(),
+            scores=dict(best["scores"]) if best else {},
+            stopped_by=self._stop_signal if self.progress.step < self.total_steps else None,
+        )

@@ -1,0 +1,381 @@
+"""The training loop: exact resume, signals, whole checkpoints, non-finite steps, bad clips, two processes."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import runner as runner_module
+import train
+from configs.schema import load_config
+from dataset import collate
+from models import build_model, load_model
+from nonfinite import NonFiniteError, first_nonfinite
+from run_folder import RunFolder, RunFolderError, TrainerState, find_resume, preserved_rng, rng_state, set_rng_state
+from runner import Runner
+from tests import tiny
+from training_step import TrainingStep
+from validation import criterion, is_better
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it and tidy up."""
+
+
+def make_runner(config_path: Path, *options: str, resume: Path | None = None) -> Runner:
+    config = load_config(config_path, list(options))
+    train_data, valid_data = train.load_data(config)
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model, device="cpu")
+    return Runner(config, model, train_data, valid_data, resume=resume)
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder: Path) -> list[tuple[int, float, float]]:
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in log_of(folder) if "loss" in line]
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
+    """Call `action` when the step after `step` is about to be taken."""
+    take = TrainingStep.take
+
+    def taken(self, window, tokens):
+        taken.count += 1
+        if taken.count == step + 1:
+            action()
+        return take(self, window, tokens)
+
+    taken.count = 0
+    monkeypatch.setattr(TrainingStep, "take", taken)
+
+
+def die() -> None:
+    raise Killed
+
+
+# -- whole runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lively_project(tmp_path_factory) -> tiny.TinyProject:
+    """A project in which everything random is on: dropout, augmentation, several prompts, length buckets."""
+    return tiny.write_project(
+        tmp_path_factory.mktemp("lively"),
+        model={"lora_dropout": 0.3},
+        datasets={"augmentation": {"gain": {"p": 0.5}, "gaussian_noise": {"p": 0.5}}, "bucket_batches": 2},
+        run={"accum_grad_iters": 2, "batch_size_train": 2, "iters_per_epoch": 5, "checkpoint_every_steps": 2},
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(lively_project, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    make_runner(lively_project.config, f"run.output_dir={folder}").train()
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_goes_on_exactly(lively_project, uninterrupted, tmp_path, monkeypatch, workers):
+    folder = tmp_path / "run"
+    options = (f"run.output_dir={folder}", f"run.num_workers={workers}")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 5, die)  # 3 steps an epoch: the newest checkpoint, of step 4, lies within the second one
+        make_runner(lively_project.config, *options).train()
+    assert RunFolder(folder).last().name == "checkpoint_000004"
+    assert len(losses_of(folder)) == 5
+
+    resumed = make_runner(lively_project.config, *options, resume=find_resume("auto", RunFolder(folder)))
+    assert resumed.progress.step == 4
+    result = resumed.train()
+    assert (result.step, result.stopped_by) == (6, None)
+    assert losses_of(folder) == losses_of(uninterrupted)  # bit for bit
+    whole, again = (load_model(path / "last").state_dict() for path in (uninterrupted, folder))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_exactly(lively_project, uninterrupted, tmp_path, monkeypatch, number):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2, lambda: os.kill(os.getpid(), number))
+        result = make_runner(lively_project.config, f"run.output_dir={folder}").train()
+    assert result.stopped_by == number
+    assert 3 <= result.step < result.total_steps
+    assert result.last == folder / f"checkpoint_{result.step:06d}"
+    make_runner(lively_project.config, f"run.output_dir={folder}", resume=result.last).train()
+    assert losses_of(folder) == losses_of(uninterrupted)
+
+
+def test_checkpoint_folder_and_pointers(lively_project, uninterrupted):
+    names = {path.name for path in (uninterrupted / "last").iterdir()}
+    assert {"adapter.safetensors", "config.yaml", "metrics.json", "trainer_state"} <= names
+    assert json.loads((uninterrupted / "best" / "metrics.json").read_text())["criterion"] == "loss"
+    assert (uninterrupted / "loss.png").read_bytes().startswith(b"\x89PNG")
+    validations = [line for line in log_of(uninterrupted) if "valid/loss" in line]
+    assert [line["step"] for line in validations] == [3, 6]
+    assert len(RunFolder(uninterrupted).checkpoints()) <= 3  # two newest and the best
+    assert {"lr", "grad_norm", "samples_per_s", "skipped"} <= set(log_of(uninterrupted)[0])
+
+
+def test_resume_refuses_another_run(lively_project, uninterrupted, tmp_path):
+    with pytest.raises(RunFolderError, match=r"seed: 1 -> 2"):
+        make_runner(lively_project.config, "run.seed=2", resume=uninterrupted / "last")
+
+
+def test_an_adapter_alone_cannot_be_resumed(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(RunFolderError, match=r"model\.ckpt"):
+        TrainerState.read(tmp_path / "checkpoint")
+
+
+def test_disk_full_leaves_the_previous_checkpoint(lively_project, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    write = TrainerState.write
+
+    def full(self, target):
+        if self.progress.step > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(RunFolderError, match=r"checkpoint_000002 is whole.*--resume"):
+        patch.setattr(TrainerState, "write", full)
+        make_runner(lively_project.config, f"run.output_dir={folder}").train()
+    assert [path.name for path in RunFolder(folder).checkpoints()] == ["checkpoint_000002"]
+    assert make_runner(lively_project.config, f"run.output_dir={folder}", resume=folder / "last").progress.step == 2
+
+
+def test_scores_choose_the_best_checkpoint(tiny_project):
+    runner = make_runner(tiny_project.config, "run.valid_scoring=true", "run.valid_max_samples=4")
+    result = runner.train()
+    assert {"loss", "asr.wer", "audiocaption.cider_d"} <= set(result.scores)
+    assert result.best is not None
+    assert runner.progress.best["criterion"] == "mean log of asr.wer, audiocaption.cider_d"
+
+
+def test_cached_encoder_outputs_do_not_change_the_losses(tiny_project):
+    make_runner(tiny_project.config, f"run.output_dir={tiny_project.root / 'plain'}").train()
+    cached = f"datasets.cache_encoder_outputs={tiny_project.root / 'cache'}"
+    make_runner(tiny_project.config, f"run.output_dir={tiny_project.root / 'cached'}", cached).train()
+    plain, with_cache = losses_of(tiny_project.root / "plain"), losses_of(tiny_project.root / "cached")
+    assert [loss for _, loss, _ in with_cache] == pytest.approx([loss for _, loss, _ in plain], abs=1e-4)
+    with pytest.raises(ValueError, match=r"cache_encoder_outputs.*whisper"):
+        make_runner(tiny_project.config, cached, "model.freeze_whisper=false")
+
+
+# -- steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_split_into_batches_does_not_change_the_gradients(tiny_project):
+    """Answers of unequal length, so that a mean of batch means would be another number."""
+    options = (
+        "run.max_grad_norm=null",
+        "run.batch_size_train=4",
+        "run.accum_grad_iters=2",
+        "datasets.bucket_batches=0",
+    )
+    runner = make_runner(tiny_project.config, *options)
+    first, second = next(runner._windows())
+    data = runner.train_data
+    keys = [(0, index) for index in (*first.ids, *second.ids)]
+    joined = collate([data[key] for key in keys], runner.model.text)
+    tokens = joined.text_batch.target_tokens
+    assert tokens == first.text_batch.target_tokens + second.text_batch.target_tokens
+    gradients = []
+    for window in ([first, second], [joined]):
+        loss = runner.training_step._accumulate(window, tokens)
+        gradients.append([parameter.grad.clone() for parameter in runner.model.adapter_parameters()])
+        runner.optimizer.zero_grad(set_to_none=True)
+        assert loss > 0
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-4)
+
+
+def test_nonfinite_steps_are_skipped_counted_and_then_named(tiny_project):
+    options = ("run.max_nonfinite_steps=3", "run.iters_per_epoch=20", "run.optims.max_epoch=1")
+    runner = make_runner(tiny_project.config, *options)
+    before = [parameter.detach().clone() for parameter in runner.model.adapter_parameters()]
+    broken = runner.model.connector.qformer
+    broken.register_forward_hook(lambda module, inputs, output: output * math.nan)
+    with pytest.raises(NonFiniteError, match=r"3 steps in a row.*the output of connector\.qformer") as caught:
+        runner.train()
+    assert "run.max_nonfinite_steps" in str(caught.value)
+    after = list(runner.model.adapter_parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_a_single_nonfinite_step_is_passed_over(tiny_project):
+    runner = make_runner(tiny_project.config)
+    calls = []
+
+    def once(module, inputs, output):
+        calls.append(None)
+        return output * math.nan if len(calls) == 2 else output
+
+    runner.model.connector.qformer.register_forward_hook(once)
+    runner.train()
+    lines = [line for line in log_of(tiny_project.output) if "loss" in line]
+    assert [line["skipped"] for line in lines] == [0, 1, 1, 1, 1, 1]
+    assert lines[1]["loss"] is None
+    assert all(math.isfinite(line["loss"]) for line in lines if line["step"] != 2)
+
+
+def test_first_nonfinite_finds_weights_outputs_and_gradients():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    inputs = torch.ones(3, 2)
+    assert first_nonfinite(model, lambda: model(inputs).sum()) is None
+    assert "output of 0" in first_nonfinite(model, lambda: model(inputs * math.inf).sum())
+    assert "loss itself" in first_nonfinite(model, lambda: model(inputs).sum() * math.nan)
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.zero_()
+    assert "gradient" in first_nonfinite(model, lambda: model(inputs).sqrt().sum())
+    with torch.no_grad():
+        model[1].bias.fill_(math.nan)
+    assert "weights of 1.bias" in first_nonfinite(model, lambda: model(inputs).sum())
+
+
+def test_bad_clips_are_set_aside_and_stop_the_run_in_the_end(tiny_project):
+    entries = json.loads(tiny_project.train.read_text())["annotation"]
+    (tiny_project.train.parent / entries[0]["path"]).write_bytes(b"no audio")
+    result = make_runner(tiny_project.config, "datasets.max_bad_fraction=0.5").train()
+    lines = [json.loads(line) for line in (result.folder / "quarantine.jsonl").read_text().splitlines()]
+    assert len(lines) == 1
+    assert lines[0]["path"].endswith(entries[0]["path"])
+    with pytest.raises(ValueError, match="max_bad_fraction"):
+        make_runner(tiny_project.config, f"run.output_dir={tiny_project.root / 'strict'}").train()
+
+
+def test_a_run_of_bad_clips_alone_does_not_hang(tiny_project):
+    for entry in json.loads(tiny_project.train.read_text())["annotation"]:
+        (tiny_project.train.parent / entry["path"]).write_bytes(b"")
+    result = make_runner(tiny_project.config, "datasets.max_bad_fraction=1.0").train()
+    assert result.step == result.total_steps
+
+
+# -- two processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", [False, True], ids=["good clips", "a process with bad clips alone"])
+def test_two_processes_equal_one(tiny_project, bad):
+    """Same global batch, dropout off: the same losses; also where one process has nothing to learn from."""
+    options = [
+        "datasets.max_bad_fraction=1.0",
+        "run.accum_grad_iters=2",
+        "run.iters_per_epoch=6",
+        "run.optims.max_epoch=1",
+    ]
+    if bad:
+        entries = json.loads(tiny_project.train.read_text())["annotation"]
+        for entry in entries[: len(entries) // 2]:
+            (tiny_project.train.parent / entry["path"]).write_bytes(b"")
+    one, two = tiny_project.root / "one", tiny_project.root / "two"
+    make_runner(tiny_project.config, *options, "run.batch_size_train=2", f"run.output_dir={one}").train()
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"),
+        *("--cfg-path", str(tiny_project.config), "--options", *options),
+        *("run.batch_size_train=1", f"run.output_dir={two}"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    assert "2 processes" in finished.stdout
+    expected, got = losses_of(one), losses_of(two)
+    assert [step for step, *_ in got] == [step for step, *_ in expected]
+    assert [loss for _, loss, _ in got] == pytest.approx([loss for _, loss, _ in expected], abs=1e-4)
+    assert [norm for *_, norm in got] == pytest.approx([norm for *_, norm in expected], rel=1e-3)
+
+
+# -- small parts -----------------------------------------------------------------------------------------------------
+
+
+def test_criterion():
+    loss_only = {"loss": 2.0}
+    assert criterion(loss_only) == ("loss", -2.0)
+    one_task = {"loss": 2.0, "asr.wer": 0.25, "asr.substitutions": 3.0}
+    assert criterion(one_task) == ("asr.wer", -0.25)
+    assert criterion(one_task, "loss") == ("loss", -2.0)
+    with pytest.raises(ValueError, match=r"audiocaption\.spice.*asr\.wer"):
+        criterion(one_task, "audiocaption.spice")
+
+    def both(wer, cider):
+        return criterion({"loss": 1.0, "asr.wer": wer, "audiocaption.cider_d": cider})[1]
+
+    assert both(0.1, 1.0) > both(0.2, 1.0)
+    assert both(0.1, 1.0) > both(0.1, 0.8)
+    assert both(0.05, 1.0) > both(0.1, 1.5)  # halving the errors counts more than half as much again
+    assert math.isfinite(both(0.0, 0.0))
+
+
+def test_is_better():
+    best = {"criterion": "asr.wer", "value": -0.2}
+    assert is_better("asr.wer", -0.1, None)
+    assert is_better("asr.wer", -0.1, best)
+    assert not is_better("asr.wer", -0.2, best)
+    assert not is_better("asr.wer", math.nan, None)
+
+
+def test_debris_is_no_checkpoint_and_is_swept(tmp_path):
+    folder = RunFolder(tmp_path)
+    for name in ("checkpoint_000002", "checkpoint_000010", ".checkpoint_000011.tmp"):
+        (tmp_path / name / "trainer_state").mkdir(parents=True)
+    (tmp_path / "checkpoint_000012").mkdir()  # without a trainer state
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint_000002", "checkpoint_000010"]
+    folder.point("last", tmp_path / "checkpoint_000002")  # a kill fell between save and pointer
+    assert find_resume("auto", folder).name == "checkpoint_000010"
+    folder.sweep()
+    assert not (tmp_path / ".checkpoint_000011.tmp").exists()
+    folder.point("best", tmp_path / "checkpoint_000002")
+    folder.prune(1)
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint_000002", "checkpoint_000010"]
+
+
+def test_log_is_cut_after_the_resumed_step(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.log_path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    folder.cut_log(2)
+    assert folder.log_path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_random_generators_are_put_back():
+    import random
+
+    import numpy
+
+    def draw():
+        return torch.rand(1).item(), numpy.random.rand(), random.random()
+
+    state = rng_state()
+    expected = draw()
+    set_rng_state(state)
+    with preserved_rng():
+        assert draw() == expected
+    assert draw() == expected
+
+
+def test_wandb_that_is_not_installed_is_a_clear_error(tiny_project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        make_runner(tiny_project.config, "wandb.mode=offline").train()
+
+
+def test_process_count_is_checked(tiny_project, monkeypatch):
+    class Alone:
+        num_processes = 1
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runner_module, "Accelerator", lambda **_: Alone())
+    with pytest.raises(ValueError, match="asked for 2 processes, but 1"):
+        runner_module.make_accelerator(load_config(tiny_project.config))

@@ -1,0 +1,191 @@
+"""Train a model from one YAML.
+
+python train.py --cfg-path configs/demo/stage1.yaml [--options run.seed=1 …] [--resume [PATH]] [--dryrun]
+torchrun --nproc-per-node 2 train.py --cfg-path …
+"""
+
+import argparse
+import errno
+import gc
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+import evaluate
+from configs.schema import Config, add_config_arguments, config_from_arguments
+from data.annotations import load_annotations
+from dataset import AudioTextDataset, load_prompts
+from dryrun import describe
+from models import build_model
+from nonfinite import NonFiniteError
+from run_folder import RunFolder, RunFolderError, find_resume
+from runner import Runner, RunResult, make_accelerator
+
+STAGE_OPTIONS = ("run.output_dir", "run.auto_second", "run.second_stage_config", "run.resume", "model.ckpt")
+"""Options that belong to the first stage alone when a second one follows from its own YAML."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments, train every stage; returns the exit status (128 + n where signal n ended the run)."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="go on from the newest checkpoint of this run, or from the checkpoint or run folder PATH",
+    )
+    parser.add_argument(
+        "--dryrun", action="store_true", help="build model and data, print sizes, memory and the first batch, and stop"
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
+    arguments = parser.parse_args(argv)
+    try:
+        config = config_from_arguments(arguments)
+        if config.run.evaluate:
+            return _evaluate(arguments)
+        return _train_stages(config, arguments)
+    except (ValueError, NonFiniteError, OSError) as error:
+        if arguments.traceback or (isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.ENOENT)):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    return evaluate.main(["--cfg-path", arguments.cfg_path, "--options", *arguments.options, "run.evaluate=true"])
+
+
+def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
+    """Train the stage that the file describes and those it chains with `run.auto_second`."""
+    accelerator = make_accelerator(config)
+    later_options = [option for option in arguments.options if option.partition("=")[0] not in STAGE_OPTIONS]
+    stage = 1
+    while True:
+        if stage > 1 or config.run.auto_second:
+            accelerator.print(f"stage {stage}: {config.path} -> {config.run.output_dir}")
+        result = _train_stage(config, accelerator, _resume_argument(config, arguments), arguments.dryrun)
+        if result is None:  # a dry run
+            return 0
+        if result.stopped_by is not None:
+            done = f"stopped by {result.stopped_by.name} after step {result.step} of {result.total_steps}"
+            accelerator.print(f"{done}; saved {result.last}\ngo on with: {_command(arguments)} --resume")
+            return 128 + result.stopped_by
+        following = config.second_stage(str(result.adapter), later_options)
+        if following is None:
+            break
+        config, stage = following, stage + 1
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    accelerator.print(_closing_words(config, result))
+    return 0
+
+
+def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None]:
+    """Training clips, and validation clips where the file names any."""
+    datasets = config.datasets
+    train_data = AudioTextDataset(
+        load_annotations(datasets.train_ann_path, datasets.prefix),
+        load_prompts(config.model.prompt_path),
+        seed=config.run.seed,
+        training=True,
+        augment=datasets.augmentation,
+        max_audio_s=datasets.max_audio_s,
+    )
+    if datasets.valid_ann_path is None:
+        return train_data, None
+    valid_data = AudioTextDataset(
+        load_annotations(datasets.valid_ann_path, datasets.prefix),
+        load_prompts(config.model.test_prompt_path or config.model.prompt_path),
+        seed=config.run.seed,
+        max_audio_s=datasets.max_audio_s,
+    )
+    return train_data, valid_data
+
+
+def _train_stage(
+    config: Config, accelerator: Accelerator, resume_argument: str | None, dryrun: bool
+) -> RunResult | None:
+    """Train one stage; returns its RunResult, or None after a dry run."""
+    folder = RunFolder(config.run.output_dir)
+    resume = find_resume(resume_argument, folder) if resume_argument else None
+    if resume is None and folder.checkpoints() and not dryrun:
+        raise RunFolderError(
+            f"{folder.path} already holds checkpoints (the newest: {folder.last().name}). Go on from there with "
+            "--resume, choose another run.output_dir, or delete the folder."
+        )
+    for note in config.ignored:
+        accelerator.print(f"ignored: {note}")
+    config.require_paths("model", "datasets.train_ann_path", "model.prompt_path")
+    if config.datasets.valid_ann_path is not None:
+        config.require_paths("datasets.valid_ann_path")
+    train_data, valid_data = load_data(config)
+    torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
+    model = build_model(config.model, device=accelerator.device)
+    if dryrun:
+        runner = Runner(config, model, train_data, valid_data, accelerator=accelerator)
+        accelerator.print(describe(config, model, train_data, valid_data, next(iter(runner.loader))))
+        return None
+    runner = Runner(config, model, train_data, valid_data, accelerator=accelerator, resume=resume)
+    accelerator.print(_opening_words(config, runner, resume))
+    return runner.train()
+
+
+def _resume_argument(config: Config, arguments: argparse.Namespace) -> str | None:
+    """What this stage resumes from: a path given for another stage of a chain means this one's own newest."""
+    asked = arguments.resume or config.run.resume
+    if asked in (None, "auto", "last"):
+        return "auto" if asked else None
+    inside = Path(config.run.output_dir).resolve() in (Path(asked).resolve(), *Path(asked).resolve().parents)
+    return "auto" if config.run.auto_second and not inside else asked
+
+
+def _opening_words(config: Config, runner: Runner, resume: Path | None) -> str:
+    trained = sum(parameter.numel() for parameter in runner.model.adapter_parameters())
+    processes = runner.accelerator.num_processes
+    clips = config.run.batch_size_train * config.run.accum_grad_iters * processes
+    lines = [
+        f"{config.path} -> {runner.folder.path}",
+        f"  {trained:,} trained parameters on {runner.device}, {processes} process{'es' if processes > 1 else ''}, "
+        f"{'fp16 with loss scaling' if runner.accelerator.scaler is not None else 'fp32'}",
+        f"  {len(runner.train_data):,} clips; {runner.total_steps:,} steps of {clips} clips in "
+        f"{config.run.optims.max_epoch} epochs of {runner.iters_per_epoch:,} iterations",
+    ]
+    if resume is not None:
+        lines.append(f"  resumed from {resume} at step {runner.progress.step:,}")
+    return "\n".join(lines)
+
+
+def _closing_words(config: Config, result: RunResult) -> str:
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in result.scores.items() if value is not None)
+    lines = [f"done: {result.step:,} steps"]
+    if result.best is not None:
+        lines.append(f"  best: {result.folder / 'best'} ({result.best.name}: {scores})")
+    lines += [
+        f"  last: {result.folder / 'last'} ({result.last.name})",
+        f"  log:  {result.folder / 'log.jsonl'}, {result.folder / 'loss.png'}",
+    ]
+    adapter = result.folder / ("best" if result.best is not None else "last")
+    lines.append(f"next: python evaluate.py --cfg-path {shlex.quote(config.path)} --ckpt {shlex.quote(str(adapter))}")
+    return "\n".join(lines)
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line of this run, for going on with it."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    launcher = f"torchrun --nproc-per-node {processes}" if processes else "python"
+    words = ["train.py", "--cfg-path", arguments.cfg_path]
+    if arguments.options:
+        words += ["--options", *arguments.options]
+    return f"{launcher} {shlex.join(words)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Validation during training: loss per target token, task scores, and which checkpoint is the best so far."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+import metrics
+from configs.schema import Config
+from dataset import AudioTextDataset, GlobalBatchSampler, build_loader, collate
+from inference import evaluate_annotations
+from models.encoders import Frames
+from models.salmonn import SALMONN
+from run_folder import preserved_rng
+
+SCORE_OFFSET = 0.01  # keeps the logarithm of a score of 0 finite, and of one near 0 from deciding alone
+
+
+class Interrupted(Exception):
+    """A signal came during validation."""
+
+
+class Validator:
+    """Scores the model on the validation clips, and leaves every random generator as it was.
+
+    The loss is over all clips; text is generated and scored, with `run.valid_scoring`, for `run.valid_max_samples` of
+    them, the same ones every time, on the very path that `evaluate.py` takes. Java metrics are left out: they take
+    longer than the decoding.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: SALMONN,
+        data: AudioTextDataset,
+        accelerator: Accelerator,
+        frames: Callable[[Tensor, Tensor], list[Frames] | None],
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.data = data
+        self.accelerator = accelerator
+        self.frames = frames
+        sampler = GlobalBatchSampler(
+            data.durations(),
+            batch_size=config.run.batch_size_eval,
+            world_size=accelerator.num_processes,
+            rank=accelerator.process_index,
+            shuffle=False,
+        )
+        self.loader = build_loader(
+            data,
+            sampler,
+            collate=functools.partial(collate, text_processor=model.text),
+            num_workers=min(config.run.num_workers, len(sampler)),
+        )
+        self.scored = data.annotations
+        most = config.run.valid_max_samples
+        if most is not None and most < len(data):
+            chosen = np.random.default_rng(config.run.seed).permutation(len(data))[:most]
+            self.scored = [data.annotations[index] for index in sorted(chosen)]
+        self._check_best_metric()
+
+    def scores(self, stop: Callable[[], bool] = lambda: False) -> dict[str, float | None]:
+        """`{"loss": …, "asr.wer": …, …}`, the same on every process.
+
+        Raises:
+            Interrupted: `stop` was true on one of the processes.
+        """
+        with preserved_rng(), torch.no_grad():
+            loss = self._loss(stop)
+            task_scores = self._task_scores(stop) if self.config.run.valid_scoring else {}
+        return {"loss": loss, **task_scores}
+
+    def _loss(self, stop: Callable[[], bool]) -> float:
+        self.model.eval()
+        device = self.accelerator.device
+        totals = torch.zeros(3, dtype=torch.float64)  # loss, target tokens, asked to stop
+        for batch in self.loader:
+            if stop():
+                break
+            if not len(batch):
+                continue
+            waveforms, lengths = batch.waveforms.to(device), batch.lengths.to(device)
+            frames = self.frames(waveforms, lengths)
+            output = self.model(waveforms, lengths, text_batch=batch.text_batch, frames=frames)
+            totals += torch.tensor([output.loss_sum.item(), output.target_tokens, 0.0], dtype=torch.float64)
+        totals[2] = float(stop())
+        loss_sum, tokens, stopped = self.accelerator.reduce(totals.to(device), "sum").tolist()
+        if stopped:
+            raise Interrupted
+        return loss_sum / tokens if tokens else math.nan
+
+    def _task_scores(self, stop: Callable[[], bool]) -> dict[str, float | None]:
+        # With several processes one alone must not leave the exchange of hypotheses: there the end is waited for.
+        alone = self.accelerator.num_processes == 1
+        try:
+            with self.accelerator.autocast():
+                result = evaluate_annotations(
+                    self.model,
+                    self.scored,
+                    self.data.prompts,
+                    self.config,
+                    frames=self.frames,
+                    java=False,
+                    should_stop=stop if alone else lambda: False,
+                )
+        except InterruptedError as error:
+            raise Interrupted from error
+        return result.scores
+
+    def _check_best_metric(self) -> None:
+        """A mistyped `run.best_metric` must not come to light after the first epoch."""
+        wanted = self.config.run.best_metric
+        if wanted in (None, "loss"):
+            return
+        tasks = sorted({annotation.task for annotation in self.scored})
+        if not self.config.run.valid_scoring:
+            raise ValueError(f"run.best_metric is {wanted!r}, which needs run.valid_scoring: true.")
+        if wanted.split(".", 1)[0] not in tasks or "." not in wanted:
+            example = f"{tasks[0]}.{metrics.primary_metric(tasks[0])[0]}"
+            raise ValueError(
+                f"run.best_metric is {wanted!r}; expected 'loss' or task.metric, such as {example!r}, with one of the "
+                f"validation tasks {', '.join(tasks)}."
+            )
+
+
+def primary_scores(scores: Mapping[str, float | None]) -> dict[str, float]:
+    """Of `{"loss": …, "asr.wer": …, "asr.substitutions": …}` each task's own metric, where it was computed."""
+    tasks = {name.split(".", 1)[0] for name in scores if "." in name}
+    chosen = {f"{task}.{metrics.primary_metric(task)[0]}" for task in tasks}
+    return {name: scores[name] for name in sorted(chosen) if scores.get(name) is not None}
+
+
+def criterion(scores: Mapping[str, float | None], best_metric: str | None = None) -> tuple[str, float]:
+    """Name and value of what checkpoints are compared by; larger is better.
+
+    `best_metric` is `loss` or `task.metric`. Without it: the task's own metric; with several tasks the mean of their
+    logarithms (error rates negative), so that an equal *relative* gain counts the same for every task, whatever its
+    scale, and no task's history matters; without task scores the loss.
+
+    Raises:
+        ValueError: `best_metric` was not among the scores.
+    """
+    if best_metric is not None:
+        if scores.get(best_metric) is None:
+            known = ", ".join(name for name, value in scores.items() if value is not None)
+            raise ValueError(f"run.best_metric: no figure {best_metric!r} in validation; there are {known}.")
+        return best_metric, _sign(best_metric) * scores[best_metric]
+    primary = primary_scores(scores)
+    if not primary:
+        return "loss", -scores["loss"]
+    if len(primary) == 1:
+        ((name, value),) = primary.items()
+        return name, _sign(name) * value
+    gains = [_sign(name) * math.log(max(value, 0.0) + SCORE_OFFSET) for name, value in primary.items()]
+    return "mean log of " + ", ".join(primary), sum(gains) / len(gains)
+
+
+def is_better(name: str, value: float, best: dict | None) -> bool:
+    """Whether (criterion, value) beats the best so far; figures under another criterion are not compared."""
+    if not math.isfinite(value):
+        return False
+    return best is None or best["criterion"] != name or value > best["value"]
+
+
+def _sign(name: str) -> int:
+    metric = name.rsplit(".", 1)[-1]
+    return -1 if metrics.directions([metric]).get(metric) == "min" else 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from configs.schema import ModelConfig, load_config
+from models import quantize  # noqa: F401 - before peft imports bitsandbytes, whose warning it silences
 from models.checkpoint import CheckpointError, load_adapter, load_projection
 from models.connector import Connector
 from models.encoders import EncoderStack

@@ -81,7 +81,7 @@ def log_mel(
     with torch.autocast(waveforms.device.type, enabled=False):
         window = torch.hann_window(WINDOW, device=waveforms.device)
         spectrum = torch.stft(waveforms, WINDOW, HOP, window=window, center=False, return_complex=True)
-        power = spectrum[..., : samples // HOP].abs() ** 2  # [B, WINDOW / 2 + 1, F]
+        power = _power(spectrum[..., : samples // HOP])  # [B, WINDOW / 2 + 1, F]
         mel = _whisper_filters(bins, waveforms.device) @ power  # [B, M, F]
     decades = mel.clamp(min=LOG_MEL_EPSILON).log10()
     inside = length_mask(frame_lengths, decades.shape[-1])[:, None]  # [B, 1, F]
@@ -106,9 +106,10 @@ def kaldi_fbank(waveforms: Tensor, lengths: LongTensor, *, dtype: torch.dtype = 
     with torch.autocast(waveforms.device.type, enabled=False):
         frames = waveforms.unfold(1, WINDOW, HOP)  # [B, F, WINDOW]
         frames = frames - frames.mean(dim=-1, keepdim=True)
-        previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
-        frames = (frames - PREEMPHASIS * previous) * _povey_window(frames.device, dtype)
-        power = torch.fft.rfft(frames, FBANK_FFT).abs() ** 2  # [B, F, FFT / 2 + 1]
+        # The window gives a frame's first sample no weight. Without it the rest begins a sample earlier, which the
+        # power does not see, and pre-emphasis finds a predecessor for every sample.
+        frames = (frames[..., 1:] - PREEMPHASIS * frames[..., :-1]) * _povey_window(frames.device, dtype)[1:]
+        power = _power(torch.fft.rfft(frames, FBANK_FFT))  # [B, F, FFT / 2 + 1]
         mel = power @ _kaldi_filters(frames.device, dtype)  # [B, F, M]
     fbank = (mel.clamp(min=FBANK_EPSILON).log() - FBANK_MEAN) / (2 * FBANK_STD)
     frame_lengths = (1 + (lengths - WINDOW) // HOP).clamp(min=0)
@@ -140,13 +141,17 @@ def decibel_spectrogram(waveforms: Tensor, lengths: LongTensor, *, batch_floor: 
     with torch.autocast(waveforms.device.type, enabled=False):
         window = torch.hann_window(DECIBEL_FFT, device=waveforms.device)
         spectrum = torch.stft(reflected, DECIBEL_FFT, HOP, window=window, center=False, return_complex=True)
-        mel = _decibel_filters(waveforms.device) @ spectrum.abs() ** 2  # [B, M, F]
+        mel = _decibel_filters(waveforms.device) @ _power(spectrum)  # [B, M, F]
     decibels = 10.0 * mel.clamp(min=DECIBEL_EPSILON).log10()
     inside = length_mask(1 + lengths // HOP, decibels.shape[-1])[:, None]
     loudest = decibels.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)
     if batch_floor:
         loudest = loudest.max()
     return torch.maximum(decibels, loudest - DECIBEL_RANGE).masked_fill(~inside, 0.0)
+
+
+def _power(spectrum: Tensor) -> Tensor:
+    return spectrum.real.square() + spectrum.imag.square()
 
 
 @lru_cache

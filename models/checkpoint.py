@@ -12,11 +12,12 @@ Names in `adapter.safetensors` are the model's parameter names; those of LoRA ar
 import ctypes
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from configs.schema import Config, dump_config
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter.safetensors"
 CONFIG_FILE = "config.yaml"
@@ -125,6 +128,7 @@ def load_adapter(model: nn.Module, source: str | Path) -> LoadReport:
             own[name][0].copy_(state[name])
     # The file may hold parts that this stage freezes: being no longer the base checkpoint's, they are saved again.
     model._loaded_adapter_names = _loaded_names(model) | set(report.matched)
+    logger.info("%s: %s", path, report.summary())
     return report
 
 
@@ -176,12 +180,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def _named_tensors(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
     """File name -> (tensor, whether the adapter holds it), for all parameters and stored buffers."""
     loaded = _loaded_names(model)
-    stored = set(model.state_dict(keep_vars=True).keys())
     named: dict[str, tuple[Tensor, bool]] = {}
     for prefix, module in model.named_modules():
         own_parameters = list(module.named_parameters(prefix, recurse=False))
         module_trains = any(parameter.requires_grad for _, parameter in own_parameters)
-        buffers = [item for item in module.named_buffers(prefix, recurse=False) if item[0] in stored]
+        buffers = [
+            (name, buffer)
+            for name, buffer in module.named_buffers(prefix, recurse=False)
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set
+        ]
         for name, tensor in (*own_parameters, *buffers):
             file_name = _file_name(name)
             if file_name is None:
@@ -377,7 +384,8 @@ def _aside(folder: Path) -> Path:
 def _recover(folder: Path) -> None:
     """Undo a replacement that was killed halfway."""
     if not folder.exists() and _aside(folder).is_dir():
-        os.replace(_aside(folder), folder)
+        with suppress(FileNotFoundError):  # another process of the same run was first
+            os.replace(_aside(folder), folder)
 
 
 def _sync(path: Path) -> None:

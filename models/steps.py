@@ -62,7 +62,8 @@ def process_scores(
         seen = torch.where(seen < 0, seen * options.repetition_penalty, seen / options.repetition_penalty)
         scores = scores.scatter(1, history, seen)
     if history.shape[1] < options.min_length and eos_ids:
-        scores = scores.index_fill(1, torch.tensor(sorted(eos_ids), device=scores.device), -torch.inf)
+        ends = [token for token in sorted(eos_ids) if token < scores.shape[1]]
+        scores = scores.index_fill(1, torch.tensor(ends, dtype=torch.long, device=scores.device), -torch.inf)
     if not options.do_sample:
         return scores
     if options.temperature != 1.0:

@@ -4,6 +4,7 @@ A prompt is put into the template, split at `<SpeechHere>`, and its two pieces a
 tokens, as the SALMONN family does; BOS is added once, by id. A target is the answer's tokens and then the end symbol's.
 """
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from configs.schema import ModelConfig
@@ -230,15 +231,19 @@ def _bos_ids(tokenizer: PreTrainedTokenizerBase, bos_token: str | None) -> tuple
 
 
 def _declared_eos_ids(path: str, token: str | None) -> tuple[int, ...]:
-    """End ids that the model's generation config (else its config) declares; chat models have several."""
+    """End ids that the model's generation config, else its config, declares; chat models have several.
+
+    The files themselves are read: the library's config classes fill in a family's usual id where none is declared.
+    """
     name, revision = split_revision(path)
-    for loader in (GenerationConfig, AutoConfig):
-        try:
-            ids = getattr(loader.from_pretrained(name, revision=revision, token=token), "eos_token_id", None)
-        except (OSError, ValueError):  # no such file: a tokenizer alone is a valid folder
+    for file_name in ("generation_config.json", "config.json"):
+        file = cached_file(name, file_name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False)
+        if file is None:
             continue
+        declared = json.loads(Path(file).read_text(encoding="utf-8"))
+        ids = declared.get("eos_token_id", declared.get("text_config", {}).get("eos_token_id"))
         if ids is not None:
-            return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+            return tuple(ids) if isinstance(ids, list) else (ids,)
     return ()
 
 

@@ -217,15 +217,16 @@ class LanguageModel(nn.Module):
     def _attention_masks(self, slots: Tensor, valid: Tensor) -> Tensor | dict[str, Tensor]:
         """Masks `[B, 1, L, S]` for queries in `slots` `[B, L]` over keys whose slots are `valid` `[B, S]`.
 
-        A query sees valid keys of its own and earlier slots, within the window in sliding layers. It always sees
-        itself, so that a pad's row is no softmax over nothing.
+        A query sees valid keys of its own and earlier slots, within the window in sliding layers; a pad that would see
+        none sees itself, so that its row is no softmax over nothing.
         """
         keys = torch.arange(valid.shape[1], device=slots.device)
         distance = slots[:, None, :, None] - keys  # [B, 1, L, S]
-        full = ((distance >= 0) & valid[:, None, None, :]) | (distance == 0)
+        visible = (distance >= 0) & valid[:, None, None, :]
         window = getattr(self.config, "sliding_window", None)
         slides = window is not None and (self._layer_types is None or "sliding_attention" in self._layer_types)
-        sliding = full & (distance < window) if slides and valid.shape[1] > window else full
+        full = _or_itself(visible, distance)
+        sliding = _or_itself(visible & (distance < window), distance) if slides and valid.shape[1] > window else full
         if self._layer_types is None:
             return self._as_attention_takes_it(sliding)
         masks = {"full_attention": self._as_attention_takes_it(full)}
@@ -290,6 +291,10 @@ def _layer_types(config: PreTrainedConfig) -> list[str] | None:
             f"supported are {', '.join(sorted(SUPPORTED_LAYERS))}."
         )
     return list(layer_types)
+
+
+def _or_itself(visible: Tensor, distance: Tensor) -> Tensor:
+    return visible | ((distance == 0) & ~visible.any(dim=-1, keepdim=True))
 
 
 def _is_linear(module: nn.Module) -> bool:

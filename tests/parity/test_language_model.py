@@ -1,0 +1,91 @@
+"""The language model and decoding against the reference SALMONN: logits and generated ids from its embeddings on."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from configs.schema import ModelConfig
+from models.decoding import GenerateOptions, generate
+from models.llm import Assembled, LanguageModel
+from models.text import TextProcessor
+
+
+@pytest.fixture(scope="module")
+def reference(parity_dir):
+    return parity_dir / "salmonn_loss"
+
+
+@pytest.fixture(scope="module")
+def config(reference):
+    return ModelConfig(
+        llama_path=str(reference / "llama"),
+        prompt_template="USER: {}\nASSISTANT:",
+        lora_rank=8,
+        lora_alpha=32,
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def llm(reference, config):
+    """The reference's Llama with the LoRA of its checkpoint."""
+    llm = LanguageModel.from_config(config).eval()
+    state = torch.load(reference / "checkpoint_0.pth", map_location="cpu", weights_only=True)["model"]
+    lora = {
+        re.sub(r"^llama_model\.base_model\.model\.", "model.", name): tensor
+        for name, tensor in state.items()
+        if ".lora_" in name
+    }
+    own = dict(llm.named_parameters())
+    assert set(lora) == {name for name in own if ".lora_" in name}
+    with torch.no_grad():
+        for name, tensor in lora.items():
+            own[name].copy_(tensor)
+    return llm
+
+
+@pytest.fixture(scope="module")
+def outputs(reference):
+    return load_file(reference / "output.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["multi_prompt", "no_prompt", "qa_flips_multi", "single_prompt_row0"])
+def test_logits_on_the_answers(llm, outputs, mode):
+    """Masks with holes too: with several prompts the reference pads between prompt and answer."""
+    embeds, labels = outputs[f"{mode}.inputs_embeds"], outputs[f"{mode}.labels"]
+    positions = torch.arange(embeds.shape[1]).expand(len(embeds), -1)
+    with torch.no_grad():
+        hidden = llm(embeds, outputs[f"{mode}.attention_mask"].bool(), positions)
+    expected = outputs[f"{mode}.logits_on_answer"][..., : llm.vocab_size]  # the last column is the pad row it adds
+    for row in range(len(embeds)):
+        answer = (labels[row] != -100).nonzero()[:, 0]
+        got = llm.logits(hidden[row, answer - 1])
+        count = min(len(got), expected.shape[1])
+        torch.testing.assert_close(got[:count], expected[row, :count], atol=1e-3, rtol=1e-4)
+
+
+def test_greedy_ids_in_one_batch_are_those_of_each_clip_alone(llm, config, reference, outputs):
+    expected = json.loads((reference / "generate.json").read_text())["greedy_one_by_one"]
+    rows = [outputs[f"generate.inputs_embeds_row{row}"][0] for row in range(2)]
+    longest = max(len(row) for row in rows)
+    embeds = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
+    positions = torch.arange(longest).expand(2, -1)
+    mask = positions < torch.tensor([[len(row)] for row in rows])
+    options = GenerateOptions(max_new_tokens=24, num_beams=1)
+    results = generate(llm, Assembled(embeds, mask, positions), TextProcessor.from_config(config), options)
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.tokens == wanted["tokens"][0]
+    assert [result.stop_reason for result in results] == ["end", "length"]
+
+
+def test_prompts_are_tokenised_as_the_reference_does(llm, config, reference, outputs):
+    text = TextProcessor.from_config(config)
+    prompt = "<Speech><SpeechHere></Speech> Give me the words."
+    batch = text.batch([prompt])
+    embeds = outputs["generate.inputs_embeds_row0"][0]
+    with torch.no_grad():
+        torch.testing.assert_close(embeds[: len(batch.before[0])], llm.embed(batch.before[0]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(embeds[-len(batch.after[0]) :], llm.embed(batch.after[0]), atol=1e-4, rtol=0)

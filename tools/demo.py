@@ -24,6 +24,7 @@ from pathlib import Path
 
 import evaluate
 import train
+from configs.schema import load_config
 from evaluate_efficiency import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(arguments.output or f"outputs/{recipe.name}{'-short' if arguments.short else ''}")
     prefix = output / "corpus" if recipe.synthetic else arguments.prefix
     overrides = [f"datasets.prefix={prefix}"] if prefix else []
+    if load_config(recipe.stages[0]).datasets.cache_encoder_outputs:
+        overrides.append(f"datasets.cache_encoder_outputs={output / 'frames'}")
     run = Run(recipe=recipe, output=output, overrides=(*overrides, *arguments.options), short=arguments.short)
     run.output.mkdir(parents=True, exist_ok=True)
     for stale in ("eval", "untrained", "summary.json", *(Path(config).stem for config in recipe.stages)):

@@ -94,6 +94,8 @@ class Memory:
         self.device = device
         self.kind = "CUDA allocator" if device.type == "cuda" else "resident set of the process"
         self.resettable = True
+        if device.type == "cuda":
+            torch.cuda.init()  # its context is not counted by the allocator, and resetting needs it
 
     def reset(self) -> None:
         if self.device.type == "cuda":

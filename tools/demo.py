@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 import evaluate
 import train
 from configs.schema import load_config
@@ -228,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
     arguments = parse_arguments(argv)
     start = time.monotonic()
+    disable_progress_bar()  # one a part and load of the model: nothing that small takes a bar
     recipe = RECIPES[arguments.recipe]
     output = Path(arguments.output or f"outputs/{recipe.name}{'-short' if arguments.short else ''}")
     prefix = output / "corpus" if recipe.synthetic else arguments.prefix

@@ -56,8 +56,13 @@ class RunLog:
             self._wandb = None
 
 
-def draw_curve(path: Path, training: Sequence[tuple[int, float]], validations: Sequence[dict]) -> None:
-    """Write the loss curve as PNG: training loss, validation loss and, on a second axis, the task scores over steps."""
+def draw_curve(
+    path: Path, training: Sequence[tuple[int, float]], validations: Sequence[tuple[int, dict[str, float]]]
+) -> None:
+    """Write the loss curve as PNG: training and validation loss and, on a second axis, task scores, over steps.
+
+    `training` holds (step, loss), `validations` (step, scores) with `loss` among the scores.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -66,17 +71,17 @@ def draw_curve(path: Path, training: Sequence[tuple[int, float]], validations: S
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     if training:
         axes.plot(*zip(*training, strict=True), linewidth=1, label="training loss")
-    names = sorted({name for validation in validations for name in validation["scores"]})
+    names = sorted({name for _, scores_then in validations for name in scores_then})
     scores = None
-    for name in names:
-        points = [(v["step"], v["scores"][name]) for v in validations if v["scores"].get(name) is not None]
-        if not points:
-            continue
+    for number, name in enumerate(names):
+        points = [(step, scores_then[name]) for step, scores_then in validations if name in scores_then]
         if name == "loss":
             axes.plot(*zip(*points, strict=True), marker="o", label="validation loss")
         else:
             scores = scores or axes.twinx()
-            scores.plot(*zip(*points, strict=True), marker=".", linestyle="--", linewidth=1, label=name)
+            scores.plot(
+                *zip(*points, strict=True), marker=".", linestyle="--", linewidth=1, label=name, color=f"C{number + 2}"
+            )
     axes.set(xlabel="step", ylabel="loss per target token")
     axes.grid(alpha=0.3)
     if scores is not None:

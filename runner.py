@@ -6,8 +6,8 @@ split into batches nor the number of processes changes what is learnt, and long 
 """
 
 import functools
+import hashlib
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 
 from configs.schema import Config
 from dataset import (
@@ -34,8 +34,8 @@ from models.salmonn import SALMONN
 from run_folder import Progress, RunFolder, RunFolderError, TrainerState, rng_state, set_rng_state
 from run_log import RunLog, draw_curve
 from schedule import build_optimizer, learning_rate
-from training_step import StepResult, TrainingStep, open_cache
-from validation import Interrupted, Validator, criterion, is_better
+from training_step import StepResult, TrainingStep, make_accelerator, open_cache, prepare_trained_parameters
+from validation import Interrupted, Validator, criterion, is_better, shown_scores
 
 SMOOTHING = 0.98  # of the running loss in the progress bar
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -64,39 +64,6 @@ class RunResult:
         chosen = self.best or self.last
         assert chosen is not None, "a run that ended has a checkpoint"
         return chosen
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Devices, processes and precision of a run: fp16 with loss scaling on CUDA where `run.amp` is set, else fp32.
-
-    Raises:
-        ValueError: where the launcher's number of processes did not come about.
-    """
-    on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not on_cpu and not distributed and ":" in config.run.device:
-        torch.cuda.set_device(torch.device(config.run.device))
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision="fp16" if config.run.amp and not on_cpu else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # training changes no buffer
-    )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
-        raise ValueError(
-            f"the launcher asked for {asked} processes, but {accelerator.num_processes} came up; "
-            "launch with torchrun --nproc-per-node N train.py …"
-        )
-    return accelerator
-
-
-def prepare_trained_parameters(model: SALMONN, accelerator: Accelerator) -> list[tuple[str, torch.nn.Parameter]]:
-    """Name and parameter of all that is trained; in float32 where a loss scaler will unscale the gradients."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if accelerator.scaler is not None:
-        for _, parameter in trained:
-            parameter.data = parameter.data.float()
-    return trained
 
 
 class Runner:
@@ -324,18 +291,19 @@ class Runner:
                 self._save()
                 return False
             name, value = criterion(scores, self.run.best_metric)
-            improved = is_better(name, value, progress.best)
+            improved = is_better(name, value, scores, progress.best)
             metrics |= {"scores": scores, "criterion": name, "value": value, "best_so_far": improved}
             progress.validations.append({"step": progress.step, "epoch": epoch, "scores": scores})
             if improved:
                 progress.best = {"step": progress.step, "criterion": name, "value": value, "scores": scores}
-            shown = ", ".join(f"{key} {score:.4g}" for key, score in scores.items() if score is not None)
+            shown = ", ".join(f"{key} {score:.4g}" for key, score in shown_scores(scores).items())
             note = " (best so far)" if improved else ""
             self.log.say(f"epoch {epoch}, step {progress.step}: validation {shown}{note}")
             self.log.line({"step": progress.step, **{f"valid/{key}": score for key, score in scores.items()}})
         progress.validated_epochs = epoch
         if self.accelerator.is_main_process:
-            draw_curve(self.folder.curve_path, progress.curve, progress.validations)
+            points = [(entry["step"], shown_scores(entry["scores"])) for entry in progress.validations]
+            draw_curve(self.folder.curve_path, progress.curve, points)
         self._save(metrics, best=improved)
         self._interval_clock = time.monotonic()
         return True
@@ -408,7 +376,15 @@ class Runner:
             "global_batch": self.run.batch_size_train * self.accelerator.num_processes,
             "accum_grad_iters": self.run.accum_grad_iters,
             "iters_per_epoch": self.iters_per_epoch,
+            "annotations": self._annotation_digest(),
         }
+
+    def _annotation_digest(self) -> str:
+        """Of what the clips are, in order; not of where they lie, since a corpus may be moved."""
+        digest = hashlib.blake2b(digest_size=8)
+        for annotation in self.train_data.annotations:
+            digest.update(f"{Path(annotation.path).name}\n{annotation.task}\n{annotation.text}\n".encode())
+        return digest.hexdigest()
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

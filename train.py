@@ -24,7 +24,9 @@ from dryrun import describe
 from models import build_model
 from nonfinite import NonFiniteError
 from run_folder import RunFolder, RunFolderError, find_resume
-from runner import Runner, RunResult, make_accelerator
+from runner import Runner, RunResult
+from training_step import make_accelerator
+from validation import shown_scores
 
 STAGE_OPTIONS = ("run.output_dir", "run.auto_second", "run.second_stage_config", "run.resume", "model.ckpt")
 """Options that belong to the first stage alone when a second one follows from its own YAML."""
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -164,9 +169,9 @@ def _opening_words(config: Config, runner: Runner, resume: Path | None) -> str:
 
 
 def _closing_words(config: Config, result: RunResult) -> str:
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in result.scores.items() if value is not None)
     lines = [f"done: {result.step:,} steps"]
     if result.best is not None:
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in shown_scores(result.scores).items())
         lines.append(f"  best: {result.folder / 'best'} ({result.best.name}: {scores})")
     lines += [
         f"  last: {result.folder / 'last'} ({result.last.name})",

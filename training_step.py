@@ -1,6 +1,7 @@
-"""One optimiser step: a window of batches in, a loss and changed weights out, or a skipped step and the reason."""
+"""One optimiser step, on any number of processes: a window of batches in, a loss and changed weights out."""
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 
+from configs.schema import Config
 from data.audio import SAMPLE_RATE
 from dataset import Batch
 from models.encoders import FrameCache, Frames
@@ -189,3 +191,36 @@ def open_cache(folder: str | Path | None, model: SALMONN) -> FrameCache | None:
             "outputs change: freeze it, or set the cache to null."
         )
     return FrameCache(folder, model.encoders.fingerprint)
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Devices, processes and precision of a run: fp16 with loss scaling on CUDA where `run.amp` is set, else fp32.
+
+    Raises:
+        ValueError: where the launcher's number of processes did not come about.
+    """
+    on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not on_cpu and not distributed and ":" in config.run.device:
+        torch.cuda.set_device(torch.device(config.run.device))
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="fp16" if config.run.amp and not on_cpu else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # training changes no buffer
+    )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise ValueError(
+            f"the launcher asked for {asked} processes, but {accelerator.num_processes} came up; "
+            "launch with torchrun --nproc-per-node N train.py …"
+        )
+    return accelerator
+
+
+def prepare_trained_parameters(model: SALMONN, accelerator: Accelerator) -> list[tuple[str, torch.nn.Parameter]]:
+    """Name and parameter of all that is trained; in float32 where a loss scaler will unscale the gradients."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if accelerator.scaler is not None:
+        for _, parameter in trained:
+            parameter.data = parameter.data.float()
+    return trained

@@ -161,11 +161,21 @@ def criterion(scores: Mapping[str, float | None], best_metric: str | None = None
     return "mean log of " + ", ".join(primary), sum(gains) / len(gains)
 
 
-def is_better(name: str, value: float, best: dict | None) -> bool:
-    """Whether (criterion, value) beats the best so far; figures under another criterion are not compared."""
+def is_better(name: str, value: float, scores: Mapping[str, float | None], best: dict | None) -> bool:
+    """Whether (criterion, value) beats the best so far; of equals the one with the lower loss.
+
+    Figures under another criterion are not compared: the newer one counts.
+    """
     if not math.isfinite(value):
         return False
-    return best is None or best["criterion"] != name or value > best["value"]
+    if best is None or best["criterion"] != name:
+        return True
+    return (value, -scores["loss"]) > (best["value"], -best["scores"]["loss"])
+
+
+def shown_scores(scores: Mapping[str, float | None]) -> dict[str, float]:
+    """The loss and each task's own metric: what fits a line or a picture."""
+    return {"loss": scores["loss"], **primary_scores(scores)}
 
 
 def _sign(name: str) -> int:

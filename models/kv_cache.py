@@ -22,6 +22,7 @@ class KeyValueCache(Cache):
         self.keys: list[Tensor] = []  # a layer: [B, heads, S, head width]
         self.values: list[Tensor] = []
         self._slots = self.lengths[:, None]
+        self._level = True  # all rows end at `span`: plain slices will do
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -36,6 +37,8 @@ class KeyValueCache(Cache):
         assert self.span + width <= self.capacity, (self.span, width, self.capacity)
         steps = torch.arange(width, device=mask.device)
         self._slots = self.lengths[:, None] + steps
+        if width > 1 and self._level:  # asked once, of the prompt; a step adds one token to every row
+            self._level = bool(mask.all())
         self.valid.scatter_(1, self._slots, mask)
         self.lengths = self.lengths + ((steps + 1) * mask).amax(dim=1)
         self.span += width
@@ -47,8 +50,8 @@ class KeyValueCache(Cache):
             self.keys.append(self._allocate(key_states))
             self.values.append(self._allocate(value_states))
         for stored, new in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
-            if new.shape[2] == self.span:  # the first tokens: every row starts at slot 0
-                stored[:, :, : self.span] = new
+            if self._level or new.shape[2] == self.span:  # the first tokens stand at slot 0 in every row
+                stored[:, :, self.span - new.shape[2] : self.span] = new
             else:
                 rows = torch.arange(new.shape[0], device=new.device)[:, None]
                 stored[rows, :, self._slots] = new.transpose(1, 2)

@@ -220,18 +220,19 @@ class LanguageModel(nn.Module):
         A query sees valid keys of its own and earlier slots, within the window in sliding layers; a pad that would see
         none sees itself, so that its row is no softmax over nothing.
         """
-        keys = torch.arange(valid.shape[1], device=slots.device)
-        distance = slots[:, None, :, None] - keys  # [B, 1, L, S]
-        visible = (distance >= 0) & valid[:, None, None, :]
         window = getattr(self.config, "sliding_window", None)
         slides = window is not None and (self._layer_types is None or "sliding_attention" in self._layer_types)
-        full = _or_itself(visible, distance)
-        sliding = _or_itself(visible & (distance < window), distance) if slides and valid.shape[1] > window else full
+        slides = slides and valid.shape[1] > window
+        visible = valid[:, None, None, :]
+        if slots.shape[1] > 1 or slides:  # a single token is the last of its row: nothing valid comes after it
+            keys = torch.arange(valid.shape[1], device=slots.device)
+            distance = slots[:, None, :, None] - keys  # [B, 1, L, S]
+            visible = visible & (distance >= 0)
+        full = self._as_attention_takes_it(visible if slots.shape[1] == 1 else _or_itself(visible, distance))
+        sliding = self._as_attention_takes_it(_or_itself(visible & (distance < window), distance)) if slides else full
         if self._layer_types is None:
-            return self._as_attention_takes_it(sliding)
-        masks = {"full_attention": self._as_attention_takes_it(full)}
-        masks["sliding_attention"] = self._as_attention_takes_it(sliding) if slides else masks["full_attention"]
-        return masks
+            return sliding
+        return {"full_attention": full, "sliding_attention": sliding}
 
     def _as_attention_takes_it(self, allowed: Tensor) -> Tensor:
         """Eager attention adds its mask to the scores; the fused kernels take booleans."""

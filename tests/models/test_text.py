@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from models.text import TextProcessor, load_tokenizer, split_revision
+from models.text import TextProcessor, _declared_eos_ids, load_tokenizer, split_revision
 from tests import tiny
 
 PROMPT = "<Speech><SpeechHere></Speech> Write down what is said."
@@ -164,3 +164,13 @@ def test_unequal_counts_are_refused(tokenizer):
 def test_processor_travels_to_loader_workers(tokenizer):
     text = pickle.loads(pickle.dumps(TextProcessor(tokenizer, stop_strings=("#",))))
     assert text.batch([PROMPT], ["one"]).target_tokens == 2
+
+
+def test_an_end_that_no_file_declares_is_not_invented(tmp_path):
+    """Llama's config class says id 2 ends a text, whatever the vocabulary."""
+    folder = tiny.write_llm(tmp_path / "llm")
+    for name in ("config.json", "generation_config.json"):
+        declared = json.loads((folder / name).read_text())
+        declared.pop("eos_token_id", None)
+        (folder / name).write_text(json.dumps(declared))
+    assert _declared_eos_ids(str(folder), None) == ()

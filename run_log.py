@@ -109,12 +109,14 @@ def start_wandb(config: Config, folder: Path) -> Any | None:
             f"wandb.mode is {settings.mode}, but the package wandb is not installed: "
             "pip install wandb, or set wandb.mode to disabled."
         ) from error
+    if settings.mode == "online" and settings.key:
+        wandb.login(key=settings.key)
     return wandb.init(
         mode=settings.mode,
         project=settings.project,
         entity=settings.entity,
         name=settings.name or folder.name,
-        dir=str(folder),
+        dir=settings.dir or str(folder),
         config=config.to_dict(),  # without secrets
     )
 

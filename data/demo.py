@@ -31,8 +31,8 @@ from data.demo_sounds import CONTINUOUS, INSTRUMENTS
 from data.demo_speech import Synthesiser
 from data.demo_tasks import Answer, mixed_answer, music_answer, sound_answers, speech_answers
 
-SHARDS = 12
-"""Each shard is rendered in a fresh process; fixed, so that the bytes do not depend on the machine."""
+SHARD_CLIPS = 360
+"""Clips rendered by one fresh process; fixed, so that the bytes do not depend on the machine."""
 
 _GROUPS = ("speech_train", "sound_train", "music_train", "mixed_train", "speech_valid", "sound_valid", "speech_test",
            "sound_test", "music_test", "mixed_test")  # fmt: skip
@@ -138,7 +138,8 @@ def _shards(folder: Path, clips: dict[str, list[Clip]]) -> list[tuple[Path, list
     everything = [item for group, members in clips.items() for item in _paths(group, members)]
     for group in clips:
         (folder / group).mkdir(parents=True, exist_ok=True)
-    return [(folder, everything[shard::SHARDS]) for shard in range(SHARDS)]
+    count = -(-len(everything) // SHARD_CLIPS)
+    return [(folder, everything[shard::count]) for shard in range(count)]
 
 
 def _render_shard(job: tuple[Path, list[tuple[Clip, str]]]) -> list[tuple[str, tuple[float, str]]]:

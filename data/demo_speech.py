@@ -16,16 +16,15 @@ _IPA = 2  # TextToPhonemes: International Phonetic Alphabet
 _PARAMETERS = {"rate_wpm": 1, "pitch": 3, "pitch_range": 4, "word_gap": 7}
 _EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 
-FEMALE_TRAIN = (
-    "f1", "f2", "f4", "f5", "Alicia", "Annie", "aunty", "belinda", "linda", "grandma", "steph", "steph2", "steph3",
-)  # fmt: skip
+# Left out: voices with an echo, and a few others (f2, f3, f5, Alicia, victor, sandro), whose bytes differ from run to run.
+FEMALE_TRAIN = ("f1", "Annie", "aunty", "belinda", "linda", "grandma", "steph", "steph2", "steph3")
 MALE_TRAIN = (
-    "m1", "m2", "m3", "m5", "m6", "m7", "m8", "Alex", "Andy", "Denis", "Diogo", "Gene", "Gene2", "Jacky", "Lee",
-    "Marco", "Mario", "Mike", "Storm", "antonio", "david", "ed", "edward2", "gustave", "iven", "max", "miguel", "paul",
-    "pedro", "quincy", "rob", "robert", "travis", "victor", "klatt", "klatt2", "klatt3", "benjamin", "norbert", "john",
+    "m1", "m3", "m5", "m6", "m7", "m8", "Alex", "Andy", "Denis", "Gene", "Gene2", "Jacky", "Lee", "Mario", "Mike",
+    "antonio", "david", "ed", "edward2", "gustave", "iven", "max", "paul", "pedro", "quincy", "rob", "robert", "travis",
+    "klatt", "klatt2", "klatt3", "benjamin", "norbert", "john",
 )  # fmt: skip
-FEMALE_TEST = ("f3", "Andrea", "anika")
-MALE_TEST = ("m4", "Michael", "sandro")
+FEMALE_TEST = ("Andrea", "anika")
+MALE_TEST = ("m4", "Michael", "kaukovalta")
 ACCENTS = ("en-us", "en-us", "en-us", "en-us", "en", "en", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc")
 """Repeated by weight. Accents are shared by both splits; speakers (espeak-ng's voice variants) are not."""
 

@@ -28,6 +28,7 @@ import evaluate
 import train
 from configs.schema import load_config
 from evaluate_efficiency import format_table
+from run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"asr": ("submission_asr", "wer"), "aac": ("submission_aac", "cider_d")}
@@ -128,7 +129,8 @@ def train_stages(run: Run) -> Path:
             options += run.recipe.short
         arguments = ["--cfg-path", config, *run.options(*options)]
         run.step(f"training, {Path(config).stem}", lambda arguments=arguments: train.main(arguments))
-        adapter = output / "best"
+        folder = RunFolder(output)
+        adapter = folder.best() or folder.last()  # a recipe without validation has no best
         run.files[f"{Path(config).stem}: adapter, log, loss curve"] = output
     assert adapter is not None, "a recipe has a stage"
     return adapter

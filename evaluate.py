@@ -140,10 +140,8 @@ def evaluate_mode(
     java: bool = True,
 ) -> dict[str, object] | None:
     """Evaluate one mode and write its three files; returns the content of scores.json (None but in process 0)."""
-    config.require_paths("model.test_prompt_path")
     annotations = select_annotations(config, mode)
     prompts = load_prompts(config.model.test_prompt_path)
-    prompts_for(annotations, prompts, config)  # a task without a prompt ends the run here, not after an hour
     swap = swap_audio(annotations, config.run.seed) if swapped else None
     folder = Path(config.run.output_dir) / "eval" / (f"{mode}_swapped" if swapped else mode)
     store = PredictionStore(folder, processes.rank)
@@ -263,6 +261,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def with_adapter(config: Config, ckpt: str) -> Config:
+    """The configuration with another adapter; `model.legacy` follows its kind unless the file sets it otherwise."""
+    model = config.model
+    by_default = dataclasses.replace(model, legacy=None).legacy
+    legacy = None if model.legacy == by_default else model.legacy
+    return dataclasses.replace(config, model=dataclasses.replace(model, ckpt=ckpt, legacy=legacy))
+
+
 def chosen_modes(config: Config, arguments: argparse.Namespace) -> list[str]:
     """What the command line asks for.
 
@@ -292,11 +298,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = config_from_arguments(arguments)
         if arguments.ckpt:
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, ckpt=arguments.ckpt))
+            config = with_adapter(config, arguments.ckpt)
         modes = chosen_modes(config, arguments)
-        for mode in modes:
-            select_annotations(config, mode)  # a broken file ends the run before the model is loaded
-        config.require_paths("model")
+        config.require_paths("model", "model.test_prompt_path")
+        prompts = load_prompts(config.model.test_prompt_path)
+        for mode in modes:  # a broken file, or a task without a prompt, ends the run before the model is loaded
+            prompts_for(select_annotations(config, mode), prompts, config)
         device = processes.device(pick_device(arguments.device or config.run.device))
         if processes.is_main:
             for note in config.ignored:

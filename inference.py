@@ -213,6 +213,8 @@ def score_predictions(
         reasons: dict[str, str] = {}
         primary = None
         without = sum(not prediction.references for prediction in rows)
+        if not any(text.strip() for prediction in rows for text in prediction.references):
+            without = len(rows)  # empty texts everywhere stand for references withheld; among others, for silence
         try:
             primary = metrics.primary_metric(task)[0]
         except ValueError as error:

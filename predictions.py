@@ -70,7 +70,8 @@ class Prediction:
         }
         if self.audio_path is not None:
             row["audio_path"] = self.audio_path
-        return row | {f"annotation_{name}" if name in row else name: value for name, value in self.extra.items()}
+        taken = {*row, "audio_path"}  # in a line without one too, or it would be read back as ours
+        return row | {f"annotation_{name}" if name in taken else name: value for name, value in self.extra.items()}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Prediction:

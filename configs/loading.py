@@ -43,6 +43,8 @@ def read(path: str, overrides: list[str]) -> tuple[dict[str, Any], Origin, list[
         raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OmegaConfBaseException as error:  # a key that is null or a list
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(content):
         raise ConfigError(
             f"{path}: expected sections ({', '.join(SECTIONS)}), found {yaml_type(OmegaConf.to_object(content))}"
@@ -57,7 +59,7 @@ def read(path: str, overrides: list[str]) -> tuple[dict[str, Any], Origin, list[
     for section, value in given.items():
         if value is not None and not isinstance(value, dict) and section in SECTIONS:
             raise ConfigError(f"{path}: {section}: expected a mapping, found {yaml_type(value)}")
-    given = {section: value for section, value in given.items() if value is not None}
+    given = {section: value for section, value in given.items() if value is not None or section not in SECTIONS}
     renamed, ignored = compat.translate(given, path, frozenset(raw))
     return given, Origin(file=path, lines=lines, overrides=raw, renamed=renamed), ignored
 

@@ -199,12 +199,13 @@ def build(cls: type[T], given: Mapping[str, Any], prefix: str, origin: Origin, e
     key of another section that holds it, to help whoever put a key in the wrong section.
     """
     annotations = field_types(cls)
+    given = {str(name): value for name, value in given.items()}  # YAML reads 1, on and null as other than text
     fields = {field.name: field for field in dataclasses.fields(cls) if not field.metadata.get("internal")}
     values: dict[str, Any] = {}
     for name, value in given.items():
         key = f"{prefix}{name}"
         if name not in fields:
-            raise ConfigError(_unknown(name, value, prefix, list(fields), origin, elsewhere))
+            raise ConfigError(_unknown(name, value, prefix, fields, origin, elsewhere))
         annotation = annotations[name]
         nested = _dataclass_of(annotation)
         if value is None and not nullable(annotation):
@@ -241,10 +242,20 @@ def _dataclass_of(annotation: Any) -> type | None:
     return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
 
 
-def _unknown(name: str, value: Any, prefix: str, valid: list[str], origin: Origin, elsewhere: Mapping[str, str]) -> str:
+def _unknown(
+    name: str,
+    value: Any,
+    prefix: str,
+    valid: Mapping[str, dataclasses.Field],
+    origin: Origin,
+    elsewhere: Mapping[str, str],
+) -> str:
     key, what = f"{prefix}{name}", f"key of {prefix[:-1]}" if prefix else "section"
-    message = f"{origin.of(key)}: {key}: no such {what} (found {shown(value) if prefix else yaml_type(value)})."
     close = nearest(name, valid)
+    secret = close is not None and valid[close].metadata.get("secret")  # a mistyped or misplaced token is still one
+    misplaced = close is None and name in elsewhere
+    found = shown(value) if prefix and not secret and not misplaced else yaml_type(value)
+    message = f"{origin.of(key)}: {key}: no such {what} (found {found})."
     if close is not None:
         return f"{message} Did you mean {prefix}{close}?"
     if name in elsewhere:

@@ -6,6 +6,7 @@ An entry is `{path, text, task, Q?, testset_id?, expand_wav?, texts?}`; fields n
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class Annotation:
     index: int = 0
     """Position among all entries of all files."""
     texts: tuple[str, ...] = ()
-    """All references; at least `text` where there is one."""
+    """All references; at least `text` where the entry has one, even an empty one."""
 
 
 def load_annotations(
@@ -87,11 +88,11 @@ def load_annotations(
 
 
 def _find(path: Path, prefix: str | Path | None) -> Path:
-    places = [path.expanduser()]
+    places = [_at_home(path)]
     if prefix is not None and not path.is_absolute():
-        places.append(Path(prefix).expanduser() / path)
+        places.append(_at_home(prefix) / path)
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):
             return place
     raise AnnotationError(f"{path}: no such annotation file (looked at {' and at '.join(map(str, places))})")
 
@@ -102,6 +103,8 @@ def _read(file: Path) -> list[tuple[str, dict[str, Any]]]:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{file}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise AnnotationError(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
     if not content.strip():
         raise AnnotationError(f"{file}: the file is empty; expected annotations")
     if file.suffix in (".jsonl", ".ndjson") or _is_json_lines(content):
@@ -128,7 +131,7 @@ def _is_json_lines(content: str) -> bool:
 
 def _read_lines(file: Path, content: str) -> list[tuple[str, Any]]:
     entries = []
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):  # splitlines would also split at U+2028, in texts
         if not line.strip():
             continue
         try:
@@ -145,6 +148,8 @@ def _read_json(file: Path, content: str) -> list[tuple[str, Any]]:
         raise AnnotationError(
             f"{file}, line {error.lineno}, column {error.colno}: broken JSON: {_json_problem(error)}"
         ) from None
+    except RecursionError:
+        raise AnnotationError(f"{file}: broken JSON: brackets nested too deeply; expected a list of entries") from None
     entries = document.get("annotation") if isinstance(document, dict) else document
     if not isinstance(entries, list):
         has = f"keys {', '.join(map(repr, list(document)[:5]))}" if isinstance(document, dict) else _shown(document)
@@ -160,22 +165,27 @@ def _clip_root(entries: list[tuple[str, dict[str, Any]]], file: Path, prefix: st
     """The folder that clip paths start from: decided once for a file, by looking for its first clips."""
     if prefix is None:
         return file.parent
-    under_prefix = Path(prefix).expanduser()
+    under_prefix = _at_home(prefix)
     clips = [entry["path"] for _, entry in entries[:PROBED_CLIPS] if isinstance(entry.get("path"), str)]
-    if any(_join(under_prefix, clip).exists() for clip in clips):
+    if any(os.path.exists(_join(under_prefix, clip)) for clip in clips):
         return under_prefix
-    if any(_join(file.parent, clip).exists() for clip in clips):
+    if any(os.path.exists(_join(file.parent, clip)) for clip in clips):
         return file.parent
     return under_prefix  # where none is found, an error about a clip should name the folder that the user gave
 
 
 def _join(root: Path, clip: str) -> Path:
     """A clip's place. The family also writes `/LibriSpeech/...` for a path under its data folder."""
-    path = Path(clip).expanduser()
+    path = _at_home(clip)
     if not path.is_absolute():
         return root / path
     below = root / clip.lstrip("/\\")
-    return below if not path.exists() and below.exists() else path
+    return below if not os.path.exists(path) and os.path.exists(below) else path
+
+
+def _at_home(path: str | Path) -> Path:
+    """`~` filled in where it names a home. Unlike pathlib's, os.path's functions have an answer for every name."""
+    return Path(os.path.expanduser(path))
 
 
 def _annotation(
@@ -188,7 +198,7 @@ def _annotation(
     text = _text_field(entry, "text", place, required=require_text and not texts)
     if text is None:
         text = texts[0] if texts else ""
-    elif not texts and text:
+    elif not texts:
         texts = (text,)
     testset_id = entry.get("testset_id")
     if isinstance(testset_id, bool) or not isinstance(testset_id, str | int | None):

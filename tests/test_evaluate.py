@@ -155,6 +155,26 @@ def test_clips_without_reference_or_name(project: tiny.TinyProject) -> None:
     assert "5 of 5 clips have no reference" in scores["tasks"]["asr"]["reasons"]["wer"]
 
 
+def test_an_empty_text_among_others_is_an_empty_reference(project: tiny.TinyProject) -> None:
+    annotations = entries(project.test_asr)
+    annotations[0]["text"] = ""
+    tiny.write_annotations(project.test_asr, annotations)
+    assert run(project, "--mode", "submission_asr") == 0
+    _, lines, scores = outputs(project, "submission_asr")
+    assert lines[0]["references"] == [""]
+    assert scores["scores"]["wer"] is not None
+    tiny.write_annotations(project.test_asr, [{**entry, "text": ""} for entry in annotations])
+    assert run(project, "--mode", "submission_asr") == 0
+    assert outputs(project, "submission_asr")[2]["scores"] == {"wer": None}
+
+
+def test_another_adapter_brings_its_own_kind(project: tiny.TinyProject) -> None:
+    config = load_config(project.config)
+    assert evaluate.with_adapter(config, "x.pth").model.legacy == "weights"
+    exact = load_config(project.config, ["model.legacy=exact"])
+    assert evaluate.with_adapter(exact, "x.pth").model.legacy == "exact"
+
+
 def test_every_task_has_its_own_scores(project: tiny.TinyProject) -> None:
     assert run(project, "--mode", "valid_all") == 0
     _, lines, scores = outputs(project, "valid_all")
@@ -504,6 +524,15 @@ def test_a_task_without_a_metric_is_not_scored(project: tiny.TinyProject) -> Non
 
 
 # Names of rows, and the check of a submission
+
+
+def test_an_annotations_own_audio_path_stays_its_own() -> None:
+    line = Prediction(
+        index=0, id="a", path="a.wav", task="asr", prompt="p", hypothesis="h", extra={"audio_path": "theirs"}
+    ).to_json()
+    assert line["annotation_audio_path"] == "theirs"
+    assert Prediction.from_json(line).audio_path is None
+    assert Prediction.from_json(line).to_json() == line
 
 
 def test_names_of_rows() -> None:

@@ -364,6 +364,22 @@ class TestSecondStage:
             config.second_stage("ckpt")
 
 
+@pytest.mark.parametrize("text", ["1: 2", "hello", "training:", "model:\n  1: 2", "run:\n  on: 2"])
+def test_keys_that_are_no_names_are_unknown(write, text: str) -> None:
+    assert "no such" in error(write(text))
+
+
+def test_a_key_that_is_null_is_an_error_with_the_file(write) -> None:
+    path = write("run:\n  null: 2")
+    assert error(path).startswith(f"{path}: Incompatible key type")
+
+
+@pytest.mark.parametrize("text", ["model:\n  tokn: {}", "datasets:\n  token: {}"])
+def test_a_mistyped_or_misplaced_secret_is_not_shown(write, text: str) -> None:
+    message = error(write(text.format(SECRET)))
+    assert "Did you mean model.token?" in message and SECRET not in message
+
+
 def test_sections_can_be_made_in_code() -> None:
     config = Config(model=ModelConfig(llama_path="org/name", qformer_hidden_size=64, qformer_num_heads=4))
     assert config.model.legacy == "off"

@@ -70,6 +70,23 @@ def test_text_may_be_absent_where_it_is_not_needed(tmp_path: Path) -> None:
     assert [(a.text, a.texts) for a in annotations] == [("", ()), ("", ())]
 
 
+def test_an_empty_text_is_a_reference(tmp_path: Path) -> None:
+    (annotation,) = load_annotations(write(tmp_path / "a.json", [{**ENTRY, "text": ""}]))
+    assert (annotation.text, annotation.texts) == ("", ("",))
+
+
+def test_lines_of_json_end_at_newlines_alone(tmp_path: Path) -> None:
+    text = "one\u2028two\x85three"
+    lines = "\r\n".join(json.dumps(entry, ensure_ascii=False) for entry in ({**ENTRY, "text": text}, ENTRY))
+    assert [a.text for a in load_annotations(write(tmp_path / "a.jsonl", lines))] == [text, ENTRY["text"]]
+
+
+@pytest.mark.parametrize("clip", ["~nobody-at-home.wav", "x" * 400, "a\0b.wav"])
+def test_names_that_no_file_can_have_wait_for_their_turn(tmp_path: Path, clip: str) -> None:
+    file = write(tmp_path / "a.json", [{**ENTRY, "path": clip}])
+    assert load_annotations(file, prefix=tmp_path)[0].path == str(tmp_path / clip)
+
+
 def test_several_files_make_one_list(tmp_path: Path) -> None:
     one = write(tmp_path / "one/a.json", [ENTRY])
     two = write(tmp_path / "two/a.jsonl", json.dumps(ENTRY))

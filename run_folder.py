@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Progress:
     validations: list[dict] = field(default_factory=list)
     """{"step", "epoch", "scores"} of each validation."""
     best: dict | None = None
-    """{"step", "criterion", "value", "checkpoint"} of the best validation so far; higher values are better."""
+    """{"step", "criterion", "value", "scores"} of the best validation so far; higher values are better."""
     shape: dict = field(default_factory=dict)
     """What must not change for a resumed run to be the same run: seed, clips, global batch, …"""
 
@@ -83,8 +84,14 @@ class TrainerState:
         target = folder / STATE_FOLDER
         target.mkdir(parents=True, exist_ok=True)
         (target / "progress.json").write_text(json.dumps(asdict(self.progress), indent=1), encoding="utf-8")
-        torch.save({"optimizer": self.optimizer, "scaler": self.scaler}, target / "optimizer.pt")
-        torch.save(self.rng, target / "rng.pt")
+        for name, state in (
+            ("optimizer.pt", {"optimizer": self.optimizer, "scaler": self.scaler}),
+            ("rng.pt", self.rng),
+        ):
+            try:
+                torch.save(state, target / name)
+            except RuntimeError as error:  # how PyTorch reports a full disk
+                raise OSError(f"{target / name}: {error}") from error
 
     @classmethod
     def read(cls, checkpoint: Path) -> "TrainerState":
@@ -102,6 +109,10 @@ class TrainerState:
             raise RunFolderError(
                 f"{checkpoint}: cannot resume, {error.filename} is missing. An adapter alone cannot be resumed; "
                 "start a new run from it with model.ckpt."
+            ) from error
+        except (json.JSONDecodeError, UnpicklingError, RuntimeError, EOFError) as error:
+            raise RunFolderError(
+                f"{source} is damaged: {error}. Delete {checkpoint}, and go on from an older one with --resume."
             ) from error
         unknown = set(raw) - {item.name for item in fields(Progress)}
         if unknown:

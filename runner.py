@@ -96,6 +96,7 @@ class Runner:
         )
         self.progress = Progress(shape=self._shape(), sampler=self.sampler.state_dict())
         self._rng: dict | None = None
+        self._saved_step: int | None = None
         if resume is not None:
             self._restore(resume)
         self.training_step = TrainingStep(
@@ -169,7 +170,8 @@ class Runner:
             return
         for window in self._windows():
             if not self._step(window):  # a signal came, on whichever process
-                self._save()
+                if self._saved_step != self.progress.step:  # else that checkpoint stands, with its scores
+                    self._save()
                 return
             if self.progress.iteration % self.iters_per_epoch == 0:
                 if not self._finish_epoch():
@@ -338,6 +340,7 @@ class Runner:
                 f"step {self.progress.step}: the checkpoint could not be written to {self.folder.path} "
                 f"({error or 'on the first process'}); {kept}, once there is room."
             ) from error
+        self._saved_step = self.progress.step
 
     def _metrics(self) -> dict:
         return {"step": self.progress.step, "epoch": self.epoch, "train_loss": self.progress.smooth_loss}
@@ -357,6 +360,8 @@ class Runner:
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.progress = state.progress
+        if checkpoint.resolve() == self.folder.checkpoint_path(self.progress.step).resolve():
+            self._saved_step = self.progress.step
         self.sampler.load_state_dict(state.progress.sampler)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         if len(state.rng) == ranks:

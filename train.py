@@ -25,9 +25,10 @@ from models import build_model
 from nonfinite import NonFiniteError
 from run_folder import RunFolder, RunFolderError, find_resume
 from runner import Runner, RunResult
-from training_step import make_accelerator
+from training_step import make_accelerator, training_model_config
 from validation import shown_scores
 
+PRECISION_WORDS = {"fp16": "fp16 with loss scaling", "bf16": "bf16"}
 STAGE_OPTIONS = ("run.output_dir", "run.auto_second", "run.second_stage_config", "run.resume", "model.ckpt")
 """Options that belong to the first stage alone when a second one follows from its own YAML."""
 
@@ -86,6 +87,7 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
         if following is None:
             break
         config, stage = following, stage + 1
+        accelerator.free_memory()  # it still holds the finished stage's model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -133,7 +135,7 @@ def _train_stage(
         config.require_paths("datasets.valid_ann_path")
     train_data, valid_data = load_data(config)
     torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
-    model = build_model(config.model, device=accelerator.device)
+    model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
     if dryrun:
         runner = Runner(config, model, train_data, valid_data, accelerator=accelerator)
         accelerator.print(describe(config, model, train_data, valid_data, next(iter(runner.loader))))
@@ -159,7 +161,7 @@ def _opening_words(config: Config, runner: Runner, resume: Path | None) -> str:
     lines = [
         f"{config.path} -> {runner.folder.path}",
         f"  {trained:,} trained parameters on {runner.device}, {processes} process{'es' if processes > 1 else ''}, "
-        f"{'fp16 with loss scaling' if runner.accelerator.scaler is not None else 'fp32'}",
+        f"{PRECISION_WORDS.get(runner.accelerator.mixed_precision, 'fp32')}",
         f"  {len(runner.train_data):,} clips; {runner.total_steps:,} steps of {clips} clips in "
         f"{config.run.optims.max_epoch} epochs of {runner.iters_per_epoch:,} iterations",
     ]

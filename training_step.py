@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 
-from configs.schema import Config
+from configs.schema import Config, ModelConfig
 from data.audio import SAMPLE_RATE
 from dataset import Batch
 from models.encoders import FrameCache, Frames
@@ -196,25 +196,49 @@ def open_cache(folder: str | Path | None, model: SALMONN) -> FrameCache | None:
 def make_accelerator(config: Config) -> Accelerator:
     """Devices, processes and precision of a run: fp16 with loss scaling on CUDA where `run.amp` is set, else fp32.
 
+    With `model.dtype: bfloat16`, mixed precision is that.
+
     Raises:
         ValueError: where the launcher's number of processes did not come about.
     """
     on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
+    # Autocast to fp16 would also cast bfloat16 weights down, on every call; bfloat16 needs no loss scaling.
+    half = "bf16" if config.model.dtype == "bfloat16" else "fp16"
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if not on_cpu and not distributed and ":" in config.run.device:
         torch.cuda.set_device(torch.device(config.run.device))
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision="fp16" if config.run.amp and not on_cpu else "no",
+        mixed_precision=half if config.run.amp and not on_cpu else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # training changes no buffer
     )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if on_cpu and config.run.device.startswith("cuda"):
+        accelerator.print(f"run.device is {config.run.device}, but PyTorch finds no CUDA device: training on the CPU.")
     if accelerator.num_processes != asked:
         raise ValueError(
             f"the launcher asked for {asked} processes, but {accelerator.num_processes} came up; "
             "launch with torchrun --nproc-per-node N train.py …"
         )
     return accelerator
+
+
+def training_model_config(config: Config, device: torch.device) -> ModelConfig:
+    """`config.model` with the type of frozen weights that training takes: fp16 only where the loss is scaled.
+
+    Gradients flow through the frozen language model, and unscaled ones vanish in fp16.
+
+    Raises:
+        ValueError: fp16 is asked for without `run.amp`.
+    """
+    if device.type != "cuda" or config.run.amp or config.model.dtype not in ("auto", "float16"):
+        return config.model
+    if config.model.dtype == "float16":
+        raise ValueError(
+            "model.dtype is float16 and run.amp false: without loss scaling small gradients become zero. Set "
+            "run.amp=true, or model.dtype=float32."
+        )
+    return replace(config.model, dtype="float32")
 
 
 def prepare_trained_parameters(model: SALMONN, accelerator: Accelerator) -> list[tuple[str, torch.nn.Parameter]]:

@@ -135,7 +135,8 @@ class ModelConfig:
     allow_slow_kernels: bool = False
     """Allow a quantisation that is slower on this device than none; an error otherwise."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Type of the frozen weights and of the arithmetic: `auto` is float16 on CUDA, float32 on CPU."""
+    """Type of the frozen weights and of the arithmetic: `auto` is float32 on CPU and, in training, without
+    `run.amp`; float16 on CUDA."""
 
     def __post_init__(self) -> None:
         if self.legacy is None:
@@ -263,7 +264,8 @@ class RunConfig:
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one."""
     amp: bool = False
-    """Mixed precision with loss scaling, on CUDA; without effect on CPU."""
+    """Mixed precision on CUDA: float16 with loss scaling, or bfloat16 where `model.dtype` is that; without effect on
+    CPU."""
 
     epoch_based: bool = False
     """An epoch is one pass over the data; false: `iters_per_epoch` iterations."""

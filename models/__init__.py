@@ -10,7 +10,7 @@ import torch
 
 from configs.schema import ModelConfig, load_config
 from models import quantize  # noqa: F401 - before peft imports bitsandbytes, whose warning it silences
-from models.checkpoint import CheckpointError, load_adapter, load_projection
+from models.checkpoint import CheckpointError, checkpoint_of, load_adapter, load_projection
 from models.connector import Connector
 from models.encoders import EncoderStack
 from models.llm import LanguageModel
@@ -55,7 +55,7 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
     Raises:
         CheckpointError: the folder is not a checkpoint, or its adapter does not fit the model that it describes.
     """
-    folder = Path(folder)
+    folder = checkpoint_of(Path(folder))
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise CheckpointError(

@@ -34,6 +34,7 @@ ADAPTER_FILE = "adapter.safetensors"
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
 MANIFEST_FILE = "manifest.json"
+RUN_POINTERS = ("best", "last")  # links in a run's folder, in the order of preference
 LEGACY_SUFFIXES = (".pth", ".pt", ".bin")
 FORMAT = {"format": "smolt-adapter", "version": "1"}
 NAMES_SHOWN = 12  # per kind, in an error
@@ -96,7 +97,10 @@ def save_adapter(
     folder = Path(folder)
     with new_folder(folder) as draft:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state_dict(model).items()}
-        safetensors.torch.save_file(tensors, draft / ADAPTER_FILE, metadata=FORMAT)
+        try:
+            safetensors.torch.save_file(tensors, draft / ADAPTER_FILE, metadata=FORMAT)
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(f"{draft / ADAPTER_FILE}: {error}") from error
         if config is not None:
             dump_config(config, draft / CONFIG_FILE)
         if metrics is not None:
@@ -277,7 +281,7 @@ def _adapter_file(source: Path) -> Path:
         raise CheckpointError(
             f"{source} is a {source.suffix} file; expected an adapter folder that holds {ADAPTER_FILE}, or that file."
         )
-    _recover(source)
+    source = checkpoint_of(source)
     path = source / ADAPTER_FILE if source.is_dir() else source
     if not path.is_file():
         what = f"holds no {ADAPTER_FILE}" if source.is_dir() else "does not exist"
@@ -286,6 +290,17 @@ def _adapter_file(source: Path) -> Path:
         )
     verify_folder(path.parent, (path.name, CONFIG_FILE))
     return path
+
+
+def checkpoint_of(source: Path) -> Path:
+    """The checkpoint that `source` means: itself, or of a run's folder its `best`, else its `last`."""
+    _recover(source)
+    if source.is_dir() and not (source / ADAPTER_FILE).exists():
+        for name in RUN_POINTERS:
+            if (source / name / ADAPTER_FILE).is_file():
+                logger.info("%s is a run's folder: taking its %s checkpoint", source, name)
+                return source / name
+    return source
 
 
 def verify_folder(folder: Path, names: tuple[str, ...] = (ADAPTER_FILE, CONFIG_FILE, METRICS_FILE)) -> None:

@@ -86,6 +86,13 @@ class Connector(nn.Module):
         )
         self.to_llm = nn.Linear(hidden_size, llm_hidden_size)
 
+    def train(self, mode: bool = True) -> "Connector":
+        """A frozen Q-Former stays in eval: its dropout would only be noise."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.qformer.parameters()):
+            self.qformer.eval()
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
         return self.to_llm.weight.dtype

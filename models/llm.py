@@ -6,6 +6,7 @@ training computes them only where a target stands and prefill only for the last 
 
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +139,7 @@ class LanguageModel(nn.Module):
             LoraConfig(
                 r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), bias="none"
             ),
-            self.model,
+            self._decoder,  # not the whole: a multimodal checkpoint's image tower has layers of the same names
         )
         for name, parameter in self.named_parameters():
             parameter.requires_grad_("lora_" in name)
@@ -189,25 +190,33 @@ class LanguageModel(nn.Module):
             valid = mask
         else:
             slots, valid = cache.begin(mask)
-        output = self._decoder(
-            inputs_embeds=embeds.to(self.dtype),
-            attention_mask=self._attention_masks(slots, valid),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        with self._own_precision():
+            output = self._decoder(
+                inputs_embeds=embeds.to(self.dtype),
+                attention_mask=self._attention_masks(slots, valid),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[..., V]` of hidden states `[..., H]`, scaled and capped as the family does, in float32."""
         head = self.model.get_output_embeddings()
-        logits = head(hidden.to(head.weight.dtype)).float()
+        with self._own_precision():
+            logits = head(hidden.to(head.weight.dtype)).float()
         if getattr(self.config, "logit_scale", None):  # Cohere
             logits = logits * self.config.logit_scale
         if getattr(self.config, "logits_scaling", None):  # Granite
             logits = logits / self.config.logits_scaling
         cap = getattr(self.config, "final_logit_softcapping", None)  # Gemma 2
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _own_precision(self) -> AbstractContextManager:
+        """Gemma overflows in float16, so its weights are held wider; autocast to float16 must not undo that."""
+        if self.config.model_type.startswith("gemma") and self.dtype != torch.float16:
+            return torch.autocast(self.device.type, enabled=False)
+        return nullcontext()
 
     @property
     def _decoder(self) -> nn.Module:

@@ -87,7 +87,7 @@ class SALMONN(nn.Module):
         batch, width = mask.shape
         device = tokens.device
         audio_counts = [width] if batch == 1 else mask.sum(dim=1).tolist()
-        answers = text_batch.targets or [torch.empty(0, dtype=torch.long)] * batch
+        answers = text_batch.targets or [before[:0] for before in text_batch.before]
         rows = list(zip(text_batch.before, text_batch.after, answers, audio_counts, strict=True))
         text_ids = torch.cat([piece for before, after, answer, _ in rows for piece in (before, after, answer)])
         text_embeds = self.llm.embed(text_ids.to(device))  # [S, H]

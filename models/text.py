@@ -89,7 +89,8 @@ class TextProcessor:
             )
         single_end = self.end_ids if len(self.end_ids) == 1 else ()
         tokenizer_eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-        self.eos_ids = frozenset((*single_end, *tokenizer_eos, *extra_eos_ids))
+        special_starts = _special_starts(tokenizer, (end_sym, *stop_strings))
+        self.eos_ids = frozenset((*single_end, *tokenizer_eos, *extra_eos_ids, *special_starts))
         spelled_end = (end_sym,) if len(self.end_ids) > 1 else ()
         self.stop_strings = tuple(dict.fromkeys((*(text for text in stop_strings if text), *spelled_end)))
         if not self.eos_ids and not self.stop_strings:
@@ -228,6 +229,16 @@ def _bos_ids(tokenizer: PreTrainedTokenizerBase, bos_token: str | None) -> tuple
     if len(ids) != 1:
         raise ValueError(f"model.bos_token {bos_token!r} is {len(ids)} tokens for this tokenizer; expected one.")
     return tuple(ids)
+
+
+def _special_starts(tokenizer: PreTrainedTokenizerBase, ends: Iterable[str]) -> list[int]:
+    """Special tokens that an end begins with (`<|im_end|>` and a line break, say).
+
+    Decoding drops special tokens, so such an end is never found in the text; its first id ends the answer instead.
+    """
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    first_ids = [ids[0] for end in ends if end and (ids := tokenizer.encode(end, add_special_tokens=False))]
+    return [first for first in first_ids if first in special]
 
 
 def _declared_eos_ids(path: str, token: str | None) -> tuple[int, ...]:

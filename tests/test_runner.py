@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,18 @@ import training_step
 from configs.schema import load_config
 from dataset import GlobalBatchSampler, collate
 from models import build_model, load_model
+from models.checkpoint import save_adapter
 from nonfinite import NonFiniteError, first_nonfinite
-from run_folder import RunFolder, RunFolderError, TrainerState, find_resume, preserved_rng, rng_state, set_rng_state
+from run_folder import (
+    Progress,
+    RunFolder,
+    RunFolderError,
+    TrainerState,
+    find_resume,
+    preserved_rng,
+    rng_state,
+    set_rng_state,
+)
 from runner import Runner
 from tests import tiny
 from training_step import TrainingStep
@@ -157,6 +169,61 @@ def test_disk_full_leaves_the_previous_checkpoint(lively_project, tmp_path, monk
         make_runner(lively_project.config, f"run.output_dir={folder}").train()
     assert [path.name for path in RunFolder(folder).checkpoints()] == ["checkpoint_000002"]
     assert make_runner(lively_project.config, f"run.output_dir={folder}", resume=folder / "last").progress.step == 2
+
+
+def test_a_file_system_that_is_really_full(tmp_path):
+    """The libraries report it as errors of their own."""
+    tensors = {"weight": torch.zeros(100_000)}
+    model = torch.nn.Module()
+    model.connector = torch.nn.Linear(300, 300)
+    states = TrainerState(Progress(), {}, None, []), TrainerState(Progress(), tensors, None, [])
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with pytest.raises(OSError, match="adapter"):
+            save_adapter(model, tmp_path / "checkpoint")
+        states[0].write(tmp_path)
+        with pytest.raises(OSError, match="optimizer"):
+            states[1].write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_damaged_trainer_state_is_named(lively_project, uninterrupted, tmp_path):
+    copy = tmp_path / "checkpoint_000006"
+    shutil.copytree(uninterrupted / "last", copy)
+    with open(copy / "trainer_state" / "optimizer.pt", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(RunFolderError, match="is damaged"):
+        TrainerState.read(copy)
+
+
+def test_a_stop_right_after_a_checkpoint_leaves_its_scores(lively_project, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    finish = Runner._finish_epoch
+
+    def finish_and_stop(self):
+        finished = finish(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finished
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_finish_epoch", finish_and_stop)
+        assert make_runner(lively_project.config, f"run.output_dir={folder}").train().step == 3
+    assert "loss" in json.loads((folder / "best" / "metrics.json").read_text())["scores"]
+
+
+def test_precision_of_training(lively_project):
+    config = load_config(lively_project.config)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert training_step.training_model_config(config, cpu) is config.model
+    assert training_step.training_model_config(config, cuda).dtype == "float32"
+    scaled = load_config(lively_project.config, ["run.amp=true"])
+    assert training_step.training_model_config(scaled, cuda).dtype == "auto"
+    with pytest.raises(ValueError, match=r"run\.amp"):
+        training_step.training_model_config(load_config(lively_project.config, ["model.dtype=float16"]), cuda)
 
 
 def test_scores_choose_the_best_checkpoint(tiny_project):

@@ -81,3 +81,11 @@ def test_mistakes_are_named():
         build(fusion="sum")
     with pytest.raises(ValueError, match="qformer_num_heads"):
         build(num_heads=5)
+
+
+def test_a_frozen_qformer_stays_in_eval():
+    connector = build(dropout=0.5).train()
+    assert connector.qformer.training
+    connector.qformer.requires_grad_(False)
+    connector.train()
+    assert connector.training and not any(module.training for module in connector.qformer.modules())

@@ -166,3 +166,14 @@ def test_missing_folder_and_missing_weights_are_clear_errors(config, folder, tmp
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing.*layers\.1\.mlp\.up_proj"):
         LanguageModel.from_config(replace(config, llama_path=str(broken)))
+
+
+def test_gemma_is_not_cast_down_by_autocast(tmp_path):
+    """It overflows in float16; the CPU's autocast, to bfloat16, stands for CUDA's here."""
+    tiny.write_llm(tmp_path / "gemma", family="gemma3_text")
+    llm = LanguageModel.from_config(ModelConfig(llama_path=str(tmp_path / "gemma"))).eval()
+    inputs = batch()
+    with torch.no_grad():
+        expected = logits_of(llm, *inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(logits_of(llm, *inputs), expected)

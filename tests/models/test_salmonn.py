@@ -173,3 +173,12 @@ def test_prompts_without_text_are_refused(model):
     waveforms, lengths = mixed_clips()
     with pytest.raises(ValueError, match="text_batch"):
         model(waveforms, lengths)
+
+
+def test_a_runs_folder_stands_for_its_best_checkpoint(config, model, tmp_path, shared_tiny_project):
+    run = tmp_path / "run"
+    save_adapter(model, run / "checkpoint_000002", config=load_config(shared_tiny_project.config))
+    (run / "last").symlink_to("checkpoint_000002")
+    expected = dict(model.named_parameters())
+    for found in (build_model(replace(config, ckpt=str(run))), load_model(run, "cpu")):
+        assert all(torch.equal(p, expected[name]) for name, p in found.named_parameters())

@@ -174,3 +174,14 @@ def test_an_end_that_no_file_declares_is_not_invented(tmp_path):
         declared.pop("eos_token_id", None)
         (folder / name).write_text(json.dumps(declared))
     assert _declared_eos_ids(str(folder), None) == ()
+
+
+@pytest.mark.parametrize("options", [{"end_sym": "<|im_end|>\n"}, {"stop_strings": ["<|im_end|>\n"]}])
+def test_an_end_that_begins_with_a_special_token_ends_by_its_id(tmp_path, options):
+    """Decoding drops special tokens: such an end would never be found in the text."""
+    tokenizer = without_bos(tmp_path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    text = TextProcessor(tokenizer, **options)
+    assert end in text.eos_ids
+    assert text.decode([*tokenizer.encode("one two", add_special_tokens=False), end, 7]) == "one two"

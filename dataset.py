@@ -7,10 +7,12 @@ the model's device.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,9 @@ log = logging.getLogger(__name__)
 PLACEHOLDER = "<SpeechHere>"  # where the audio belongs in a prompt
 QUESTION_SLOT = "{}"
 SAMPLE_STREAM = 0x5A  # sets a sample's draws apart from those of the epoch's order
+MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # mallopt's names for them, from glibc's malloc.h
+MALLOC_KEPT_BYTES = 256 << 20
+MALLOC_MMAP_BYTES = 32 << 20
 WORKER_DEATH_SIGNS = ("exited unexpectedly", "is killed by signal")
 
 
@@ -326,8 +331,10 @@ def collate(
 
 def _zeros(rows: int, samples: int) -> Tensor:
     """Zeros `[rows, samples]`; in a worker in shared memory from the start, so that sending them copies nothing."""
-    zeros = torch.zeros(rows, samples)
-    return zeros.share_memory_() if get_worker_info() is not None and zeros.numel() else zeros
+    if get_worker_info() is None or rows * samples == 0:
+        return torch.zeros(rows, samples)
+    storage = torch.UntypedStorage._new_shared(rows * samples * torch.float32.itemsize)  # fresh pages are zero
+    return torch.empty(0).set_(storage, 0, (rows, samples))
 
 
 # -- loader ----------------------------------------------------------------------------------------------------------
@@ -346,7 +353,7 @@ class BatchLoader:
     """
 
     def __init__(self, loader: DataLoader, sampler: GlobalBatchSampler) -> None:
-        self._loader = loader
+        self.torch_loader = loader
         self.sampler = sampler
         self.capped = 0
         """Clips of this process that `max_audio_s` has cut so far."""
@@ -356,11 +363,11 @@ class BatchLoader:
 
     @property
     def dataset(self) -> AudioTextDataset:
-        return self._loader.dataset
+        return self.torch_loader.dataset
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            for batch in self._loader:
+            for batch in self.torch_loader:
                 if self.sampler.shuffle:
                     self.sampler.consumed = self.sampler.advanced(self.sampler.state_dict())["consumed"]
                 self._note_capped(batch)
@@ -409,6 +416,18 @@ def build_loader(
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    _keep_freed_memory()
     # A worker must neither die of the Ctrl-C that asks the trainer to save, nor inherit its answer to SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to hold on to freed memory: a worker frees and asks for the same few megabytes with each clip.
+
+    Otherwise they go back to the system each time, and faulting them in again can cost more than decoding.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(MALLOC_TRIM_THRESHOLD, MALLOC_KEPT_BYTES)
+        mallopt(MALLOC_MMAP_THRESHOLD, MALLOC_MMAP_BYTES)

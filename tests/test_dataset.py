@@ -403,7 +403,7 @@ def test_workers_survive_ctrl_c(annotations: list[Annotation]) -> None:
     loader = make_loader(annotations, 1)
     batches = iter(loader)
     next(batches)
-    for worker in loader._loader._iterator._workers:
+    for worker in loader.torch_loader._iterator._workers:
         os.kill(worker.pid, signal.SIGINT)
     assert len(list(batches)) == 5
 

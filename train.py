@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
-from configs.schema import Config, add_config_arguments, config_from_arguments
+from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from dataset import AudioTextDataset, load_prompts
 from dryrun import describe
@@ -185,12 +185,13 @@ def _closing_words(config: Config, result: RunResult) -> str:
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """The command line of this run, for going on with it."""
+    """The command line of this run, for going on with it; secrets are left out."""
     processes = os.environ.get("LOCAL_WORLD_SIZE")
     launcher = f"torchrun --nproc-per-node {processes}" if processes else "python"
     words = ["train.py", "--cfg-path", arguments.cfg_path]
-    if arguments.options:
-        words += ["--options", *arguments.options]
+    options = [option for option in arguments.options if not holds_secret(option)]
+    if options:
+        words += ["--options", *options]
     return f"{launcher} {shlex.join(words)}"
 
 

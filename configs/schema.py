@@ -32,6 +32,7 @@ __all__ = [
     "add_config_arguments",
     "config_from_arguments",
     "dump_config",
+    "holds_secret",
     "load_config",
 ]
 
@@ -150,6 +151,13 @@ def dump_config(config: Config, path: str | os.PathLike[str]) -> None:
 
     text = yaml.safe_dump(escaped(config.to_dict()), sort_keys=False, allow_unicode=True, width=120)
     Path(path).write_text(text, encoding="utf-8")
+
+
+def holds_secret(override: str) -> bool:
+    """Whether `section.key=value` gives a secret, which must not be shown."""
+    section, _, name = override.partition("=")[0].strip().partition(".")
+    fields = getattr(field_types(Config).get(section), "__dataclass_fields__", {})
+    return name in fields and bool(fields[name].metadata.get("secret"))
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from configs.schema import (
     add_config_arguments,
     config_from_arguments,
     dump_config,
+    holds_secret,
     load_config,
 )
 
@@ -378,6 +379,11 @@ def test_a_key_that_is_null_is_an_error_with_the_file(write) -> None:
 def test_a_mistyped_or_misplaced_secret_is_not_shown(write, text: str) -> None:
     message = error(write(text.format(SECRET)))
     assert "Did you mean model.token?" in message and SECRET not in message
+
+
+def test_options_that_hold_a_secret_are_known() -> None:
+    assert holds_secret(f"model.token={SECRET}") and holds_secret("wandb.key=x")
+    assert not any(map(holds_secret, ("run.seed=1", "model.ckpt=token", "nonsense", "a.b.c=1")))
 
 
 def test_sections_can_be_made_in_code() -> None:

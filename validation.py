@@ -127,6 +127,11 @@ class Validator:
                 f"run.best_metric is {wanted!r}; expected 'loss' or task.metric, such as {example!r}, with one of the "
                 f"validation tasks {', '.join(tasks)}."
             )
+        task, _, name = wanted.partition(".")
+        figures = metrics.score_with_reasons(task, [["a word"]], ["a word"], java=False).values
+        if figures.get(name) is None:
+            known = ", ".join(f"{task}.{figure}" for figure, value in figures.items() if value is not None)
+            raise ValueError(f"run.best_metric is {wanted!r}, which validation does not compute; it has {known}.")
 
 
 def primary_scores(scores: Mapping[str, float | None]) -> dict[str, float]:

@@ -226,6 +226,12 @@ def test_precision_of_training(lively_project):
         training_step.training_model_config(load_config(lively_project.config, ["model.dtype=float16"]), cuda)
 
 
+@pytest.mark.parametrize("name", ["asr.werr", "audiocaption.spice", "music_description.cider_d"])
+def test_a_metric_that_validation_lacks_is_refused_before_training(lively_project, name):
+    with pytest.raises(ValueError, match="best_metric"):
+        make_runner(lively_project.config, "run.valid_scoring=true", f"run.best_metric={name}")
+
+
 def test_scores_choose_the_best_checkpoint(tiny_project):
     runner = make_runner(tiny_project.config, "run.valid_scoring=true", "run.valid_max_samples=4")
     result = runner.train()

@@ -24,11 +24,14 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     """The device a configuration names; `auto` and None mean CUDA where it is at hand.
 
     Raises:
-        ValueError: CUDA is asked for and not there.
+        ValueError: no such kind of device, or CUDA is asked for and not there.
     """
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"run.device = {name!r}: no such device; expected cpu, cuda, cuda:N or auto.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"run.device = {name!r}, but PyTorch finds no CUDA device; use run.device=cpu or auto.")
     return device

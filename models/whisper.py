@@ -72,6 +72,7 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
                 token=token,
                 key_mapping={r"^(model\.)?encoder\.": ""},
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
             )
         except OSError as error:
             raise ValueError(

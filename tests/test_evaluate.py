@@ -256,6 +256,7 @@ def test_a_mended_clip_is_tried_again(project: tiny.TinyProject, generated: list
         (["--mode", "submission_asr", "--options", "model.ckpt=/nowhere"], "/nowhere"),
         (["--mode", "submission_asr", "--options", "model.test_prompt_path=no.json"], "no.json"),
         (["--mode", "submission_asr", "--ckpt", "/nowhere"], "/nowhere"),
+        (["--mode", "submission_asr", "--device", "gpu"], "'gpu': no such device"),
     ],
 )
 def test_errors_name_what_is_wrong(

@@ -248,3 +248,14 @@ def test_broken_ced_files_are_errors(files: dict[str, Path], tmp_path: Path) -> 
     torch.save(weights, path)
     with pytest.raises(ValueError, match=r"missing norm\.bias"):
         CED.from_checkpoint(path)
+
+
+def test_whisper_weights_in_another_shape_are_named(tmp_path: Path) -> None:
+    folder = tiny.write_whisper(tmp_path / "whisper")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("encoder.layers.0.fc1.bias"))
+    save_file(weights | {name: torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"another shape, 1 weights of the encoder: .*layers\.0\.fc1\.bias"):
+        WhisperEncoder.from_pretrained(folder)
+    with pytest.raises(ValueError, match="lacks, or has in another shape"):  # another model's folder
+        WhisperEncoder.from_pretrained(tiny.write_llm(tmp_path / "llm"))

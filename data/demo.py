@@ -232,7 +232,9 @@ def _verifications(rng: np.random.Generator, items: list[Written], count: int) -
     entries = []
     for number in range(count if repeated and len(speakers) > 1 else 0):
         same = number % 2 == 0
-        names = [repeated[int(rng.integers(len(repeated)))]] * 2 if same else rng.choice(sorted(speakers), 2, replace=False)
+        names = (
+            [repeated[int(rng.integers(len(repeated)))]] * 2 if same else rng.choice(sorted(speakers), 2, replace=False)
+        )
         if same:
             members = speakers[names[0]]
             first, second = (members[i] for i in rng.permutation(len(members))[:2])

@@ -11,7 +11,7 @@ from data.demo_sounds import CONTOURS, INSTRUMENTS, RATE_HZ, SOUNDS, TEMPOS, mus
 from data.demo_speech import Synthesiser, Voice, draw_voice
 
 _RATES_HZ = (8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-_RATE_WEIGHTS = (0.08, 0.46, 0.18, 0.10, 0.06, 0.08, 0.04)
+_RATE_WEIGHTS = (0.05, 0.49, 0.18, 0.10, 0.06, 0.08, 0.04)
 PAUSE_S = (0.1, 0.35)
 
 
@@ -66,8 +66,8 @@ def draw_channel(rng: np.random.Generator) -> Channel:
         rate_hz=int(rng.choice(_RATES_HZ, p=_RATE_WEIGHTS)),
         stereo=bool(rng.random() < 0.15),
         gain_db=float(rng.uniform(-14, 0)),
-        noise_snr_db=float(rng.uniform(18, 40)) if rng.random() < 0.4 else None,
-        reverb_s=float(rng.uniform(0.05, 0.25)) if rng.random() < 0.15 else None,
+        noise_snr_db=float(rng.uniform(22, 40)) if rng.random() < 0.3 else None,
+        reverb_s=float(rng.uniform(0.05, 0.2)) if rng.random() < 0.1 else None,
         suffix=".flac" if rng.random() < 0.4 else ".wav",
     )
 

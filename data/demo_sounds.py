@@ -61,7 +61,9 @@ def _strikes(
 
 
 def _partials(t: np.ndarray, hz: float, ratios, gains, decays_s) -> np.ndarray:
-    return sum(g * np.exp(-t / d) * np.sin(2 * np.pi * hz * r * t) for r, g, d in zip(ratios, gains, decays_s, strict=True))
+    return sum(
+        g * np.exp(-t / d) * np.sin(2 * np.pi * hz * r * t) for r, g, d in zip(ratios, gains, decays_s, strict=True)
+    )
 
 
 def _buzz(phase: np.ndarray, harmonics: int, slope: float) -> np.ndarray:

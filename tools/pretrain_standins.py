@@ -1,0 +1,110 @@
+"""Pretrain the stand-in checkpoints of `assets/standins` from nothing: Whisper, BEATs and LLM, small, in real formats.
+
+    python -m tools.pretrain_standins --out assets/standins
+    python -m tools.pretrain_standins --parts llm --scale 0.01 --out /tmp/try        # a few steps of one part
+
+About two hours on one CPU core with bfloat16 instructions, more without; steps are counted, never seconds. The
+parts are independent of each other and may run side by side. Everything is drawn from `--seed`; test voices, test
+sentences and test pairs of events are kept out, and every clip and every line of text is checked against them.
+
+Needs espeak-ng's package (`pip install espeakng-loader`). `docs/standins.md` says what was measured.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tools.standins import beats, llm, whisper
+from tools.standins.clips import load_clips, read_shard
+from tools.standins.tokenizer import build_tokenizer
+
+PARTS = ("llm", "whisper", "beats")
+WHISPER_CLIPS, WHISPER_SPEECH = 16_000, 0.92
+BEATS_CLIPS, BEATS_SPEECH = 6_000, 0.2
+HELD_OUT = 200
+"""Clips kept from training, for the figures printed on the way."""
+LIMIT_BYTES = 12 * 2**20
+
+
+def _log(part: str, started: float):
+    def log(**figures: float) -> None:
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        print(f"{part}  {time.monotonic() - started:6.0f} s  {shown}", flush=True)
+
+    return log
+
+
+def _clips(arguments: argparse.Namespace, features: str, count: int, speech: float):
+    count = max(2 * HELD_OUT, int(count * arguments.scale))
+    shards = load_clips(
+        arguments.work, count, features=features, speech=speech, seed=arguments.seed, processes=arguments.processes
+    )
+    return [clip for shard in shards for clip in read_shard(shard)]
+
+
+def pretrain_llm(arguments: argparse.Namespace) -> None:
+    log = _log("llm", time.monotonic())
+    recipe = llm.LlamaRecipe(seed=arguments.seed)
+    recipe = replace(recipe, steps=max(1, int(recipe.steps * arguments.scale)))
+    tokenizer = build_tokenizer()
+    model = llm.build(recipe, tokenizer)
+    for _ in llm.train(recipe, model, llm.Lines(tokenizer, Path("prompts"), arguments.seed), log):
+        llm.save(model, tokenizer, arguments.out / "llm")
+
+
+def pretrain_whisper(arguments: argparse.Namespace) -> None:
+    log = _log("whisper", time.monotonic())
+    recipe = whisper.WhisperRecipe(seed=arguments.seed)
+    recipe = replace(
+        recipe,
+        steps=max(1, int(recipe.steps * arguments.scale)),
+        alignment_steps=max(1, int(recipe.alignment_steps * arguments.scale)),
+    )
+    clips = _clips(arguments, "log_mel", WHISPER_CLIPS, WHISPER_SPEECH)
+    table = whisper.phoneme_table(clips)
+    examples = [whisper.example(clip, table) for clip in clips]
+    for step, model in whisper.train(recipe, examples[:-HELD_OUT], len(table) + 1, log):
+        log(step=step, held_out_wer=whisper.word_error_rate(model, examples[-HELD_OUT:]))
+        whisper.save(model, arguments.out / "whisper")
+
+
+def pretrain_beats(arguments: argparse.Namespace) -> None:
+    log = _log("beats", time.monotonic())
+    recipe = beats.BEATsRecipe(seed=arguments.seed)
+    recipe = replace(recipe, steps=max(1, int(recipe.steps * arguments.scale)))
+    clips = _clips(arguments, "fbank", BEATS_CLIPS, BEATS_SPEECH)
+    examples = [beats.example(clip) for clip in clips]
+    for step, model in beats.train(recipe, examples[:-HELD_OUT], log):
+        recall, precision = beats.detection_scores(model, examples[-HELD_OUT:])
+        log(step=step, held_out_recall=recall, held_out_precision=precision)
+        beats.save(model, arguments.out / "beats.pt")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Pretrain the parts that are asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.pretrain_standins",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for whisper/, beats.pt and llm/")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the clips and steps, for a quick look")
+    parser.add_argument("--work", type=Path, default=Path("outputs/standins"), help="rendered clips are kept here")
+    parser.add_argument("--processes", type=int, default=1, help="to render clips; the result does not depend on it")
+    parsed = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # layers this small are faster on one core than on two
+    for part in parsed.parts:
+        {"llm": pretrain_llm, "whisper": pretrain_whisper, "beats": pretrain_beats}[part](parsed)
+    size = sum(path.stat().st_size for path in parsed.out.rglob("*") if path.is_file())
+    print(f"{parsed.out}: {size / 2**20:.1f} MiB")
+    return 0 if size <= LIMIT_BYTES else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

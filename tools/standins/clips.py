@@ -1,0 +1,127 @@
+"""Clips for pretraining the stand-in encoders: rendered as the demo corpus renders its own, kept as spectra.
+
+Only training voices, training sentences and training pairs of events are drawn, from seeds that no corpus uses; every
+clip is checked against the test split before it is used.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+
+from data.audio import SAMPLE_RATE
+from data.demo_captions import is_test_pair
+from data.demo_clips import Clip, draw_event, draw_sound_clip, draw_speech_clip, render
+from data.demo_language import DIGITS, WORDS, Sentence, is_test_sentence
+from data.demo_sounds import CONTINUOUS, INSTRUMENTS
+from data.demo_speech import FEMALE_TEST, MALE_TEST, Synthesiser
+from models.features import kaldi_fbank, log_mel
+
+SEED_SPACE = 7_919
+"""First part of every pretraining seed; corpora use small numbers."""
+SHARD_CLIPS = 500
+RANDOM_WORDS = 0.25
+"""Share of spoken clips that say random words instead of a sentence, so that acoustics cannot lean on grammar."""
+RANDOM_DIGITS = 0.08
+OVER_SOUND = 0.12
+"""Share of spoken clips with a sound behind them."""
+
+
+@dataclass(frozen=True)
+class PretrainingClip:
+    """One clip's spectra and what happens when."""
+
+    log_mel: np.ndarray | None  # [80, F] float16
+    fbank: np.ndarray | None  # [F, 128] float16
+    words: tuple[tuple[str, float, float], ...]
+    phonemes: tuple[tuple[str, float], ...]
+    events: tuple[tuple[str, float, float], ...]
+    gender: str | None
+    melody: tuple[str, str] | None
+    """Contour and tempo, of clips with one instrument."""
+
+
+def draw_pretraining_clip(number: int, *, speech: float, seed: int) -> Clip:
+    """Clip `number` of the endless pretraining set; `speech` is the share of spoken clips."""
+    key = (SEED_SPACE, seed, number)
+    rng = np.random.default_rng((*key, 2))
+    if rng.random() >= speech:
+        return draw_sound_clip(key, test=False, single=0.35)
+    clip = draw_speech_clip(key, test=False)
+    kind = rng.random()
+    if kind < RANDOM_WORDS + RANDOM_DIGITS:
+        pool = WORDS if kind < RANDOM_WORDS else DIGITS
+        while True:
+            text = " ".join(pool[i] for i in rng.integers(len(pool), size=int(rng.integers(1, 9))))
+            if not is_test_sentence(text):
+                break
+        clip = replace(clip, sentence=Sentence(text=text))
+    if rng.random() < OVER_SOUND:
+        clip = replace(clip, events=(draw_event(rng, CONTINUOUS[int(rng.integers(len(CONTINUOUS)))], 1.0),))
+    return clip
+
+
+def assert_training_only(clip: Clip) -> None:
+    """The promise of the stand-ins: nothing that the demo tests on was seen."""
+    if clip.sentence is not None:
+        assert not is_test_sentence(clip.sentence.text), clip.sentence.text
+        assert clip.voice.speaker not in (*FEMALE_TEST, *MALE_TEST), clip.voice
+    elif len(clip.events) == 2:
+        assert not is_test_pair(clip.events[0].kind, clip.events[1].kind), clip.events
+
+
+def load_clips(folder: Path, count: int, *, features: str, speech: float, seed: int, processes: int) -> Iterator[Path]:
+    """Render `count` clips in shards, each in a fresh process, and yield the shards' files; existing ones are kept.
+
+    `features` is `log_mel` or `fbank`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (folder / f"{features}_{seed}_{start:06d}.pt", start, min(start + SHARD_CLIPS, count), features, speech, seed)
+        for start in range(0, count, SHARD_CLIPS)
+    ]
+    # espeak's output depends on what a process said before: one process a shard.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        yield from pool.map(_render_shard, jobs)
+
+
+def _render_shard(job: tuple[Path, int, int, str, float, int]) -> Path:
+    path, start, end, features, speech, seed = job
+    if path.exists():
+        return path
+    torch.set_num_threads(1)
+    synthesiser = Synthesiser()
+    clips = [_prepare(number, features, speech, seed, synthesiser) for number in range(start, end)]
+    temporary = path.with_suffix(".tmp")
+    torch.save([vars(clip) for clip in clips], temporary)
+    temporary.rename(path)
+    return path
+
+
+def _prepare(number: int, features: str, speech: float, seed: int, synthesiser: Synthesiser) -> PretrainingClip:
+    clip = draw_pretraining_clip(number, speech=speech, seed=seed)
+    assert_training_only(clip)
+    rendered = render(clip, synthesiser)
+    mono = rendered.waveform.mean(axis=0)
+    if clip.channel.rate_hz != SAMPLE_RATE:
+        mono = soxr.resample(mono, clip.channel.rate_hz, SAMPLE_RATE)
+    waveform = torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))[None]
+    length = torch.tensor([waveform.shape[1]])
+    return PretrainingClip(
+        log_mel=log_mel(waveform, length, bins=80)[0][0].half().numpy() if features == "log_mel" else None,
+        fbank=kaldi_fbank(waveform, length)[0].half().numpy() if features == "fbank" else None,
+        words=rendered.words,
+        phonemes=rendered.phonemes,
+        events=rendered.events,
+        gender=None if clip.voice is None else clip.voice.gender,
+        melody=next(((e.contour, e.tempo) for e in clip.events[:1] if e.kind in INSTRUMENTS), None),
+    )
+
+
+def read_shard(path: Path) -> list[PretrainingClip]:
+    return [PretrainingClip(**fields) for fields in torch.load(path, weights_only=False)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from models.whisper import WhisperEncoder
 
 if TYPE_CHECKING:
     from configs.schema import ModelConfig
+
+logger = logging.getLogger(__name__)
 
 CUT_GRAIN = 320  # samples: parts of a long clip begin at a 20 ms frame, so that no frame lies across a cut
 PARTS_AT_ONCE = 8  # at least; a long clip's parts are encoded in groups, for memory's sake
@@ -85,7 +88,10 @@ def build_encoder(name: str, config: ModelConfig, dtype: torch.dtype = torch.flo
     entry = ENCODERS[name]
     if not getattr(config, entry.path_key):
         raise ValueError(f"encoder {name!r} has no weights; set model.{entry.path_key}")
-    return entry.build(config, dtype)
+    try:
+        return entry.build(config, dtype)
+    except ValueError as error:
+        raise ValueError(f"model.{entry.path_key}: {error}") from error
 
 
 class EncoderStack(nn.Module):
@@ -93,7 +99,8 @@ class EncoderStack(nn.Module):
 
     A clip shorter than the encoders can take is extended with silence that counts as audio. One that is longer than
     an encoder can take is cut, for that encoder, in equal parts, which are encoded and joined in time. Frozen encoders
-    stay in eval and run without gradients.
+    stay in eval and run without gradients, and in the type of their weights: autocast would give training, its cache
+    and evaluation different frames of the same clip.
     """
 
     def __init__(self, encoders: dict[str, AudioEncoder], frozen: dict[str, bool] | None = None) -> None:
@@ -174,9 +181,15 @@ class EncoderStack(nn.Module):
         lengths = lengths.clamp(min=self.min_samples)
         streams = []
         for name, encoder in self.encoders.items():
-            with torch.no_grad() if self.frozen[name] else nullcontext():
+            with _as_stored(waveforms.device.type) if self.frozen[name] else nullcontext():
                 streams.append(_encode_any_length(encoder, waveforms, lengths))
         return streams
+
+
+@contextmanager
+def _as_stored(device_type: str) -> Iterator[None]:
+    with torch.no_grad(), torch.autocast(device_type, enabled=False):
+        yield
 
 
 def cut_points(samples: int, max_samples: int | None) -> list[int]:
@@ -268,13 +281,15 @@ class FrameCache:
 
     Content addresses cannot be stale: another augmentation, cut or edit of a clip is another clip. Misses are encoded
     one clip at a time, so that a value never depends on which clips were missing together. Frames are stored as the
-    encoders returned them, hence the same values from the cache as without it.
+    encoders returned them, hence the same values from the cache as without it. Where the disk takes no more, a warning
+    says so once and further clips are encoded each time.
     """
 
     def __init__(self, folder: str | Path, fingerprint: str) -> None:
         """`fingerprint` is `EncoderStack.fingerprint`; each has a folder of its own."""
         self.folder = Path(folder) / fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._writes = True
 
     def encode(self, stack: EncoderStack, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
         """What `stack(waveforms, lengths)` returns, from the cache where it is there.
@@ -310,13 +325,22 @@ class FrameCache:
             return None
         return [stored[str(index)] for index in range(count)]
 
-    @staticmethod
-    def _write(path: Path, frames: list[Tensor]) -> None:
-        path.parent.mkdir(exist_ok=True)
+    def _write(self, path: Path, frames: list[Tensor]) -> None:
+        if not self._writes:
+            return
         temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")  # other ranks may write the same clip
         try:
+            path.parent.mkdir(exist_ok=True)
             save_file({str(index): values.contiguous() for index, values in enumerate(frames)}, temporary)
             os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:  # the latter is how the library reports a full disk
+            self._writes = False
+            logger.warning(
+                "%s: no more encoder outputs can be written there (%s); going on, other clips are encoded each time. "
+                "Make room, or set datasets.cache_encoder_outputs to another folder.",
+                self.folder,
+                error,
+            )
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -19,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from configs.schema import ModelConfig
 from models import quantize
 from models.kv_cache import KeyValueCache
-from models.text import split_revision
+from models.text import loading_problem, split_revision
 
 logger = logging.getLogger(__name__)
 
@@ -86,17 +85,21 @@ class LanguageModel(nn.Module):
                 dtype=dtype,
                 device_map={"": device},
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
                 **source,
                 **quantize.loading_arguments(backend, stored, dtype),
             )
         except OSError as error:
+            problem = loading_problem(config.llama_path, error)
             raise ValueError(
-                f"model.llama_path: no weights could be loaded from {config.llama_path!r}: {error}"
+                f"model.llama_path: no weights could be loaded from {config.llama_path!r}: {problem}"
             ) from error
-        if info["missing_keys"] or info["mismatched_keys"]:
+        broken = [f"{key} is missing" for key in sorted(info["missing_keys"])]
+        broken += [f"{key} is {list(got)}, expected {list(want)}" for key, got, want in sorted(info["mismatched_keys"])]
+        if broken:
             raise ValueError(
                 f"model.llama_path: the weights of {config.llama_path!r} do not fit their config: "
-                f"missing {sorted(info['missing_keys'])[:8]}, misshapen {sorted(info['mismatched_keys'])[:8]}."
+                f"{', '.join(broken[:8])}{f' and {len(broken) - 8} more' if len(broken) > 8 else ''}."
             )
         llm = cls(model, backend=backend)
         logger.info("language model %s, weights: %s", config.llama_path, llm.kernel)
@@ -283,10 +286,8 @@ def _load_config(path: str, name: str, source: dict) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, **source)
     except (OSError, ValueError) as error:
-        hint = "" if Path(name).is_dir() else " (no such folder here; a hub name needs the network)"
-        raise ValueError(
-            f"model.llama_path: no causal language model at {path!r}{hint}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        problem = loading_problem(path, error)
+        raise ValueError(f"model.llama_path: no causal language model at {path!r}: {problem}") from error
 
 
 def _layer_types(config: PreTrainedConfig) -> list[str] | None:

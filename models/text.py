@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PLACEHOLDER = "<SpeechHere>"
 MARKED_PLACEHOLDER = f"<Speech>{PLACEHOLDER}</Speech>"
+UNDECODED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose others are still to come
 TOKENIZED_PROMPTS_KEPT = 4096  # prompts are few and repeat; a corpus of questions is not kept whole
 
 
@@ -93,6 +94,8 @@ class TextProcessor:
         self.eos_ids = frozenset((*single_end, *tokenizer_eos, *extra_eos_ids, *special_starts))
         spelled_end = (end_sym,) if len(self.end_ids) > 1 else ()
         self.stop_strings = tuple(dict.fromkeys((*(text for text in stop_strings if text), *spelled_end)))
+        # A token is a byte or more; one before them, since a first token's space is not decoded everywhere.
+        self.stop_span = max((len(stop.encode()) for stop in self.stop_strings), default=0) + 1
         if not self.eos_ids and not self.stop_strings:
             raise ValueError(
                 "nothing would end an answer: model.end_sym is empty and the tokenizer has no end-of-sequence token; "
@@ -100,6 +103,7 @@ class TextProcessor:
             )
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.eos_ids, default=0)
         self._tokenized_prompts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._may_end_stop: dict[int, bool] = {}
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> "TextProcessor":
@@ -149,6 +153,16 @@ class TextProcessor:
             kept.append(int(token))
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def may_end_stop(self, token: int) -> bool:
+        """Whether a stop string may end within this token; False spares decoding what stands before it."""
+        if token not in self._may_end_stop:
+            piece = self.tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            # Spaces may be dropped from a token alone, and a part of a character is shown as U+FFFD.
+            self._may_end_stop[token] = any(
+                stop[-1] in piece or stop[-1].isspace() or UNDECODED in piece for stop in self.stop_strings
+            )
+        return self._may_end_stop[token]
+
     def cut_at_stop(self, text: str) -> str:
         """The text before the earliest stop string in it."""
         cut = min((at for at in map(text.find, self.stop_strings) if at >= 0), default=len(text))
@@ -188,6 +202,15 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return base, revision or None
 
 
+def loading_problem(path: str, error: Exception) -> str:
+    """Why the library could not load a folder or hub name, in one line."""
+    if Path(path).exists():
+        return _first_line(error)
+    if "couldn't connect" in str(error):
+        return "no such folder here, and the hub cannot be reached"
+    return f"no such folder here; {_first_line(error)}"
+
+
 def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name.
 
@@ -202,7 +225,7 @@ def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenize
         return loader.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model.llama_path: no tokenizer could be loaded from {path!r} ({_first_line(error)}); "
+            f"model.llama_path: no tokenizer could be loaded from {path!r} ({loading_problem(path, error)}); "
             "expected a folder with tokenizer.json, or a hub name."
         ) from error
 
@@ -252,7 +275,9 @@ def _declared_eos_ids(path: str, token: str | None) -> tuple[int, ...]:
         if file is None:
             continue
         declared = json.loads(Path(file).read_text(encoding="utf-8"))
-        ids = declared.get("eos_token_id", declared.get("text_config", {}).get("eos_token_id"))
+        ids = declared.get("eos_token_id")
+        if ids is None:
+            ids = (declared.get("text_config") or {}).get("eos_token_id")
         if ids is not None:
             return tuple(ids) if isinstance(ids, list) else (ids,)
     return ()

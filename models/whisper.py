@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Trans
 
 from models.audio_encoder import AudioEncoder, length_mask, zero_after
 from models.features import HOP, SAMPLE_RATE, WINDOW, log_mel, log_mel_frames
-from models.text import split_revision
+from models.text import loading_problem, split_revision
 
 CONV_STRIDE = 2  # of the second convolution: log-mel frames a frame
 
@@ -76,8 +76,8 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
             )
         except OSError as error:
             raise ValueError(
-                f"Whisper: cannot load {str(folder)!r}; expected a folder with config.json and weights, or a hub name "
-                f"(owner/name or owner/name@revision). {error}"
+                f"Whisper: cannot load {str(folder)!r}: {loading_problem(str(folder), error)}; expected a folder with "
+                "config.json and weights, or a hub name (owner/name or owner/name@revision)"
             ) from error
         broken = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if broken:

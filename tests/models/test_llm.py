@@ -164,8 +164,18 @@ def test_missing_folder_and_missing_weights_are_clear_errors(config, folder, tmp
     weights = load_file(folder / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"missing.*layers\.1\.mlp\.up_proj"):
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight is missing"):
         LanguageModel.from_config(replace(config, llama_path=str(broken)))
+    misshapen = torch.zeros(3, 3)
+    save_file(
+        weights | {"model.layers.1.mlp.up_proj.weight": misshapen},
+        broken / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ValueError, match=r"llama_path.*layers\.1\.mlp\.up_proj\.weight is \[3, 3\], expected"):
+        LanguageModel.from_config(replace(config, llama_path=str(broken)))
+    with pytest.raises(ValueError, match=r"llama_path: .*'owner/nowhere': no such folder here, and the hub cannot be"):
+        LanguageModel.from_config(replace(config, llama_path="owner/nowhere"))
 
 
 def test_gemma_is_not_cast_down_by_autocast(tmp_path):

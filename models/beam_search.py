@@ -140,7 +140,7 @@ def _candidates(
     new_logprobs = logprobs.view(clips, -1).gather(1, chosen)
     ended = torch.isin(ids, torch.tensor(sorted(text.eos_ids), device=ids.device)) | last_step
     if text.stop_strings and not last_step:
-        stopped = [[hits_stop_string(row, text) for row in clip] for clip in tokens.tolist()]
+        stopped = [[hits_stop_string(row, text) for row in clip] for clip in tokens[..., -text.stop_span :].tolist()]
         ended = ended | torch.tensor(stopped, device=ended.device)
     return _Candidates(
         sources=sources,

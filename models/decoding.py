@@ -13,11 +13,9 @@ from models.beam_search import beam_search
 from models.kv_cache import KeyValueCache
 from models.llm import Assembled, LanguageModel
 from models.steps import GenerateOptions, decode_step, hits_stop_string, prefill, process_scores, seeded
-from models.text import TextProcessor
+from models.text import UNDECODED, TextProcessor
 
 __all__ = ["GenerateOptions", "Generation", "KeyValueCache", "decode_step", "generate", "prefill", "stream"]
-
-UNDECODED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose others are still to come
 
 
 @dataclass(frozen=True)

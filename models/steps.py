@@ -84,9 +84,8 @@ def seeded(options: GenerateOptions, device: torch.device) -> torch.Generator | 
 
 
 def hits_stop_string(tokens: Sequence[int], text: TextProcessor) -> bool:
-    """Whether the last token completes a stop string. Only the end of the text is decoded."""
-    if not text.stop_strings:
+    """Whether the last token completes a stop string. Only the end of the text is decoded, and only where it may."""
+    if not text.stop_strings or not tokens or not text.may_end_stop(tokens[-1]):
         return False
-    longest = max(len(stop.encode()) for stop in text.stop_strings)  # a token is a byte or more
-    tail = text.decode_raw(tokens[-longest - 1 :])
+    tail = text.decode_raw(tokens[-text.stop_span :])
     return any(stop in tail for stop in text.stop_strings)

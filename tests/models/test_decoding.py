@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from models.decoding import GenerateOptions, KeyValueCache, decode_step, generate, prefill, stream
 from models.llm import Assembled, LanguageModel
+from models.steps import hits_stop_string, process_scores
 from models.text import TextProcessor
 from tests import tiny
 
@@ -178,6 +179,18 @@ def test_stop_string_ends_a_row_and_is_not_shown(llama, beams):
         assert results[1].text == whole[: whole.index(stop)].strip()
 
 
+def test_stop_strings_are_found_wherever_tokens_are_split(llama, monkeypatch):
+    _, tokenizer = llama
+    text = TextProcessor(tokenizer, stop_strings=("o#é",))
+    for written in ("one two#é", "o#é", "é#o", "two o#", "o#éa"):
+        tokens = tokenizer.encode(written, add_special_tokens=False)
+        assert any(hits_stop_string(tokens[:end], text) for end in range(len(tokens) + 1)) == ("o#é" in written)
+    text = TextProcessor(tokenizer, stop_strings=("##",))
+    monkeypatch.setattr(TextProcessor, "decode_raw", lambda *_: pytest.fail("no # in these tokens"))
+    assert not hits_stop_string([], text)
+    assert not hits_stop_string(tokenizer.encode("one two", add_special_tokens=False), text)
+
+
 def test_sampling_follows_its_seed(llama):
     llm, tokenizer = llama
     text = TextProcessor(tokenizer)
@@ -200,8 +213,6 @@ def test_sampling_follows_its_seed(llama):
 
 def test_sampling_filters_are_those_of_the_library(llama):
     from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    from models.steps import process_scores
 
     scores = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 3
     options = GenerateOptions(do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_length=0)

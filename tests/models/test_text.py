@@ -176,6 +176,27 @@ def test_an_end_that_no_file_declares_is_not_invented(tmp_path):
     assert _declared_eos_ids(str(folder), None) == ()
 
 
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ({"text_config": None}, ()),
+        ({"eos_token_id": None, "text_config": {"eos_token_id": [3, 4]}}, (3, 4)),
+        ({"eos_token_id": 5, "text_config": {"eos_token_id": 4}}, (5,)),
+    ],
+)
+def test_ends_are_read_from_the_config_or_its_text_part(tmp_path, declared, expected):
+    (tmp_path / "config.json").write_text(json.dumps(declared))
+    assert _declared_eos_ids(str(tmp_path), None) == expected
+
+
+def test_only_tokens_that_may_end_a_stop_string_are_followed_up(tokenizer):
+    text = TextProcessor(tokenizer, stop_strings=("one#",))
+    for token in range(len(tokenizer)):
+        piece = tokenizer.decode([token], skip_special_tokens=True)
+        assert text.may_end_stop(token) == ("#" in piece or "\ufffd" in piece)
+    assert all(TextProcessor(tokenizer, stop_strings=("one\n",)).may_end_stop(token) for token in (5, 6))
+
+
 @pytest.mark.parametrize("options", [{"end_sym": "<|im_end|>\n"}, {"stop_strings": ["<|im_end|>\n"]}])
 def test_an_end_that_begins_with_a_special_token_ends_by_its_id(tmp_path, options):
     """Decoding drops special tokens: such an end would never be found in the text."""

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from models import encoders
 from models.encoders import (
     ENCODERS,
     EncoderStack,
@@ -183,3 +185,32 @@ def test_cache_is_keyed_by_weights_and_refuses_trained_encoders(config: SimpleNa
     trained = EncoderStack.from_config(SimpleNamespace(**{**vars(config), "freeze_whisper": False}))
     with pytest.raises(ValueError, match="whisper is being trained"):
         FrameCache(tmp_path, before).encode(trained, _noise(1, RATE), torch.tensor([RATE]))
+
+
+def test_autocast_does_not_change_what_frozen_encoders_hear(stack: EncoderStack, tmp_path: Path) -> None:
+    waveforms, lengths = _noise(2, RATE), torch.tensor([RATE, RATE // 2])
+    plain = stack(waveforms, lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _equal(stack(waveforms, lengths), plain)
+        cached = FrameCache(tmp_path, stack.fingerprint).encode(stack, waveforms, lengths)
+    assert _equal(FrameCache(tmp_path, stack.fingerprint).encode(stack, waveforms, lengths), cached)
+    assert all(frames.frames.dtype == torch.float32 for frames in cached)
+
+
+def test_a_cache_on_a_full_disk_goes_on_without(
+    stack: EncoderStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waveforms, lengths = _noise(2, RATE), torch.tensor([RATE, RATE])
+    expected = FrameCache(tmp_path / "roomy", "stack").encode(stack, waveforms, lengths)
+
+    def full(tensors: dict, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(encoders, "save_file", full)
+    cache = FrameCache(tmp_path / "full", "stack")
+    for _ in range(2):
+        assert _equal(cache.encode(stack, waveforms, lengths), expected)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left" in caplog.text and "datasets.cache_encoder_outputs" in caplog.text
+    assert not [path for path in (tmp_path / "full").rglob("*") if path.is_file()]

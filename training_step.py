@@ -16,6 +16,7 @@ from torch import Tensor
 from configs.schema import Config, ModelConfig
 from data.audio import SAMPLE_RATE
 from dataset import Batch
+from models import pick_device
 from models.encoders import FrameCache, Frames
 from models.salmonn import SALMONN
 from nonfinite import NonFiniteError, first_nonfinite
@@ -90,8 +91,7 @@ class TrainingStep:
         """The frozen encoders' outputs from the cache; None where there is no cache and the model is to encode."""
         if self.cache is None:
             return None
-        with self.accelerator.autocast():
-            return self.cache.encode(self.model.encoders, waveforms, lengths)
+        return self.cache.encode(self.model.encoders, waveforms, lengths)
 
     def _accumulate(self, window: Sequence[Batch], tokens: int) -> float:
         """Forward and backward passes of a window; returns its loss summed over all processes."""
@@ -201,7 +201,7 @@ def make_accelerator(config: Config) -> Accelerator:
     Raises:
         ValueError: where the launcher's number of processes did not come about.
     """
-    on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
+    on_cpu = pick_device(config.run.device).type != "cuda"
     # Autocast to fp16 would also cast bfloat16 weights down, on every call; bfloat16 needs no loss scaling.
     half = "bf16" if config.model.dtype == "bfloat16" else "fp16"
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -213,8 +213,6 @@ def make_accelerator(config: Config) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # training changes no buffer
     )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if on_cpu and config.run.device.startswith("cuda"):
-        accelerator.print(f"run.device is {config.run.device}, but PyTorch finds no CUDA device: training on the CPU.")
     if accelerator.num_processes != asked:
         raise ValueError(
             f"the launcher asked for {asked} processes, but {accelerator.num_processes} came up; "

@@ -4,6 +4,7 @@
 `config.yaml` and puts its adapter in place. Neither knows anything about files of data.
 """
 
+import logging
 from pathlib import Path
 
 import torch
@@ -19,12 +20,16 @@ from models.text import TextProcessor
 
 __all__ = ["SALMONN", "CheckpointError", "build_model", "load_model", "pick_device"]
 
+logger = logging.getLogger(__name__)
+
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
     """The device a configuration names; `auto` and None mean CUDA where it is at hand.
 
+    Where CUDA is named and PyTorch finds none, the CPU, with a warning.
+
     Raises:
-        ValueError: no such kind of device, or CUDA is asked for and not there.
+        ValueError: no such kind of device.
     """
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,7 +38,8 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     except RuntimeError:
         raise ValueError(f"run.device = {name!r}: no such device; expected cpu, cuda, cuda:N or auto.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"run.device = {name!r}, but PyTorch finds no CUDA device; use run.device=cpu or auto.")
+        logger.warning("run.device is %s, but PyTorch finds no CUDA device: going on on the CPU.", name)
+        return torch.device("cpu")
     return device
 
 

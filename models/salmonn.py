@@ -64,7 +64,13 @@ class SALMONN(nn.Module):
         return self.connector.to_llm.weight.device
 
     def encode_frames(self, waveforms: Tensor, lengths: Tensor) -> list[Frames]:
-        """What the encoders hear, a `Frames` each; without gradients where an encoder is frozen."""
+        """What the encoders hear, a `Frames` each; without gradients where an encoder is frozen.
+
+        Raises:
+            ValueError: shapes that do not belong together, or lengths that are not within the waveforms (the latter
+                where `lengths` is on the CPU: looking at it elsewhere would wait for the device).
+        """
+        _check_clips(waveforms, lengths)
         return self.encoders(waveforms.to(self.device), lengths.to(self.device))
 
     def encode_audio(
@@ -201,6 +207,16 @@ class SALMONN(nn.Module):
             parts.setdefault(_part_of(name), []).append(tensor)
         rows = [_size_of(part, tensors) for part, tensors in parts.items()]
         return [*rows, _size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
+
+
+def _check_clips(waveforms: Tensor, lengths: Tensor) -> None:
+    shapes = f"waveforms {list(waveforms.shape)} and lengths {list(lengths.shape)}"
+    if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1] or not len(lengths):
+        raise ValueError(f"expected waveforms [B, T] and lengths [B] with B of 1 or more; got {shapes}.")
+    if lengths.device.type == "cpu" and not 1 <= int(lengths.min()) <= int(lengths.max()) <= waveforms.shape[1]:
+        raise ValueError(
+            f"lengths are {lengths.tolist()}; expected samples of each clip, 1 to {waveforms.shape[1]}: got {shapes}."
+        )
 
 
 def _part_of(name: str) -> str:

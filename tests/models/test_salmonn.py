@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from configs.schema import load_config
-from models import build_model, load_model
+from models import build_model, load_model, pick_device
 from models.checkpoint import save_adapter
 from models.decoding import KeyValueCache, prefill
 from tests import tiny
@@ -167,6 +167,35 @@ def test_a_saved_adapter_loads_again(model, shared_tiny_project, tmp_path):
     losses = [m(waveforms, lengths, PROMPTS, TEXTS).loss_sum for m in (model, again)]
     assert heard[0] == heard[1]
     assert torch.equal(losses[0], losses[1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths"),
+    [((2, 900), [900, 901]), ((2, 900), [0, 900]), ((2, 900), [900]), ((900,), [900]), ((2, 900), [[900, 5]])],
+)
+def test_clips_and_lengths_that_do_not_fit_are_refused(model, shape, lengths):
+    with pytest.raises(ValueError, match=r"waveforms \[.*900\] and lengths \["):
+        model.encode_audio(torch.zeros(shape), torch.tensor(lengths))
+
+
+def test_cuda_that_is_not_there_is_the_cpu_with_a_notice(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("cuda:1") == torch.device("cpu")
+    assert "run.device is cuda:1" in caplog.text
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"run\.device"):
+        pick_device("gpu")
+
+
+def test_reduced_precision_needs_no_autocast(config):
+    """As evaluation runs it: every part computes in its own type."""
+    model = build_model(replace(config, dtype="bfloat16"))
+    assert (model.llm.dtype, model.connector.dtype) == (torch.bfloat16, torch.float32)
+    waveforms, lengths = mixed_clips()
+    for beams in (1, 2):
+        details = model.generate(waveforms, lengths, PROMPTS, num_beams=beams, max_new_tokens=4, return_details=True)
+        assert all(result.tokens for result in details)
+    assert model(waveforms, lengths, PROMPTS, TEXTS).loss.isfinite()
 
 
 def test_prompts_without_text_are_refused(model):

@@ -42,7 +42,7 @@ _GROUPS = ("speech_train", "sound_train", "music_train", "mixed_train", "speech_
 class DemoSizes:
     """Clips of each group; one clip may serve several tasks."""
 
-    speech_train: int = 2000
+    speech_train: int = 5000
     sound_train: int = 1400
     music_train: int = 100
     mixed_train: int = 120
@@ -59,8 +59,8 @@ class DemoSizes:
     def small(cls) -> "DemoSizes":
         """Enough to walk every path in seconds."""
         return cls(
-            speech_train=48, sound_train=40, music_train=8, mixed_train=8, speech_valid=6, sound_valid=6, speech_test=10,
-            sound_test=10, music_test=4, mixed_test=4, answers=12,
+            speech_train=48, sound_train=40, music_train=8, mixed_train=8, speech_valid=6, sound_valid=6,
+            speech_test=10, sound_test=10, music_test=4, mixed_test=4, answers=12,
         )  # fmt: skip
 
 

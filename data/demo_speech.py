@@ -16,7 +16,7 @@ _IPA = 2  # TextToPhonemes: International Phonetic Alphabet
 _PARAMETERS = {"rate_wpm": 1, "pitch": 3, "pitch_range": 4, "word_gap": 7}
 _EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 
-# Left out: voices with an echo, and a few others (f2, f3, f5, Alicia, victor, sandro), whose bytes differ from run to run.
+# Left out: voices with an echo, and a few others (f2, f3, f5, Alicia, victor, sandro), whose bytes differ between runs.
 FEMALE_TRAIN = ("f1", "Annie", "aunty", "belinda", "linda", "grandma", "steph", "steph2", "steph3")
 MALE_TRAIN = (
     "m1", "m3", "m5", "m6", "m7", "m8", "Alex", "Andy", "Denis", "Gene", "Gene2", "Jacky", "Lee", "Mario", "Mike",

@@ -1,6 +1,6 @@
 """Prepare corpora from the command line.
 
-    python -m data.prepare demo --out outputs/demo/corpus --seed 0
+python -m data.prepare demo --out outputs/demo/corpus --seed 0
 """
 
 import argparse

@@ -18,7 +18,23 @@ SIZE = 1_216
 """Pieces, a multiple of 64."""
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 _SPACE = "▁"
-_OTHER_WORDS = ["yes", "no", "male", "female", "man", "woman", "first", "last", "one", "two", "who", "says", "say", "said", "intent", "name", "day", "time", "hour", "minutes", "number", "state", "color", "room", "lights", "timer", "a", "an", "the", "of", "with", "and", "to", "in", "on", "is", "are", "it", "this", "that", "there", "what", "which", "how", "many", "much", "can", "you", "hear", "heard", "here", "sound", "sounds", "speech", "speaker", "speakers", "spoken", "audio", "recording", "clip", "music", "melody", "words", "word", "text", "write", "down", "describe", "answer", "question", "about", "list", "keywords", "find", "transcribe", "give", "tell", "same", "does", "do", "or", "be", "by", "for", "from", "being", "been", "passing", "people", "someone", "their", "your", "please", "listen", "every", "out", "all", "both", "other", "only", "its", "airplane", "baby", "brushing", "buzzing", "cawing", "chainsaw", "chirping", "cleaner", "clicking", "clucking", "coughing", "cow", "creaking", "crickets", "crackling", "croaking", "crow", "crowing", "crying", "cutting", "drinking", "exploding", "fire", "fireworks", "flushed", "flying", "glass", "grunting", "hand", "hen", "honking", "horn", "insects", "keyboard", "laughing", "machine", "mooing", "opened", "pig", "poured", "rooster", "running", "saw", "sea", "sheep", "bleating", "sneezing", "snoring", "teeth", "thunderstorm", "toilet", "train", "vacuum", "washing", "waves", "wooden", "car", "can", "birds", "breaking", "breathing", "church", "bells", "computer", "footsteps", "keyboard", "knocking", "meowing", "wailing", "alarm", "ringing"]  # fmt: skip
+_OTHER_WORDS = (
+    "yes", "no", "male", "female", "man", "woman", "first", "last", "one", "two", "who", "says", "say", "said",
+    "intent", "name", "day", "time", "hour", "minutes", "number", "state", "color", "room", "lights", "timer", "a",
+    "an", "the", "of", "with", "and", "to", "in", "on", "is", "are", "it", "this", "that", "there", "what", "which",
+    "how", "many", "much", "can", "you", "hear", "heard", "here", "sound", "sounds", "speech", "speaker", "speakers",
+    "spoken", "audio", "recording", "clip", "music", "melody", "words", "word", "text", "write", "down", "describe",
+    "answer", "question", "about", "list", "keywords", "find", "transcribe", "give", "tell", "same", "does", "do",
+    "or", "be", "by", "for", "from", "being", "been", "passing", "people", "someone", "their", "your", "please",
+    "listen", "every", "out", "all", "both", "other", "only", "its", "airplane", "baby", "brushing", "buzzing",
+    "cawing", "chainsaw", "chirping", "cleaner", "clicking", "clucking", "coughing", "cow", "creaking", "crickets",
+    "crackling", "croaking", "crow", "crowing", "crying", "cutting", "drinking", "exploding", "fire", "fireworks",
+    "flushed", "flying", "glass", "grunting", "hand", "hen", "honking", "horn", "insects", "keyboard", "laughing",
+    "machine", "mooing", "opened", "pig", "poured", "rooster", "running", "saw", "sea", "sheep", "bleating",
+    "sneezing", "snoring", "teeth", "thunderstorm", "toilet", "train", "vacuum", "washing", "waves", "wooden", "car",
+    "can", "birds", "breaking", "breathing", "church", "bells", "computer", "footsteps", "keyboard", "knocking",
+    "meowing", "wailing", "alarm", "ringing",
+)  # fmt: skip
 _MARKS = ("USER:", "ASSISTANT:", "\nASSISTANT:", "<Speech>", "</Speech>")
 _IPA = "æɑɐɒɔəɚɛɜɝɡɪɫɬɱŋɹɾʃʊʌʍʒʔθðːɵʉɲʰʲ̩"
 

@@ -115,6 +115,8 @@ def _open(source: Source) -> soundfile.SoundFile:
             size = path.stat().st_size
             if path.is_dir():
                 raise AudioError(name, "is a folder; expected an audio file")
+    except AudioError:
+        raise
     except FileNotFoundError:
         raise AudioError(name, "no such file; check the annotation's path and datasets.prefix") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path

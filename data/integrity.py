@@ -1,22 +1,33 @@
 """Does an audio file hold what its header promises?
 
-Decoders forgive: libsndfile shortens a cut wav or ogg without a word, and reads a third of a variable-rate mp3 that
-carries no length. Training on such a clip pairs a whole text with half of its audio. The checks here read headers and
-the last page only, never the samples, so they cost microseconds.
+Decoders forgive: libsndfile shortens a cut wav or a damaged ogg without a word, and reads a third of a variable-rate
+mp3 that carries no length. Training on such a clip pairs a whole text with half of its audio. The checks here read
+headers and checksums, never the samples, so they cost microseconds.
 
-Sources: RIFF/WAVE (Microsoft, 1991), AIFF 1.3, Ogg (RFC 3533), ISO 11172-3 frame headers, the Xing/LAME tag.
+Sources: RIFF/WAVE (Microsoft, 1991), RF64 (EBU Tech 3306), Wave64 (Sony), AU (Sun), Core Audio Format (Apple), AIFF
+1.3, Ogg (RFC 3533), ISO 11172-3 frame headers, the Xing/LAME tag.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+import zlib
 from typing import BinaryIO
 
 HEAD_BYTES = 4096
-OGG_PAGE_MAX_BYTES = 27 + 255 + 255 * 255
+OGG_HEADER_BYTES = 27
+OGG_LAST_PAGE = 0x04  # flag of the page that ends its stream
 STREAMED_SIZE = 0x7FFFF000
 """wav sizes from here up are what sox (0x7FFFF…) and ffmpeg (0xFFFFFFFF) write to a pipe: the length is unknown."""
+
+UNKNOWN_SIZE_64 = 1 << 62  # 64-bit sizes from here up mean the same
+UNKNOWN_SIZE_32 = 0xFFFFFFFF
+W64_RIFF, W64_DATA = (
+    name + bytes.fromhex(rest)
+    for name, rest in ((b"riff", "2e91cf11a5d628db04c10000"), (b"data", "f3acd3118cd100c04f8edb8a"))
+)
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 MPEG1_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 MPEG2_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
@@ -37,6 +48,14 @@ def find_damage(file: BinaryIO, decoder_frames: int | None = None) -> str | None
         return _check_chunks(file, size, "<", b"data")
     if head[:4] == b"RIFX":
         return _check_chunks(file, size, ">", b"data")
+    if head[:4] == b"RF64":
+        return _check_rf64(file, size)
+    if head[:16] == W64_RIFF:
+        return _check_w64(file, size)
+    if head[:4] == b".snd":
+        return _check_au(head, size)
+    if head[:4] == b"caff":
+        return _check_caf(file, size)
     if head[:4] == b"FORM":
         return _check_chunks(file, size, ">", b"SSND")
     if head[:4] == b"OggS":
@@ -61,22 +80,103 @@ def _check_chunks(file: BinaryIO, size: int, endian: str, wanted: bytes) -> str 
     return f"truncated: it ends before its samples ('{wanted.decode()}' chunk)"
 
 
+def _check_rf64(file: BinaryIO, size: int) -> str | None:
+    """wav past 4 GiB: chunks as in RIFF, the samples' length in a `ds64` chunk of its own, the first one."""
+    file.seek(12)
+    chunk = file.read(24)
+    if len(chunk) < 24 or chunk[:4] != b"ds64":
+        return "truncated: it ends before its lengths ('ds64' chunk)"
+    promised = int.from_bytes(chunk[16:24], "little")
+    position = 12
+    while position + 8 <= size:
+        file.seek(position)
+        name, length = struct.unpack("<4sI", file.read(8))
+        position += 8
+        if name == b"data":
+            if length != UNKNOWN_SIZE_32:
+                promised = length
+            return _shortfall(promised, size - position)
+        position += length + length % 2
+    return "truncated: it ends before its samples ('data' chunk)"
+
+
+def _check_w64(file: BinaryIO, size: int) -> str | None:
+    """Sony Wave64: (16-byte name, 64-bit length with this header, payload), each starting at a multiple of 8."""
+    position = 40
+    while position + 24 <= size:
+        file.seek(position)
+        name, length = struct.unpack("<16sQ", file.read(24))
+        if name == W64_DATA:
+            return _shortfall(length - 24, size - position - 24)
+        position += max(24, length + -length % 8)
+    return "truncated: it ends before its samples ('data' chunk)"
+
+
+def _check_au(head: bytes, size: int) -> str | None:
+    """Sun AU: one header with the samples' place and length."""
+    start, promised = struct.unpack(">II", head[4:12].ljust(8, b"\0"))
+    return None if promised == UNKNOWN_SIZE_32 else _shortfall(promised, size - start)
+
+
+def _check_caf(file: BinaryIO, size: int) -> str | None:
+    """Apple's Core Audio Format: chunks of (name, 64-bit length, payload); a length of -1 is unknown."""
+    position = 8
+    while position + 12 <= size:
+        file.seek(position)
+        name, length = struct.unpack(">4sQ", file.read(12))
+        position += 12
+        if name == b"data":
+            return _shortfall(length, size - position)
+        position += length
+    return "truncated: it ends before its samples ('data' chunk)"
+
+
+def _shortfall(promised: int, present: int) -> str | None:
+    if promised <= present or promised >= UNKNOWN_SIZE_64:
+        return None
+    return f"truncated: the header promises {promised} bytes of samples, {max(0, present)} are there"
+
+
 def _check_ogg(file: BinaryIO, size: int) -> str | None:
-    """Ogg (Vorbis, Opus, FLAC): the last page must be whole and flagged as the end of its stream."""
-    file.seek(max(0, size - OGG_PAGE_MAX_BYTES))
-    tail = file.read()
-    start = tail.rfind(b"OggS\0")
-    if start < 0:
-        return "truncated: no page in its last 64 KiB"
-    page = tail[start:]
-    if len(page) < 27 or len(page) < 27 + page[26]:
-        return "truncated inside the header of its last page"
-    promised = 27 + page[26] + sum(page[27 : 27 + page[26]])
-    if len(page) < promised:
-        return f"truncated: its last page promises {promised} bytes, {len(page)} are there"
-    if not page[5] & 0x04:
-        return "truncated: its last page is not marked as the end of the stream"
-    return None
+    """Ogg (Vorbis, Opus, FLAC): every page whole, in order and true to its checksum, the last one flagged as the end.
+
+    A decoder passes over a page that is missing or damaged, and the clip becomes shorter by it.
+    """
+    file.seek(0)
+    data = file.read(size)
+    position, flags = 0, 0
+    following: dict[bytes, int] = {}  # stream -> number of its next page
+    while position < size:
+        header = data[position : position + OGG_HEADER_BYTES]
+        if header[:5] != b"OggS\0"[: len(header)]:
+            if flags & OGG_LAST_PAGE:
+                return None  # a tag after the end
+            return f"damaged: there is no Ogg page at byte {position}"
+        segments = data[position + OGG_HEADER_BYTES : position + OGG_HEADER_BYTES + (header[26:27] or b"\0")[0]]
+        if len(header) < OGG_HEADER_BYTES or len(segments) < header[26]:
+            return "truncated inside the header of its last page"
+        promised = OGG_HEADER_BYTES + len(segments) + sum(segments)
+        page = data[position : position + promised]
+        if len(page) < promised:
+            return f"truncated: its last page promises {promised} bytes, {len(page)} are there"
+        if _ogg_checksum(page) != page[22:26]:
+            return f"damaged: the Ogg page at byte {position} does not fit its checksum"
+        stream, number = page[14:18], int.from_bytes(page[18:22], "little")
+        if following.get(stream, number) != number:
+            return f"damaged: page {following[stream]} of its Ogg stream is missing"
+        following[stream] = number + 1
+        position, flags = position + promised, page[5]
+    return None if flags & OGG_LAST_PAGE else "truncated: its last page is not marked as the end of the stream"
+
+
+def _ogg_checksum(page: bytes) -> bytes:
+    """The page's checksum as it stands in its header, where it counts as zero.
+
+    It is zlib's CRC-32 with the bits of every byte, and of the result, in reverse, and without zlib's inversions.
+    """
+    zeroed = page[:22] + bytes(4) + page[26:]
+    crc = zlib.crc32(zeroed.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{crc:032b}"[::-1], 2).to_bytes(4, "little")
 
 
 def _mpeg_frame(header: bytes) -> tuple[int, int] | None:

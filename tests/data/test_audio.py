@@ -230,6 +230,28 @@ def test_streamed_wav_of_unknown_length_loads(tmp_path: Path) -> None:
     assert len(load_waveform(path)) == SECONDS * SAMPLE_RATE
 
 
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_both_flac_decoders_agree(tmp_path: Path, subtype: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("miniaudio", reason="miniaudio is not installed; libsndfile decodes flac")
+    samples = np.random.default_rng(0).uniform(-1, 1, (30_000, channels)).astype(np.float32)
+    path = write(tmp_path / "clip.flac", samples, subtype=subtype)
+    quick = [load_waveform(path), load_waveform(path.read_bytes())]
+    monkeypatch.setattr("data.audio.miniaudio", None)
+    assert torch.equal(quick[0], load_waveform(path)) and torch.equal(quick[1], quick[0])
+
+
+@pytest.mark.parametrize("with_miniaudio", [True, False])
+def test_damaged_flac(tmp_path: Path, with_miniaudio: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not with_miniaudio:
+        monkeypatch.setattr("data.audio.miniaudio", None)
+    path = write(tmp_path / "clip.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 48_000).astype(np.float32))
+    data = bytearray(path.read_bytes())
+    data[50_000:50_400] = bytes(400)
+    path.write_bytes(data)
+    check_named(path, "truncated or damaged|header promises")
+
+
 def test_flac_of_unknown_length_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "clip.flac", tone(SAMPLE_RATE))
     data = bytearray(path.read_bytes())

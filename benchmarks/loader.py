@@ -5,9 +5,10 @@
 Claim: ours loads 10 s clips at least 5 times as fast from 16 kHz wav, and 3 times from flac and from files that must be
 resampled (wav, flac). The other loader is the SALMONN forks': `soundfile.read`, the first channel, resampling by soxr
 HQ (what `librosa.resample` calls), a 30 s log-mel per clip by transformers' `WhisperFeatureExtractor` (128 mels, as
-whisper-large-v3-turbo takes them), and batches of these spectrograms and the padded waveforms, which BEATs needs. Against
-the 80 mels of large-v2 (`--mels 80`, results/loader_80_mels.json) the claims hold but for flac at 44.1 kHz: 2.6 times. For mp3 nothing is claimed:
-decoding, the same on both sides, is most of our time there.
+whisper-large-v3-turbo takes them), and batches of these spectrograms and the padded waveforms, which BEATs needs.
+
+For mp3 nothing is claimed: decoding, the same on both sides, is most of our time there. Against the 80 mels of
+large-v2 (`--mels 80`, results/loader_80_mels.json) the claims hold but for flac at 44.1 kHz: 2.6 times.
 
 Both run in one process, in turns, over the same files (read once before, so that the disk does not count), with the
 same batch size and number of workers, one thread each. What is counted is processor time of the main process and its

@@ -30,7 +30,7 @@ class Quarantine:
 
     Give `path=None` to the processes that only count: with several processes, every one adds every clip (gathered by
     the caller), so that all of them stop together, and one writes. A file that is there is continued: what it names is
-    not written again.
+    not written again. Clips of another set are `note`d beside them, with its name as `split`, and not counted.
     """
 
     def __init__(self, path: str | Path | None, total: int, max_bad_fraction: float = 0.001) -> None:
@@ -52,13 +52,22 @@ class Quarantine:
         if clip.index in self.clips:
             return
         self.clips[clip.index] = clip
-        if self.path is not None and (clip.index, clip.path) not in self._written:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n")
-            self._written.add((clip.index, clip.path))
+        self._write(clip, {})
         if len(self.clips) > self.max_bad_fraction * self.total:
             raise TooManyBadClips(self._too_many())
+
+    def note(self, clip: BadClip, split: str) -> None:
+        """Name a clip of another set than the one that is counted."""
+        self._write(clip, {"split": split})
+
+    def _write(self, clip: BadClip, mark: dict[str, str]) -> None:
+        key = (clip.index, clip.path, mark.get("split"))
+        if self.path is None or key in self._written:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(clip) | mark, ensure_ascii=False) + "\n")
+        self._written.add(key)
 
     def _too_many(self) -> str:
         named = [f"  {clip.path}: {clip.reason}" for clip in list(self.clips.values())[:NAMED_IN_ERROR]]
@@ -73,7 +82,7 @@ class Quarantine:
             ]
         )
 
-    def _read(self) -> set[tuple[int, str]]:
+    def _read(self) -> set[tuple[int, str, str | None]]:
         if not self.path.exists():
             return set()
         text = self.path.read_text(encoding="utf-8", errors="replace")
@@ -84,7 +93,7 @@ class Quarantine:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                written.add((entry["index"], entry["path"]))
-            except (ValueError, KeyError, TypeError):
+                written.add((entry["index"], entry["path"], entry.get("split")))
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
         return written

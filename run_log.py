@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class RunLog:
         if self._wandb is not None:
             numbers = {key: value for key, value in entry.items() if isinstance(value, (int, float))}
             self._wandb.log(numbers, step=entry["step"])
+
+    def validation(self, step: int, scores: Mapping[str, float | None], bad_clips: int) -> None:
+        """Append a validation's line to log.jsonl."""
+        figures = {f"valid/{name}": score for name, score in scores.items()}
+        self.line({"step": step, **figures, "valid/bad_clips": bad_clips})
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""

@@ -20,15 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
 from configs.schema import Config
-from dataset import (
-    AudioTextDataset,
-    Batch,
-    BatchLoader,
-    GlobalBatchSampler,
-    Quarantine,
-    build_loader,
-    collate,
-)
+from dataset import AudioTextDataset, Batch, BatchLoader, GlobalBatchSampler, Quarantine, build_loader, collate
 from models.checkpoint import load_adapter, save_adapter
 from models.salmonn import SALMONN
 from run_folder import Progress, RunFolder, RunFolderError, TrainerState, rng_state, set_rng_state
@@ -292,16 +284,19 @@ class Runner:
             except Interrupted:
                 self._save()
                 return False
+            for clip in self.validator.bad.values():
+                self.quarantine.note(clip, "validation")
             name, value = criterion(scores, self.run.best_metric)
             improved = is_better(name, value, scores, progress.best)
             metrics |= {"scores": scores, "criterion": name, "value": value, "best_so_far": improved}
             progress.validations.append({"step": progress.step, "epoch": epoch, "scores": scores})
             if improved:
                 progress.best = {"step": progress.step, "criterion": name, "value": value, "scores": scores}
+            self.log.validation(progress.step, scores, len(self.validator.bad))
             shown = ", ".join(f"{key} {score:.4g}" for key, score in shown_scores(scores).items())
             note = " (best so far)" if improved else ""
-            self.log.say(f"epoch {epoch}, step {progress.step}: validation {shown}{note}")
-            self.log.line({"step": progress.step, **{f"valid/{key}": score for key, score in scores.items()}})
+            for message in (*self.validator.notices, f"epoch {epoch}, step {progress.step}: validation {shown}{note}"):
+                self.log.say(message)
         progress.validated_epochs = epoch
         if self.accelerator.is_main_process:
             points = [(entry["step"], shown_scores(entry["scores"])) for entry in progress.validations]

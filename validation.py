@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 import metrics
@@ -15,6 +16,7 @@ from dataset import AudioTextDataset, GlobalBatchSampler, build_loader, collate
 from inference import evaluate_annotations
 from models.encoders import Frames
 from models.salmonn import SALMONN
+from quarantine import BadClip
 from run_folder import preserved_rng
 
 SCORE_OFFSET = 0.01  # keeps the logarithm of a score of 0 finite, and of one near 0 from deciding alone
@@ -27,10 +29,15 @@ class Interrupted(Exception):
 class Validator:
     """Scores the model on the validation clips, and leaves every random generator as it was.
 
-    The loss is over all clips; text is generated and scored, with `run.valid_scoring`, for `run.valid_max_samples` of
-    them, the same ones every time, on the very path that `evaluate.py` takes. Java metrics are left out: they take
-    longer than the decoding.
+    The loss is over all clips that can be read; text is generated and scored, with `run.valid_scoring`, for
+    `run.valid_max_samples` of them, the same ones every time, on the very path that `evaluate.py` takes, so without
+    autocast. Java metrics are left out: they take longer than the decoding.
     """
+
+    bad: dict[int, BadClip]
+    """Clips that could not be read so far, by their index; the same on every process."""
+    notices: list[str]
+    """What a user should know about the last validation."""
 
     def __init__(
         self,
@@ -63,6 +70,8 @@ class Validator:
         if most is not None and most < len(data):
             chosen = np.random.default_rng(config.run.seed).permutation(len(data))[:most]
             self.scored = [data.annotations[index] for index in sorted(chosen)]
+        self.bad = {}
+        self.notices = []
         self._check_best_metric()
 
     def scores(self, stop: Callable[[], bool] = lambda: False) -> dict[str, float | None]:
@@ -71,6 +80,7 @@ class Validator:
         Raises:
             Interrupted: `stop` was true on one of the processes.
         """
+        self.notices = []
         with preserved_rng(), torch.no_grad():
             loss = self._loss(stop)
             task_scores = self._task_scores(stop) if self.config.run.valid_scoring else {}
@@ -80,9 +90,11 @@ class Validator:
         self.model.eval()
         device = self.accelerator.device
         totals = torch.zeros(3, dtype=torch.float64)  # loss, target tokens, asked to stop
+        bad: list[BadClip] = []
         for batch in self.loader:
             if stop():
                 break
+            bad += batch.bad
             if not len(batch):
                 continue
             waveforms, lengths = batch.waveforms.to(device), batch.lengths.to(device)
@@ -93,24 +105,42 @@ class Validator:
         loss_sum, tokens, stopped = self.accelerator.reduce(totals.to(device), "sum").tolist()
         if stopped:
             raise Interrupted
+        self._set_aside(gather_object(bad))
         return loss_sum / tokens if tokens else math.nan
+
+    def _set_aside(self, bad: list[BadClip]) -> None:
+        new = {clip.index: clip for clip in bad if clip.index not in self.bad}
+        if not new:
+            return
+        self.bad |= new
+        first = min(new.values(), key=lambda clip: clip.index)
+        others = f"; and {len(new) - 1} more, see quarantine.jsonl" if len(new) > 1 else ""
+        self.notices.append(
+            f"validation: {len(self.bad)} of {len(self.data)} clips cannot be read and are left out of the loss "
+            f"({first.path}: {first.reason}{others})"
+        )
 
     def _task_scores(self, stop: Callable[[], bool]) -> dict[str, float | None]:
         # With several processes one alone must not leave the exchange of hypotheses: there the end is waited for.
         alone = self.accelerator.num_processes == 1
         try:
-            with self.accelerator.autocast():
-                result = evaluate_annotations(
-                    self.model,
-                    self.scored,
-                    self.data.prompts,
-                    self.config,
-                    frames=self.frames,
-                    java=False,
-                    should_stop=stop if alone else lambda: False,
-                )
+            result = evaluate_annotations(
+                self.model,
+                self.scored,
+                self.data.prompts,
+                self.config,
+                frames=self.frames,
+                java=False,
+                should_stop=stop if alone else lambda: False,
+            )
         except InterruptedError as error:
             raise Interrupted from error
+        wanted = self.config.run.best_metric
+        if wanted not in (None, "loss") and result.scores.get(wanted) is None:
+            reasons = "; ".join(result.tasks[wanted.partition(".")[0]].reasons.values()) or "no reason given"
+            self.notices.append(
+                f"validation: no figure for run.best_metric = {wanted} ({reasons}); this checkpoint cannot be the best"
+            )
         return result.scores
 
     def _check_best_metric(self) -> None:
@@ -141,21 +171,16 @@ def primary_scores(scores: Mapping[str, float | None]) -> dict[str, float]:
     return {name: scores[name] for name in sorted(chosen) if scores.get(name) is not None}
 
 
-def criterion(scores: Mapping[str, float | None], best_metric: str | None = None) -> tuple[str, float]:
-    """Name and value of what checkpoints are compared by; larger is better.
+def criterion(scores: Mapping[str, float | None], best_metric: str | None = None) -> tuple[str, float | None]:
+    """Name and value of what checkpoints are compared by; larger is better. None: there is no figure.
 
     `best_metric` is `loss` or `task.metric`. Without it: the task's own metric; with several tasks the mean of their
     logarithms (error rates negative), so that an equal *relative* gain counts the same for every task, whatever its
     scale, and no task's history matters; without task scores the loss.
-
-    Raises:
-        ValueError: `best_metric` was not among the scores.
     """
     if best_metric is not None:
-        if scores.get(best_metric) is None:
-            known = ", ".join(name for name, value in scores.items() if value is not None)
-            raise ValueError(f"run.best_metric: no figure {best_metric!r} in validation; there are {known}.")
-        return best_metric, _sign(best_metric) * scores[best_metric]
+        figure = scores.get(best_metric)
+        return best_metric, None if figure is None else _sign(best_metric) * figure
     primary = primary_scores(scores)
     if not primary:
         return "loss", -scores["loss"]
@@ -166,12 +191,12 @@ def criterion(scores: Mapping[str, float | None], best_metric: str | None = None
     return "mean log of " + ", ".join(primary), sum(gains) / len(gains)
 
 
-def is_better(name: str, value: float, scores: Mapping[str, float | None], best: dict | None) -> bool:
+def is_better(name: str, value: float | None, scores: Mapping[str, float | None], best: dict | None) -> bool:
     """Whether (criterion, value) beats the best so far; of equals the one with the lower loss.
 
     Figures under another criterion are not compared: the newer one counts.
     """
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return False
     if best is None or best["criterion"] != name:
         return True

@@ -98,17 +98,17 @@ def uninterrupted(lively_project, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_goes_on_exactly(lively_project, uninterrupted, tmp_path, monkeypatch, workers):
+def test_a_killed_run_goes_on_exactly(lively_project, uninterrupted, tmp_path, monkeypatch):
+    """Killed while workers load ahead, resumed without them, held against a run that never had any."""
     folder = tmp_path / "run"
-    options = (f"run.output_dir={folder}", f"run.num_workers={workers}")
+    option = f"run.output_dir={folder}"
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 5, die)  # 3 steps an epoch: the newest checkpoint, of step 4, lies within the second one
-        make_runner(lively_project.config, *options).train()
+        make_runner(lively_project.config, option, "run.num_workers=2").train()
     assert RunFolder(folder).last().name == "checkpoint_000004"
     assert len(losses_of(folder)) == 5
 
-    resumed = make_runner(lively_project.config, *options, resume=find_resume("auto", RunFolder(folder)))
+    resumed = make_runner(lively_project.config, option, resume=find_resume("auto", RunFolder(folder)))
     assert resumed.progress.step == 4
     result = resumed.train()
     assert (result.step, result.stopped_by) == (6, None)
@@ -334,6 +334,56 @@ def test_bad_clips_are_set_aside_and_stop_the_run_in_the_end(tiny_project):
         make_runner(tiny_project.config, f"run.output_dir={tiny_project.root / 'strict'}").train()
 
 
+def test_bad_validation_clips_are_named_once_and_not_counted(tiny_project, capsys):
+    entries = json.loads(tiny_project.valid.read_text())["annotation"]
+    (tiny_project.valid.parent / entries[1]["path"]).write_bytes(b"no audio")
+    options = ("run.iters_per_epoch=1", "run.optims.max_epoch=2", "datasets.max_bad_fraction=0")
+    folder = make_runner(tiny_project.config, *options).train().folder
+    assert [line["valid/bad_clips"] for line in log_of(folder) if "valid/loss" in line] == [1, 1]
+    assert all(math.isfinite(line["valid/loss"]) for line in log_of(folder) if "valid/loss" in line)
+    (line,) = [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
+    assert (line["index"], line["split"]) == (1, "validation")
+    assert line["path"].endswith(entries[1]["path"])
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("1 of 5 clips cannot be read") == 1
+    make_runner(tiny_project.config, *options, "run.optims.max_epoch=3", resume=folder / "last").train()
+    assert len((folder / "quarantine.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_best_metric_without_a_figure_is_said_and_the_checkpoint_saved(tiny_project, capsys):
+    entries = json.loads(tiny_project.valid.read_text())["annotation"]
+    tiny.write_annotations(tiny_project.valid, [{**entry, "text": " ", "texts": [" "]} for entry in entries])
+    options = ("run.iters_per_epoch=1", "run.optims.max_epoch=1", "run.valid_scoring=true", "run.best_metric=asr.wer")
+    result = make_runner(tiny_project.config, *options).train()
+    assert (result.step, result.best) == (1, None)
+    metrics = json.loads((result.last / "metrics.json").read_text())
+    assert (metrics["criterion"], metrics["value"], metrics["best_so_far"]) == ("asr.wer", None, False)
+    printed = capsys.readouterr()
+    assert "run.best_metric = asr.wer (3 of 3 clips have no reference)" in printed.out + printed.err
+
+
+def test_text_is_scored_without_autocast(tiny_project, monkeypatch):
+    """As evaluate.py does, whatever precision trains."""
+    runner = make_runner(tiny_project.config, "run.valid_scoring=true", "run.valid_max_samples=1")
+    monkeypatch.setattr(runner.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    generate, used = type(runner.model).generate, []
+
+    def generated(self, *arguments, **options):
+        used.append(torch.is_autocast_enabled("cpu"))
+        return generate(self, *arguments, **options)
+
+    monkeypatch.setattr(type(runner.model), "generate", generated)
+    runner.validator.scores()
+    assert used == [False]
+
+
+def test_cuda_that_is_not_there_trains_on_the_cpu(tiny_project, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    accelerator = training_step.make_accelerator(load_config(tiny_project.config, ["run.device=cuda"]))
+    assert accelerator.device.type == "cpu"
+    assert "run.device is cuda" in caplog.text
+
+
 def test_a_run_of_bad_clips_alone_does_not_hang(tiny_project):
     for entry in json.loads(tiny_project.train.read_text())["annotation"]:
         (tiny_project.train.parent / entry["path"]).write_bytes(b"")
@@ -367,7 +417,7 @@ def test_two_processes_equal_one(tiny_project):
         *("run.batch_size_train=1", f"run.output_dir={two}"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert finished.returncode == 0, finished.stderr[-4000:]
     assert "2 processes" in finished.stdout
     expected, got = losses_of(one), losses_of(two)
@@ -385,8 +435,7 @@ def test_criterion():
     one_task = {"loss": 2.0, "asr.wer": 0.25, "asr.substitutions": 3.0}
     assert criterion(one_task) == ("asr.wer", -0.25)
     assert criterion(one_task, "loss") == ("loss", -2.0)
-    with pytest.raises(ValueError, match=r"audiocaption\.spice.*asr\.wer"):
-        criterion(one_task, "audiocaption.spice")
+    assert criterion({"loss": 2.0, "asr.wer": None}, "asr.wer") == ("asr.wer", None)
 
     def both(wer, cider):
         return criterion({"loss": 1.0, "asr.wer": wer, "audiocaption.cider_d": cider})[1]
@@ -404,6 +453,7 @@ def test_is_better():
     assert not is_better("asr.wer", -0.2, scores, best)
     assert is_better("asr.wer", -0.2, {"loss": 0.5}, best)
     assert not is_better("asr.wer", math.nan, scores, None)
+    assert not is_better("asr.wer", None, scores, None)
     assert is_better("loss", -3.0, scores, best)
 
 

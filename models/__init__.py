@@ -44,7 +44,10 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") -> SALMONN:
-    """The model that `config` describes, with a fresh adapter, or with `config.ckpt`'s where that is set."""
+    """The model that `config` describes, with a fresh adapter, or with `config.ckpt`'s where that is set.
+
+    Encoders that the checkpoint was trained without are added as `load_adapter` says.
+    """
     device = pick_device(device)
     encoders = EncoderStack.from_config(config, device)
     llm = LanguageModel.from_config(config, device)
@@ -54,7 +57,7 @@ def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") 
     if config.speech_llama_proj_model:
         load_projection(model, config.speech_llama_proj_model)
     if config.ckpt:
-        load_adapter(model, config.ckpt)
+        load_adapter(model, config.ckpt, add_encoders=True)
     return model.eval()
 
 

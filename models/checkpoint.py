@@ -18,7 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -40,6 +40,8 @@ FORMAT = {"format": "smolt-adapter", "version": "1"}
 NAMES_SHOWN = 12  # per kind, in an error
 
 _LLM_BLOCK = re.compile(r"^llm\.model\.(?:[a-z_]+\.)*?(layers\.\d+\.)")
+_STREAM_NORM = re.compile(r"^connector\.norms\.(.+)\.weight$")
+_READS_FRAMES = re.compile(r"^connector\.qformer\.layers\.\d+\.cross_attention\.(?:key|value)\.weight$")
 _ENCODER = re.compile(r"^encoders\.encoders\.[^.]+\.")
 
 
@@ -49,7 +51,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading an adapter did. After a load that succeeded, only `matched` and `from_base` hold names."""
+    """What loading an adapter did. After a load that succeeded, `missing`, `unexpected` and `misshapen` are empty."""
 
     matched: tuple[str, ...]
     """Tensors taken from the file."""
@@ -61,6 +63,8 @@ class LoadReport:
     """Tensors of another shape, `name: file [2, 3], model [4, 3]`."""
     from_base: tuple[str, ...] = ()
     """Encoders trained from now on that the file has nothing of; they start from their own base checkpoint."""
+    added: tuple[str, ...] = ()
+    """Encoders that the adapter was trained without: a fresh LayerNorm, and zeros where the Q-Former reads them."""
 
     @property
     def fits(self) -> bool:
@@ -69,7 +73,8 @@ class LoadReport:
     def summary(self) -> str:
         """One line on what was loaded, and what was not."""
         base = f"; {', '.join(self.from_base)}: from the base checkpoint" if self.from_base else ""
-        return f"{len(self.matched)} tensors loaded{base}"
+        added = f"; {', '.join(self.added)}: new to this adapter, not heard until trained" if self.added else ""
+        return f"{len(self.matched)} tensors loaded{base}{added}"
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -112,11 +117,15 @@ def save_adapter(
     return folder
 
 
-def load_adapter(model: nn.Module, source: str | Path) -> LoadReport:
+def load_adapter(model: nn.Module, source: str | Path, *, add_encoders: bool = False) -> LoadReport:
     """Put the adapter of a folder, or of a `.safetensors` file, into the model.
 
     Every tensor of the file must have its place, and every part of the adapter its tensor. One exception: an encoder
     that was frozen when the file was written and trains now keeps its base weights; the report names it.
+
+    With `add_encoders` a model of `model.fusion: concat` may have encoders that the adapter was trained without: the
+    Q-Former's weights for their frames become zeros, so that (at an equal frame rate) audio tokens are those of before,
+    and training takes it from there. The report names them, and a warning.
 
     Raises:
         CheckpointError: the source is absent or damaged, or does not fit; the model is then unchanged.
@@ -124,7 +133,10 @@ def load_adapter(model: nn.Module, source: str | Path) -> LoadReport:
     path = _adapter_file(Path(source))
     state = _read_tensors(path)
     own = _named_tensors(model)
-    report = _compare(state, own)
+    added = _added_encoders(state, own) if add_encoders else ()
+    if added:
+        state, own = _with_added_encoders(state, own, added)
+    report = replace(_compare(state, own), added=added)
     if not report.fits:
         raise CheckpointError(_misfit(path, report))
     with torch.no_grad():
@@ -132,7 +144,7 @@ def load_adapter(model: nn.Module, source: str | Path) -> LoadReport:
             own[name][0].copy_(state[name])
     # The file may hold parts that this stage freezes: being no longer the base checkpoint's, they are saved again.
     model._loaded_adapter_names = _loaded_names(model) | set(report.matched)
-    logger.info("%s: %s", path, report.summary())
+    logger.log(logging.WARNING if added else logging.INFO, "%s: %s", path, report.summary())
     return report
 
 
@@ -256,6 +268,28 @@ def _compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> L
     )
 
 
+def _added_encoders(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> tuple[str, ...]:
+    """Encoders of a concatenating connector whose frames the file knows nothing of."""
+    if any(name.startswith("connector.projections.") for name in own):
+        return ()
+    return tuple(match[1] for name in own if (match := _STREAM_NORM.match(name)) and name not in state)
+
+
+def _with_added_encoders(
+    state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]], added: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, bool]]]:
+    """The file's tensors with zero columns for the new encoders' frames; the model's without their LayerNorms."""
+    widths = {match[1]: len(tensor) for name, (tensor, _) in own.items() if (match := _STREAM_NORM.match(name))}
+    known = torch.cat([torch.full((width,), name not in added) for name, width in widths.items()])  # [sum of D]
+    widened = dict(state)
+    for name, (tensor, _) in own.items():
+        if _READS_FRAMES.match(name) and name in state and state[name].shape == (len(tensor), int(known.sum())):
+            widened[name] = state[name].new_zeros(tensor.shape)
+            widened[name][:, known] = state[name]
+    fresh = tuple(f"connector.norms.{name}." for name in added)
+    return widened, {name: entry for name, entry in own.items() if not name.startswith(fresh)}
+
+
 def _misfit(path: Path, report: LoadReport) -> str:
     lines = [f"{path} does not fit the model; nothing was loaded."]
     for kind in ("missing", "unexpected", "misshapen"):
@@ -279,7 +313,8 @@ def _adapter_file(source: Path) -> Path:
     """The adapter's file in `source`, checked against the folder's manifest."""
     if source.suffix in LEGACY_SUFFIXES:
         raise CheckpointError(
-            f"{source} is a {source.suffix} file; expected an adapter folder that holds {ADAPTER_FILE}, or that file."
+            f"{source}: adapters in {source.suffix} files, as the SALMONN family released them, are not supported yet; "
+            f"expected a folder that training wrote here, with {ADAPTER_FILE} in it, or that file."
         )
     source = checkpoint_of(source)
     path = source / ADAPTER_FILE if source.is_dir() else source

@@ -7,8 +7,9 @@ import torch
 
 from configs.schema import load_config
 from models import build_model, load_model, pick_device
-from models.checkpoint import save_adapter
+from models.checkpoint import CheckpointError, load_adapter, save_adapter
 from models.decoding import KeyValueCache, prefill
+from models.encoders import Frames
 from tests import tiny
 
 LENGTHS_S = (0.05, 0.3, 0.5, 1.0, 1.37, 2.0, 2.61, 3.2)
@@ -167,6 +168,46 @@ def test_a_saved_adapter_loads_again(model, shared_tiny_project, tmp_path):
     losses = [m(waveforms, lengths, PROMPTS, TEXTS).loss_sum for m in (model, again)]
     assert heard[0] == heard[1]
     assert torch.equal(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("kept", ["whisper", "beats"])
+def test_an_added_encoder_is_not_heard_until_trained(config, tmp_path, caplog, kept):
+    """Whether the new frames stand before or after those that the adapter knows."""
+    paths = {name: None for name in ("whisper_path", "beats_path") if not name.startswith(kept)}
+    torch.manual_seed(5)
+    before = build_model(replace(config, **paths))
+    folder = save_adapter(before, tmp_path / "adapter")
+    both = build_model(config)
+    with pytest.raises(CheckpointError, match=r"missing.*connector\.norms"):  # unless it is asked for
+        load_adapter(both, folder)
+    caplog.clear()
+    after = build_model(replace(config, ckpt=str(folder)))
+    new = "beats" if kept == "whisper" else "whisper"
+    assert f"{new}: new to this adapter" in caplog.text
+    assert torch.equal(after.connector.norms[new].weight, torch.ones_like(after.connector.norms[new].weight))
+    waveforms, lengths = mixed_clips()
+    with torch.no_grad():
+        streams = after.encode_frames(waveforms, lengths)
+        old = streams[list(after.encoders.encoders).index(kept)]
+        counts = torch.stack([stream.lengths for stream in streams]).amin(dim=0)
+        frames = [Frames(stream.frames[:, : counts.max()], counts) for stream in streams]  # of equal length
+        alone = Frames(old.frames[:, : counts.max()], counts)
+        (tokens, mask), (expected, _) = after.connector(frames), before.connector([alone])
+    torch.testing.assert_close(tokens[mask], expected[mask], atol=1e-5, rtol=0)
+    after.train()(waveforms, lengths, PROMPTS, TEXTS).loss.backward()
+    key = after.connector.qformer.layers[0].cross_attention.key.weight
+    zeros = key == 0
+    assert zeros.any() and (key.grad[zeros] != 0).any()
+
+
+def test_an_encoder_is_added_to_a_concatenating_connector_alone(config, tmp_path):
+    before = build_model(replace(config, beats_path=None, fusion="project"))
+    folder = save_adapter(before, tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"missing.*connector\.norms\.beats"):
+        build_model(replace(config, fusion="project", ckpt=str(folder)))
+    other = save_adapter(build_model(replace(config, beats_path=None)), tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"unexpected.*connector\.norms\.whisper"):  # exchanged, not added
+        build_model(replace(config, whisper_path=None, ckpt=str(other)))
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from configs.schema import Config
 
-__all__ = ["SECTIONS", "beside", "build", "default_output_dir", "read", "require_paths"]
+__all__ = ["SECTIONS", "beside", "build", "default_output_dir", "program_file", "read", "require_paths"]
 
+PROGRAM = Path(__file__).resolve().parent.parent
 SECTIONS = ("wandb", "model", "generate", "datasets", "run")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # name, org/name, org/name@revision
 
@@ -97,10 +98,18 @@ def beside(config_path: str, path: str) -> str:
     return str(candidate) if not Path(path).exists() and candidate.exists() else path
 
 
+def program_file(path: str | Path) -> Path:
+    """A relative path as given; where nothing is there, the file of that name that comes with the program, if any."""
+    given = Path(path).expanduser()
+    return PROGRAM / given if not given.exists() and (PROGRAM / given).is_file() else given
+
+
 def is_hub_name(path: str) -> bool:
     """Whether text reads as a hub name (`org/name`, `org/name@revision`) rather than a path that is missing: its
-    first part is no folder here."""
-    return bool(HUB_NAME.fullmatch(path)) and not Path(path.partition("/")[0]).is_dir() and path.strip(".") != ""
+    first part is no folder, neither here nor of the program's own."""
+    first = path.partition("/")[0]
+    here = Path(first).is_dir() or ("/" in path and (PROGRAM / first).is_dir())
+    return bool(HUB_NAME.fullmatch(path)) and not here and path.strip(".") != ""
 
 
 def require_paths(config: Config, keys: Sequence[str]) -> None:
@@ -139,13 +148,18 @@ def _require(config: Config, key: str, *, required: bool) -> None:
         places = [Path(path).expanduser()]
         if kind == "annotation" and config.datasets.prefix and not places[0].is_absolute():
             places.append(Path(config.datasets.prefix).expanduser() / path)
+        if kind == "prompts":
+            places.append(program_file(path))
         if any(place.exists() for place in places) or (kind == "model" and is_hub_name(path)):
             continue
-        looked = " and at ".join(str(place.absolute()) for place in places)
+        looked = " and at ".join(dict.fromkeys(str(place.absolute()) for place in places))
+        prefix = ""
+        if kind == "annotation" and len(places) == 1 and not places[0].is_absolute():
+            prefix = " Or name the data's folder: --options datasets.prefix=FOLDER"
         hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
         raise ConfigError(
             f"{config.path}: {key}: {path!r} does not exist (looked at {looked}){hub}. "
-            f"Mend it in the file, or add: --options {key}={_example(kind)}"
+            f"Mend it in the file, or add: --options {key}={_example(kind)}{prefix and '.'}{prefix}"
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -177,7 +178,12 @@ def _convert(value: Any, annotation: Any, raw: str | None) -> Any:
 
 
 def _check_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
-    """What is wrong with a number, in words, or None."""
+    """What is wrong with a number, or with one inside a mapping or list, in words, or None."""
+    if isinstance(value, Mapping | list | tuple):
+        inside = value.values() if isinstance(value, Mapping) else value
+        return next((problem for item in inside if (problem := _check_range(item, {}))), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     checks = {
@@ -187,7 +193,7 @@ def _check_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
         "below": (lambda v, b: v < b, "below"),
     }
     for name, (holds, words) in checks.items():
-        if name in metadata and not holds(value, metadata[name]):  # a NaN holds nowhere
+        if name in metadata and not holds(value, metadata[name]):
             return f"{words} {metadata[name]}"
     return None
 

@@ -9,7 +9,9 @@ import argparse
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ __all__ = [
     "holds_secret",
     "load_config",
 ]
+
+KEY_FIRST = re.compile(rf"({'|'.join(loading.SECTIONS)})\.\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,24 @@ class Config:
             ConfigError: for the first key that is absent or leads nowhere, with the place looked at and what to do.
         """
         loading.require_paths(self, keys or ("model",))
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """An error raised inside whose message begins with a key (`model.llama_path: …`) gets the file's name too."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except ValueError as error:
+            if self.path and KEY_FIRST.match(str(error)):
+                raise ConfigError(f"{self.path}: {error}") from error
+            raise
+
+    def with_adapter(self, ckpt: str) -> Config:
+        """The same with another adapter; `model.legacy` follows its kind unless the file sets it otherwise."""
+        by_default = dataclasses.replace(self.model, legacy=None).legacy
+        legacy = None if self.model.legacy == by_default else self.model.legacy
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, ckpt=ckpt, legacy=legacy))
 
     def second_stage(self, ckpt: str, overrides: Sequence[str] = ()) -> Config | None:
         """The configuration of the stage after this one, starting from adapter `ckpt`; None without

@@ -55,12 +55,11 @@ class ModelConfig:
     exported."""
 
     ckpt: str | None = option(None, path="any")
-    """Adapter to start from: one of our folders, or a `.pth` of the SALMONN family. Null starts with a fresh
-    adapter."""
+    """Adapter to start from: a folder that training wrote. Null starts with a fresh adapter. A `.pth` of the SALMONN
+    family is not supported yet."""
     legacy: Literal["off", "weights", "exact"] | None = None
-    """How to treat a SALMONN `.pth`: `weights` gives the public code's batch-of-one answer for every row, `exact` (or
-    true) adds its batch-dependent bugs, `off` refuses such a file. Null: `weights` where `ckpt` ends in `.pth`, else
-    `off`."""
+    """Whose arithmetic: `weights` gives the public code's batch-of-one answer for every row, `exact` (or true) adds its
+    batch-dependent bugs, `off` is this program's own. Null: `weights` where `ckpt` ends in `.pth`, else `off`."""
 
     freeze_whisper: bool = True
     """Keep Whisper's weights as they are."""
@@ -116,10 +115,11 @@ class ModelConfig:
     """Kept for `legacy: exact`, where false gives a batch one common prompt. Elsewhere every clip has its own."""
     prompt_template: str = "USER: {}\nASSISTANT:"
     """The chat wrapper; the prompt goes where `{}` stands."""
-    prompt_path: str | None = option("prompts/train.json", path="file")
-    """Prompts for training: task -> list, chosen by the seeded sampler."""
-    test_prompt_path: str | None = option("prompts/test.json", path="file")
-    """Prompts for evaluation: task -> one."""
+    prompt_path: str | None = option("prompts/train.json", path="prompts")
+    """Prompts for training: task -> list, chosen by the seeded sampler. Where there is no such file, the program's own
+    of that name is taken."""
+    test_prompt_path: str | None = option("prompts/test.json", path="prompts")
+    """Prompts for evaluation: task -> one. Where there is no such file, the program's own of that name is taken."""
     max_txt_len: int = option(300, minimum=1)
     """Most tokens of a target; what is longer is cut, the end symbol never."""
     end_sym: str = "</s>"
@@ -190,7 +190,8 @@ class DatasetsConfig:
     prefix: str | None = option(None, path="folder")
     """Folder that relative clip paths, and annotation files not found as given, are joined to."""
     train_ann_path: Paths = option(None, path="annotation")
-    """Annotation file to train on, or a list of them. Also written `train_stage1_path`, `train_ann_path_1`."""
+    """Annotation file to train on, or a list of them. Of a clip with several references (`texts`) each epoch takes one,
+    drawn by `run.seed`. Also written `train_stage1_path`, `train_ann_path_1`."""
     valid_ann_path: Paths = option(None, path="annotation")
     """Annotation file, or list, to validate on; null trains without validation."""
     test_ann_path: Paths = option(None, path="annotation")

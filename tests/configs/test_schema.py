@@ -20,6 +20,7 @@ from configs.schema import (
     holds_secret,
     load_config,
 )
+from dataset import load_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hf_do_not_show"
@@ -190,7 +191,7 @@ class TestErrors:
             ("run:\n  output_dir: 3", 2, "run.output_dir", "expected text, found 3 (a whole number) (put it in quotes"),
             ("run:\n  optims: 3", 2, "run.optims", "expected a mapping, found 3"),
             ("run:\n  optims:\n    init_lr: fast", 3, "run.optims.init_lr", "expected a number, found 'fast' (text)"),
-            ("run:\n  optims:\n    init_lr: .nan", 3, "run.optims.init_lr", "expected at least 0, found nan"),
+            ("run:\n  optims:\n    init_lr: .nan", 3, "run.optims.init_lr", "expected a finite number, found nan"),
             ("run:\n  batch_size_train: 0", 2, "run.batch_size_train", "expected at least 1, found 0"),
             ("model:\n  lora_dropout: 1.0", 2, "model.lora_dropout", "expected below 1, found 1.0"),
             ("model:\n  second_stride: 0", 2, "model.second_stride", "expected above 0, found 0"),
@@ -326,6 +327,21 @@ class TestRequiredPaths:
     def test_hub_names(self, write, name: str) -> None:
         self.config(write, f"model: {{llama_path: {name}, whisper_path: {name}}}").require_paths()
 
+    def test_a_folder_of_the_programs_is_no_organisation(self, write, tmp_path: Path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        config = self.config(write, "model: {llama_path: org/name, whisper_path: assets/nowhere}")
+        assert "model.whisper_path: 'assets/nowhere' does not exist" in self.error(config)
+
+    def test_prompts_of_the_program_are_found_from_elsewhere(self, write, tmp_path: Path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        config = self.config(write, "model: {prompt_path: prompts/mine.json}")
+        config.require_paths("model.test_prompt_path")
+        assert "model.prompt_path: 'prompts/mine.json' does not exist" in self.error(config, "model.prompt_path")
+        assert "asr" in load_prompts(config.model.test_prompt_path)
+        (tmp_path / "prompts").mkdir()
+        (tmp_path / "prompts/test.json").write_text('{"mine": "<Speech><SpeechHere></Speech>"}')
+        assert list(load_prompts(config.model.test_prompt_path)) == ["mine"]
+
     def test_annotations_are_looked_for_under_prefix_too(self, write, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text("[]")
         text = f"datasets: {{prefix: {tmp_path}, train_ann_path: a.json, valid_ann_path: [a.json, b.json]}}"
@@ -334,6 +350,28 @@ class TestRequiredPaths:
         message = self.error(config, "datasets.train_ann_path", "datasets.valid_ann_path")
         assert "datasets.valid_ann_path: 'b.json' does not exist" in message
         assert f"and at {tmp_path}/b.json" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run: {optims: {init_lr: .inf}}",
+        "run: {optims: {init_lr: .nan}}",
+        "generate: {length_penalty: -.inf}",
+        "datasets: {task_weights: {asr: .inf}}",
+        "datasets: {augmentation: {gain: {p: .nan}}}",
+    ],
+)
+def test_numbers_are_finite(write, text: str) -> None:
+    assert "line 1" in (message := error(write(text))) and "expected a finite number" in message
+
+
+def test_errors_that_begin_with_a_key_are_given_the_file(write) -> None:
+    config = load_config(write("run: {seed: 1}"))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: datasets\.task_weights\.x: no clip"), config.named():
+        raise ValueError("datasets.task_weights.x: no clip")
+    with pytest.raises(ValueError, match=r"^another: model\.x"), config.named():
+        raise ValueError("another: model.x")
 
 
 class TestSecondStage:

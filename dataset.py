@@ -1,8 +1,8 @@
 """Annotation + prompt → `Sample` → `Batch`: prompts, the dataset, collation and the loader.
 
-Everything random about a sample (its prompt, its augmentation) is a pure function of (seed, epoch, annotation index),
-so any number of worker processes gives the same batches. Workers decode and resample only; features are computed on
-the model's device.
+Everything random about a sample (its prompt, its reference, its augmentation) is a pure function of (seed, epoch,
+annotation index), so any number of worker processes gives the same batches. Workers decode and resample only; features
+are computed on the model's device.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from configs.loading import program_file
 from data.annotations import Annotation
 from data.audio import SAMPLE_RATE, AudioError, load_clip
 from data.augment import Augment
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 PLACEHOLDER = "<SpeechHere>"  # where the audio belongs in a prompt
 QUESTION_SLOT = "{}"
 SAMPLE_STREAM = 0x5A  # sets a sample's draws apart from those of the epoch's order
+REFERENCE_STREAM = 0x3C  # and the choice among its references apart from both
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # mallopt's names for them, from glibc's malloc.h
 MALLOC_KEPT_BYTES = 256 << 20
 MALLOC_MMAP_BYTES = 32 << 20
@@ -113,7 +115,7 @@ class Prompts(Mapping[str, "str | tuple[str, ...]"]):
 def load_prompts(path: str | Path) -> Prompts:
     """Read `{task: prompt}` (test) or `{task: [prompt, …]}` (training); raises `PromptError` naming file and task."""
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = json.loads(program_file(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise PromptError(f"{path}: no such prompt file; check model.prompt_path and model.test_prompt_path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -129,13 +131,22 @@ def load_prompts(path: str | Path) -> Prompts:
 
 
 def fill_prompt(prompt: str, annotation: Annotation, source: str = "prompts") -> str:
-    """Put the annotation's `Q` where the prompt says `{}`; raises `PromptError` where there is no `Q`."""
+    """Put the annotation's `Q` where the prompt says `{}`.
+
+    Raises:
+        PromptError: there is no `Q`, or it holds the audio's placeholder.
+    """
     if QUESTION_SLOT not in prompt:
         return prompt
     if annotation.Q is None:
         raise PromptError(
             f"{annotation.source or annotation.path}: no 'Q', but the prompt of task '{annotation.task}' in {source} "
             f"needs one: {prompt!r}; add the field or choose another task"
+        )
+    if PLACEHOLDER in annotation.Q:
+        raise PromptError(
+            f"{annotation.source or annotation.path}: 'Q' holds {PLACEHOLDER}, which stands in the prompt already: "
+            f"{annotation.Q!r}; take it out"
         )
     return prompt.replace(QUESTION_SLOT, annotation.Q)
 
@@ -164,8 +175,8 @@ class AudioTextDataset(Dataset):
     Args:
         annotations: the clips.
         prompts: by task; with `training` one is drawn for each sample, else the first is used.
-        seed: of prompt choice and augmentation.
-        training: draw prompts and augment.
+        seed: of the choice of prompts and references, and of augmentation.
+        training: draw prompts and references, and augment.
         augment: applied with `training` only.
         max_audio_s: cut longer clips.
 
@@ -227,9 +238,16 @@ class AudioTextDataset(Dataset):
             annotation=annotation,
             waveform=waveform,
             prompt=fill_prompt(prompt, annotation, self.prompts.source),
-            text=annotation.text,
+            text=self._reference(annotation, key),
             capped=capped,
         )
+
+    def _reference(self, annotation: Annotation, key: SampleKey) -> str:
+        """What the model shall say: in training one of the references, another one each epoch, else the first."""
+        if not self.training or len(annotation.texts) < 2:
+            return annotation.text
+        rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, REFERENCE_STREAM])
+        return annotation.texts[rng.integers(len(annotation.texts))]
 
     def _choices(self, annotation: Annotation) -> tuple[str, ...]:
         choices = self.prompts.choices(annotation.task)
@@ -254,8 +272,8 @@ class Batch:
     """Prompts and references as token ids; None without a text processor, and for an empty batch."""
     bad: tuple[BadClip, ...] = ()
     """Clips that were to be in this batch and could not be loaded."""
-    capped: int = 0
-    """How many were cut to `max_audio_s`."""
+    cut: tuple[bool, ...] = ()
+    """Which of them `max_audio_s` cut."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -325,7 +343,7 @@ def collate(
         tasks=[sample.annotation.task for sample in good],
         text_batch=text_batch,
         bad=tuple(sample for sample in samples if isinstance(sample, BadClip)),
-        capped=sum(sample.capped for sample in good),
+        cut=tuple(sample.capped for sample in good),
     )
 
 
@@ -382,9 +400,9 @@ class BatchLoader:
             ) from error
 
     def _note_capped(self, batch: Batch) -> None:
-        if batch.capped and not self.capped:
+        if any(batch.cut) and not self.capped:
             log.warning("clips longer than datasets.max_audio_s = %g s are cut to it", self.dataset.max_audio_s)
-        self.capped += batch.capped
+        self.capped += sum(batch.cut)
 
 
 def build_loader(

@@ -299,6 +299,7 @@ def _predict(
                 prompt=batch.prompts[row],
                 hypothesis=metrics.clean_hypothesis(generation.text, special),
                 seconds=batch.lengths[row].item() / SAMPLE_RATE,
+                cut=batch.cut[row],
                 tokens=len(generation.tokens),
                 stop_reason=generation.stop_reason,
             )

@@ -41,6 +41,8 @@ class Prediction:
     references: tuple[str, ...] = ()
     seconds: float = 0.0
     """Length of the audio heard."""
+    cut: bool = False
+    """Whether `datasets.max_audio_s` ended it before the clip's own end."""
     audio_path: str | None = None
     """The clip that was heard, where it is another one's (swapped audio)."""
     tokens: int = 0
@@ -64,6 +66,7 @@ class Prediction:
             "reference": self.references[0] if self.references else None,
             "references": list(self.references),
             "seconds": round(self.seconds, 4),
+            "cut": self.cut,
             "tokens": self.tokens,
             "stop_reason": self.stop_reason,
             "error": self.error,
@@ -81,21 +84,41 @@ class Prediction:
 
 
 def row_ids(annotations: Sequence[Annotation]) -> list[str]:
-    """A name for every row: its `testset_id`, else the clip's file stem, else its path, else path and position."""
-    given = {annotation.testset_id for annotation in annotations if annotation.testset_id is not None}
+    """A name for every row, no two alike.
+
+    It is the clip's `testset_id`, with the annotation file's name before it (`test_asr/0`) where another file has the
+    same; else the clip's file stem, else its path, else path and position.
+    """
+    given = _given_ids(annotations)
+    taken = {name for name in given if name is not None}
     nameless = [annotation for annotation in annotations if annotation.testset_id is None]
     stems = Counter(Path(annotation.path).stem for annotation in nameless)
     paths = Counter(annotation.path for annotation in nameless)
 
     def name(position: int, annotation: Annotation) -> str:
-        if annotation.testset_id is not None:
-            return annotation.testset_id
+        if given[position] is not None:
+            return given[position]
         stem = Path(annotation.path).stem
-        if stems[stem] == 1 and stem not in given:
+        if stems[stem] == 1 and stem not in taken:
             return stem
         return annotation.path if paths[annotation.path] == 1 else f"{annotation.path}#{position}"
 
     return [name(position, annotation) for position, annotation in enumerate(annotations)]
+
+
+def _given_ids(annotations: Sequence[Annotation]) -> list[str | None]:
+    """Each `testset_id`; those that several files have get the file's stem, or all of its path, before them."""
+    files = [annotation.source.rpartition("#")[0] for annotation in annotations]
+    stems = {file: Path(file).stem for file in files}
+    several = len(set(stems.values())) < len(stems)  # files of one name in several folders
+    counts = Counter(annotation.testset_id for annotation in annotations)
+    names: list[str | None] = []
+    for annotation, file in zip(annotations, files, strict=True):
+        name = annotation.testset_id
+        if name is not None and counts[name] > 1:
+            name = f"{file if several else stems[file]}/{name}"
+        names.append(name)
+    return names
 
 
 class PredictionStore:

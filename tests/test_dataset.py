@@ -100,10 +100,35 @@ def test_prompt_files_are_checked(tmp_path: Path, content: str | None, message: 
     assert str(path) in str(caught.value)
 
 
+def test_prompt_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps({"asr": PROMPTS["asr"][0]}), encoding="utf-8-sig")
+    assert load_prompts(path)["asr"] == PROMPTS["asr"][0]
+
+
 def test_task_without_prompt_names_task_and_file(annotations: list[Annotation]) -> None:
     prompts = Prompts({"asr": PROMPTS["asr"], "QA": PROMPTS["QA"]}, source="prompts/mine.json")
     with pytest.raises(PromptError, match=r"prompts/mine\.json: no prompt for task 'audiocaption'; it has asr, QA"):
         AudioTextDataset(annotations, prompts)
+
+
+def test_a_question_with_the_placeholder_is_refused(annotations: list[Annotation]) -> None:
+    odd = dataclasses.replace(annotations[2], Q="what is <SpeechHere>?")
+    with pytest.raises(PromptError, match=r"train\.json#2: 'Q' holds <SpeechHere>"):
+        AudioTextDataset([*annotations[:2], odd], PROMPTS)
+
+
+def test_training_draws_one_of_several_references(annotations: list[Annotation]) -> None:
+    several = dataclasses.replace(annotations[1], text="one", texts=("one", "two", "three"))
+    clips = [annotations[0], several]
+    training = AudioTextDataset(clips, PROMPTS, seed=3, training=True, augment=AUGMENTATION)
+    drawn = [training[epoch, 1].text for epoch in range(30)]
+    assert set(drawn) == {"one", "two", "three"}
+    assert drawn == [
+        AudioTextDataset(clips, PROMPTS, seed=3, training=True)[epoch, 1].text for epoch in range(30)
+    ]  # whatever else is drawn
+    assert {training[epoch, 0].text for epoch in range(9)} == {"text 0"}
+    assert {AudioTextDataset(clips, PROMPTS, seed=3)[epoch, 1].text for epoch in range(9)} == {"one"}
 
 
 def test_question_fills_the_braces(annotations: list[Annotation]) -> None:
@@ -159,7 +184,7 @@ def test_cap(annotations: list[Annotation], caplog: pytest.LogCaptureFixture) ->
     batches = list(loader)
     assert max(batch.lengths.max().item() for batch in batches) == 3200
     longer = sum(duration > 0.2 for duration in clip_durations(annotations))
-    assert loader.capped == sum(batch.capped for batch in batches) == longer
+    assert loader.capped == sum(sum(batch.cut) for batch in batches) == longer
     assert caplog.text.count("longer than datasets.max_audio_s = 0.2 s") == 1
 
 

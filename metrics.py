@@ -135,7 +135,7 @@ def translation_bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[s
 
 _NAMED_SPECIALS = (
     "s|pad|unk|bos|eos|mask|cls|sep|endoftext|begin_of_text|end_of_text|start_of_turn|end_of_turn|turn|eod|eot|eom"
-    "|im_start|im_end|speech|speechhere|unused\\d+|extra_id_\\d+|reserved_\\w+|image|audio|start_of_image|end_of_image"
+    "|im_start|im_end|think|tool_call|tool_response|end_of_utterance|speech|speechhere|unused\\d+|extra_id_\\d+|reserved_\\w+|image|audio|start_of_image|end_of_image"
 )
 _SPECIAL = re.compile(
     rf"<[|｜][^<>|｜]*[|｜]>|</?(?:{_NAMED_SPECIALS})/?>|\[/?(?:PAD|CLS|SEP|UNK|MASK|BOS|EOS|INST)\]|<</?SYS>>",

@@ -257,6 +257,11 @@ def test_special_tokens_go(text: str) -> None:
     assert metrics.clean_hypothesis(text) == "a dog barks"
 
 
+@pytest.mark.parametrize("name", ["think", "tool_call", "tool_response", "end_of_utterance"])
+def test_named_specials_go(name: str) -> None:
+    assert metrics.clean_hypothesis(f"<{name}>\n\n</{name}> a dog barks<{name}>") == "a dog barks"
+
+
 def test_a_tokenizers_own_tokens_go_too() -> None:
     assert metrics.clean_hypothesis("@@a dog@@ barks ###", ("@@", "###", "#", "")) == "a dog barks"
     assert metrics.clean_hypothesis("x < y and <laughs> [noise]") == "x < y and <laughs> [noise]"

@@ -40,6 +40,7 @@ def _parameters(model: SALMONN) -> str:
         f"{row.part:<12}{row.parameters:>16,}{row.trainable:>16,}{row.bytes / 2**20:>12,.1f}"
         for row in model.parameter_table()
     ]
+    lines.append(f"language model's weights: {model.llm.kernel}")
     return "\n".join(lines)
 
 

@@ -29,6 +29,7 @@ import torch
 
 import metrics
 import provenance
+from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, ConfigError, add_config_arguments, config_from_arguments
 from data.annotations import Annotation, load_annotations
 from dataset import BadClip, Quarantine, load_prompts
@@ -193,7 +194,6 @@ def _report(
 ) -> dict[str, object]:
     """The content of scores.json."""
     failures = [p for p in result.predictions if p.error is not None]
-    longest = (config.datasets.max_audio_s or float("inf")) - 1e-3
     generated = len(result.predictions) - result.resumed
     return {
         "mode": mode,
@@ -212,7 +212,7 @@ def _report(
         "clips": len(result.predictions),
         "failed": len(failures),
         "failures": [{"id": p.id, "path": p.audio_path or p.path, "reason": p.error} for p in failures],
-        "cut_to_max_audio_s": sum(p.seconds >= longest for p in result.predictions),
+        "cut_to_max_audio_s": sum(p.cut for p in result.predictions),
         "stopped_by_length": sum(p.stop_reason == "length" for p in result.predictions),
         "audio_seconds": round(sum(p.seconds for p in result.predictions), 2),
         "resumed_clips": result.resumed,
@@ -261,14 +261,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def with_adapter(config: Config, ckpt: str) -> Config:
-    """The configuration with another adapter; `model.legacy` follows its kind unless the file sets it otherwise."""
-    model = config.model
-    by_default = dataclasses.replace(model, legacy=None).legacy
-    legacy = None if model.legacy == by_default else model.legacy
-    return dataclasses.replace(config, model=dataclasses.replace(model, ckpt=ckpt, legacy=legacy))
-
-
 def chosen_modes(config: Config, arguments: argparse.Namespace) -> list[str]:
     """What the command line asks for.
 
@@ -291,39 +283,49 @@ def chosen_modes(config: Config, arguments: argparse.Namespace) -> list[str]:
     return modes
 
 
+def _evaluate_modes(config: Config, arguments: argparse.Namespace, processes: Processes) -> None:
+    modes = chosen_modes(config, arguments)
+    config.require_paths("model", "model.test_prompt_path")
+    prompts = load_prompts(config.model.test_prompt_path)
+    for mode in modes:  # a broken file, or a task without a prompt, ends the run before the model is loaded
+        prompts_for(select_annotations(config, mode), prompts, config)
+    device = processes.device(pick_device(arguments.device or config.run.device))
+    if processes.is_main:
+        for note in config.ignored:
+            print(f"ignored: {note}")
+        if not config.model.ckpt:
+            print("model.ckpt is not set: this evaluates an untrained connector", file=sys.stderr)
+    torch.manual_seed(config.run.seed)  # an untrained connector is the same one every time, in every process
+    model = build_model(config.model, device=device)
+    if processes.is_main:
+        print(f"language model's weights: {model.llm.kernel}")
+    for mode in modes:
+        evaluate_mode(
+            model,
+            config,
+            mode,
+            processes,
+            swapped=arguments.swap_audio,
+            scoring=not arguments.skip_scoring,
+            java=not arguments.no_java,
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
     arguments = parse_arguments(argv)
     processes = Processes.join()
+    quieten_libraries()
     try:
         config = config_from_arguments(arguments)
         if arguments.ckpt:
-            config = with_adapter(config, arguments.ckpt)
-        modes = chosen_modes(config, arguments)
-        config.require_paths("model", "model.test_prompt_path")
-        prompts = load_prompts(config.model.test_prompt_path)
-        for mode in modes:  # a broken file, or a task without a prompt, ends the run before the model is loaded
-            prompts_for(select_annotations(config, mode), prompts, config)
-        device = processes.device(pick_device(arguments.device or config.run.device))
-        if processes.is_main:
-            for note in config.ignored:
-                print(f"ignored: {note}")
-            if not config.model.ckpt:
-                print("model.ckpt is not set: this evaluates an untrained connector", file=sys.stderr)
-        torch.manual_seed(config.run.seed)  # an untrained connector is the same one every time, in every process
-        model = build_model(config.model, device=device)
-        for mode in modes:
-            evaluate_mode(
-                model,
-                config,
-                mode,
-                processes,
-                swapped=arguments.swap_audio,
-                scoring=not arguments.skip_scoring,
-                java=not arguments.no_java,
-            )
+            config = config.with_adapter(arguments.ckpt)
+        with config.named():
+            _evaluate_modes(config, arguments, processes)
         return 0
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
+        if not is_for_user(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:

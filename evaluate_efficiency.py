@@ -38,8 +38,9 @@ import torch
 from torch import Tensor
 
 import provenance
-from configs.schema import Config, ConfigError, add_config_arguments, config_from_arguments
-from data.audio import SAMPLE_RATE, AudioError, load_waveform
+from command_line import is_for_user, quieten_libraries
+from configs.schema import Config, add_config_arguments, config_from_arguments
+from data.audio import SAMPLE_RATE, load_waveform
 from dataset import load_prompts
 from models import SALMONN, beats, build_model, decoding, pick_device, whisper
 from provenance import GIB
@@ -364,8 +365,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clip-seconds", type=float, default=10.0, help="length of the synthetic clip (default: 10)")
     parser.add_argument("--task", default="asr", help="task whose test prompt is used (default: asr)")
     parser.add_argument("--decode-steps", type=int, default=64, help="decode steps an iteration (default: 64)")
-    parser.add_argument("--iterations", type=int, default=10, help="timed iterations (default: 10)")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed iterations before them (default: 3)")
+    parser.add_argument("--iterations", "--num_it", type=int, default=10, help="timed iterations (default: 10)")
+    parser.add_argument(
+        "--warmup", "--num_warmup", type=int, default=3, help="untimed iterations before them (default: 3)"
+    )
+    parser.add_argument("--device", help="over run.device")
     parser.add_argument("--out", help="JSON file to write (default: <output_dir>/efficiency.json)")
     arguments = parser.parse_args(argv)
     for name, least in (("iterations", 1), ("decode_steps", 1), ("warmup", 0)):
@@ -382,6 +386,8 @@ def workload(arguments: argparse.Namespace, config: Config) -> Workload:
     Raises:
         ValueError: there is no test prompt for the task, or the clip cannot be read.
     """
+    if arguments.clip and not Path(arguments.clip).exists():
+        raise ValueError(f"--clip {arguments.clip}: no such file; expected an audio file")
     prompts = load_prompts(config.model.test_prompt_path)
     if arguments.task not in prompts:
         raise ValueError(
@@ -400,11 +406,11 @@ def workload(arguments: argparse.Namespace, config: Config) -> Workload:
 
 def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
     """Build the model, measure it, write and return the report."""
-    if arguments.ckpt:
-        config = replace(config, model=replace(config.model, ckpt=arguments.ckpt, legacy=None))
     config.require_paths("model", "model.test_prompt_path")
     work = workload(arguments, config)
-    device = pick_device(config.run.device)
+    device = pick_device(arguments.device or config.run.device)
+    path = Path(arguments.out) if arguments.out else Path(config.run.output_dir) / "efficiency.json"
+    _check_writable(path)
     memory = Memory(device)
     before_load = memory.now_gib()
     memory.reset()
@@ -412,6 +418,7 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
     model = build_model(config.model, device)
     load_s = time.perf_counter() - start
     load_peak, loaded = memory.peak_gib(), memory.now_gib()
+    print(f"language model's weights: {model.llm.kernel}")
 
     figures = measure(model, work, asdict(config.generate), memory)
     report = {
@@ -428,27 +435,42 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
         "decode_steps": work.decode_steps,
         "warmup": work.warmup,
         "iterations": work.iterations,
+        "kernel": model.llm.kernel,
         "parts": [asdict(row) for row in model.parameter_table()],
         "machine": provenance.machine(device),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "config": config.to_dict(),
     }
-    path = Path(arguments.out) if arguments.out else Path(config.run.output_dir) / "efficiency.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(summary(report), comparison(report), f"written to {path}", sep="\n\n")
     return report
 
 
+def _check_writable(path: Path) -> None:
+    """Before minutes of measuring: make the report's folder and see that the report can be written there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    existed = path.exists()
+    path.open("a", encoding="utf-8").close()
+    if not existed:
+        path.unlink()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
     arguments = parse_arguments(argv)
+    quieten_libraries()
     try:
-        run(arguments, config_from_arguments(arguments))
-    except (ConfigError, AudioError, ValueError) as error:
-        print(f"evaluate_efficiency.py: {error}", file=sys.stderr)
-        return 2
+        config = config_from_arguments(arguments)
+        if arguments.ckpt:
+            config = config.with_adapter(arguments.ckpt)
+        with config.named():
+            run(arguments, config)
+    except (ValueError, OSError) as error:
+        if not is_for_user(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

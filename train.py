@@ -5,7 +5,6 @@ torchrun --nproc-per-node 2 train.py --cfg-path …
 """
 
 import argparse
-import errno
 import gc
 import os
 import shlex
@@ -17,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
+from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from dataset import AudioTextDataset, load_prompts
@@ -49,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
     arguments = parser.parse_args(argv)
+    quieten_libraries()
     try:
         config = config_from_arguments(arguments)
         if config.run.evaluate:
             return _evaluate(arguments)
         return _train_stages(config, arguments)
     except (ValueError, NonFiniteError, OSError) as error:
-        if arguments.traceback or (isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.ENOENT)):
+        if arguments.traceback or not (is_for_user(error) or isinstance(error, NonFiniteError)):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -76,7 +77,8 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
     while True:
         if stage > 1 or config.run.auto_second:
             accelerator.print(f"stage {stage}: {config.path} -> {config.run.output_dir}")
-        result = _train_stage(config, accelerator, _resume_argument(config, arguments), arguments.dryrun)
+        with config.named():
+            result = _train_stage(config, accelerator, _resume_argument(config, arguments), arguments.dryrun)
         if result is None:  # a dry run
             return 0
         if result.stopped_by is not None:
@@ -165,6 +167,7 @@ def _opening_words(config: Config, runner: Runner, resume: Path | None) -> str:
         f"  {len(runner.train_data):,} clips; {runner.total_steps:,} steps of {clips} clips in "
         f"{config.run.optims.max_epoch} epochs of {runner.iters_per_epoch:,} iterations",
     ]
+    lines.append(f"  language model's weights: {runner.model.llm.kernel}")
     if resume is not None:
         lines.append(f"  resumed from {resume} at step {runner.progress.step:,}")
     return "\n".join(lines)

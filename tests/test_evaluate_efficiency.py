@@ -152,7 +152,7 @@ def test_report_is_whole(shared_tiny_project: TinyProject, tmp_path: Path, capsy
     soundfile.write(clip, efficiency.synthetic_clip(0.6).numpy(), 16_000)
     out = tmp_path / "new" / "efficiency.json"
     arguments = ["--cfg-path", str(shared_tiny_project.config), "--out", str(out), "--clip", str(clip)]
-    arguments += ["--iterations", "2", "--warmup", "1", "--decode-steps", str(STEPS)]
+    arguments += ["--num_it", "2", "--num_warmup", "1", "--decode-steps", str(STEPS)]
     assert efficiency.main([*arguments, "--options", "run.seed=5"]) == 0
 
     report = json.loads(out.read_text())
@@ -169,6 +169,7 @@ def test_report_is_whole(shared_tiny_project: TinyProject, tmp_path: Path, capsy
     printed = capsys.readouterr().out
     for row in efficiency.published_rows():
         assert f"| {row['name']} " in printed
+    assert report["kernel"] == "none: torch linear, float32, cpu" and report["kernel"] in printed
     assert "unstated 48.5" in printed and str(out) in printed
 
 
@@ -176,12 +177,18 @@ def test_user_errors_are_sentences(
     shared_tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = ["--cfg-path", str(shared_tiny_project.config)]
-    assert efficiency.main([*config, "--task", "singing"]) == 2
+    assert efficiency.main([*config, "--task", "singing"]) == 1
     assert "singing" in capsys.readouterr().err
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"not audio")
-    assert efficiency.main([*config, "--clip", str(broken)]) == 2
+    assert efficiency.main([*config, "--clip", str(broken)]) == 1
     assert "broken.wav" in capsys.readouterr().err
+    assert efficiency.main([*config, "--clip", "nowhere.wav"]) == 1
+    assert capsys.readouterr().err == "error: --clip nowhere.wav: no such file; expected an audio file\n"
+    assert efficiency.main([*config, "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: [Errno 21] Is a directory")
+    assert efficiency.main([*config, "--device", "gpu"]) == 1
+    assert "'gpu': no such device" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         efficiency.main([*config, "--iterations", "0"])
     assert "--iterations is 0" in capsys.readouterr().err

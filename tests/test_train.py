@@ -107,3 +107,14 @@ def test_errors_are_one_line(tiny_project, capsys):
     status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "datasets.train_ann_path=absent.json")
     assert status == 1
     assert "absent.json" in err
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "datasets.task_weights.singing=2")
+    assert status == 1
+    assert err.startswith(f"error: {tiny_project.config}: datasets.task_weights.singing: no clip")
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "datasets.augmentation={gain: {q: 1}}")
+    assert status == 1
+    assert err.startswith(f"error: {tiny_project.config}: datasets.augmentation.gain.q: unknown")
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "model.whisper_path=owner/nowhere")
+    assert status == 1
+    problem = "no such folder here, and the hub cannot be reached"
+    assert err.startswith(f"error: {tiny_project.config}: model.whisper_path: ") and problem in err
+    assert len(err.splitlines()) == 1

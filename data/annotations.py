@@ -63,17 +63,20 @@ def load_annotations(
         require_text: whether an entry without a reference is an error.
 
     Raises:
-        AnnotationError: unreadable or broken file, no entries, a missing field, a wrong type, a repeated `testset_id`.
+        AnnotationError: unreadable or broken file, no entries, a missing field, a wrong type, a `testset_id` repeated
+            within a file.
     """
     files = [paths] if isinstance(paths, str | Path) else list(paths)
     if not files:
         raise AnnotationError("no annotation files given")
     annotations: list[Annotation] = []
-    seen: dict[str, str] = {}  # testset_id -> place
+    # File -> testset_id -> place. The names of one file: several count from 0 each.
+    names: dict[Path, dict[str, str]] = {}
     for path in files:
         file = _find(Path(path), prefix)
         entries = _read(file)
         root = _clip_root(entries, file, prefix)
+        seen = names.setdefault(file, {})
         for number, (place, entry) in enumerate(entries):
             annotation = _annotation(
                 entry, place, source=f"{file}#{number}", index=len(annotations), root=root, require_text=require_text

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -170,9 +171,9 @@ def test_an_empty_text_among_others_is_an_empty_reference(project: tiny.TinyProj
 
 def test_another_adapter_brings_its_own_kind(project: tiny.TinyProject) -> None:
     config = load_config(project.config)
-    assert evaluate.with_adapter(config, "x.pth").model.legacy == "weights"
+    assert config.with_adapter("x.pth").model.legacy == "weights"
     exact = load_config(project.config, ["model.legacy=exact"])
-    assert evaluate.with_adapter(exact, "x.pth").model.legacy == "exact"
+    assert exact.with_adapter("x.pth").model.legacy == "exact"
 
 
 def test_every_task_has_its_own_scores(project: tiny.TinyProject) -> None:
@@ -547,6 +548,55 @@ def test_names_of_rows() -> None:
         annotation("d/w.wav", "", "QA"),
     ]
     assert row_ids(clips) == ["7", "y", "a/z.wav", "b/z.wav", "c/7.wav", "d/w.wav#5", "d/w.wav#6"]
+
+
+def test_names_of_rows_that_two_files_share() -> None:
+    clips = [
+        annotation("a.wav", "", testset_id="0", source="data/asr.json#0"),
+        annotation("b.wav", "", testset_id="1", source="data/asr.json#1"),
+        annotation("c.wav", "", testset_id="0", source="data/aac.json#0"),
+    ]
+    assert row_ids(clips) == ["asr/0", "1", "aac/0"]
+    clips[2] = annotation("c.wav", "", testset_id="0", source="more/asr.json#0")
+    assert row_ids(clips) == ["data/asr.json/0", "1", "more/asr.json/0"]
+
+
+def test_ids_that_two_test_files_share_make_a_row_each(project: tiny.TinyProject) -> None:
+    for path in (project.test_asr, project.test_aac):
+        numbered = [entry | {"testset_id": number} for number, entry in enumerate(entries(path))]
+        tiny.write_annotations(path, numbered)
+    chosen = evaluate.select_annotations(load_config(project.config), "test_all")
+    names = [clip.testset_id for clip in chosen]
+    assert len(set(names)) == len(names) == len(entries(project.test_asr)) + len(entries(project.test_aac))
+    assert {f"{project.test_asr.stem}/0", f"{project.test_aac.stem}/0"} <= set(names)
+
+
+def test_the_submission_of_a_mixed_file_is_checked_by_family(tmp_path: Path) -> None:
+    mixed = [{"path": f"{task}.wav", "text": "a", "task": task} for task in ("asr", "audiocaption", "QA")]
+    file = tiny.write_annotations(tmp_path / "mixed.json", mixed)
+    csv_file = tmp_path / "submission.csv"
+    csv_file.write_text("testset_id,text\naudiocaption,a dog\n", encoding="utf-8")
+    assert check_submission.main([str(csv_file), str(file), "--task", "aac"]) == 0
+    assert check_submission.main([str(csv_file), str(file)]) == 1
+
+
+def test_a_clip_exactly_as_long_as_the_limit_is_not_cut(project: tiny.TinyProject) -> None:
+    clips = entries(project.test_asr)[:2]
+    for clip, samples in zip(clips, (8000, 8001), strict=True):
+        clip["path"] = str(project.output.parent / f"{samples}.wav")
+        soundfile.write(clip["path"], np.full(samples, 0.1, np.float32), 16_000)
+    tiny.write_annotations(project.test_asr, clips)
+    assert run(project, "--mode", "submission_asr", "--options", "datasets.max_audio_s=0.5") == 0
+    _, predictions, scores = outputs(project, "submission_asr")
+    assert [row["cut"] for row in predictions] == [False, True] and scores["cut_to_max_audio_s"] == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(project: tiny.TinyProject, capsys: pytest.CaptureFixture) -> None:
+    project.output.parent.mkdir(parents=True, exist_ok=True)
+    blocked = project.output.parent / "a_file"
+    blocked.write_text("")
+    assert run(project, "--mode", "submission_asr", "--options", f"run.output_dir={blocked}") == 1
+    assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Does a submission hold exactly one row for every clip of an annotation file, in its order?
 
     python -m tools.check_submission outputs/…/submission.csv test_asr.json [more.json …] [--prefix FOLDER]
+    python -m tools.check_submission outputs/…/submission.csv test.json --task asr     # of a file with several tasks
 
 Prints what is wrong, a line each, and ends with status 1; empty hypotheses are counted, not errors.
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.annotations import AnnotationError, load_annotations
+from evaluate import FAMILIES, in_family
 from predictions import SUBMISSION_HEADER, row_ids
 
 SHOWN = 5  # ids named in a message
@@ -60,9 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("submission", help="the CSV file")
     parser.add_argument("annotations", nargs="+", help="the annotation files it answers")
     parser.add_argument("--prefix", help="folder that relative annotation files are under")
+    parser.add_argument("--task", choices=tuple(FAMILIES), help="only the clips of submission_TASK, of a mixed file")
     arguments = parser.parse_args(argv)
     try:
-        expected = row_ids(load_annotations(arguments.annotations, arguments.prefix, require_text=False))
+        clips = load_annotations(arguments.annotations, arguments.prefix, require_text=False)
+        if arguments.task:
+            clips = [clip for clip in clips if in_family(clip.task, arguments.task)]
+        expected = row_ids(clips)
         header, rows = read_submission(arguments.submission)
     except (AnnotationError, OSError, UnicodeDecodeError, csv.Error) as error:
         print(f"error: {error}", file=sys.stderr)

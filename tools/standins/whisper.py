@@ -156,7 +156,7 @@ def example(clip: PretrainingClip, table: dict[str, int]) -> Example:
 
 
 def collate(batch: list[Example], generator: torch.Generator) -> dict[str, Tensor]:
-    """Pad, and augment: stripes of time and of frequency, a low-pass, level and tilt of the spectrum."""
+    """Pad, and augment."""
     lengths = torch.tensor([item.length for item in batch])
     size = int(lengths.max())
     frames = -(-size // 2)
@@ -185,7 +185,35 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
 
 
 def augment(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """A log-mel [M, F] as another microphone might have heard it."""
+    """A log-mel [M, F] of another speaker, by another microphone: often a little, sometimes much."""
+    if _uniform(generator, 0, 1) < 0.45:
+        mel = warp(mel, _uniform(generator, 0.86, 1.16))
+    amount = _uniform(generator, 0, 1)
+    if amount < 0.2:
+        return spoil(mel, generator)
+    if amount < 0.7:
+        bins, floor = mel.shape[0], float(mel.min())
+        tilt = torch.linspace(-1, 1, bins) * _uniform(generator, -0.12, 0.12)
+        mel = (mel + tilt[:, None]).clamp(min=floor)
+        start, width = int(_uniform(generator, 0, bins - 10)), int(_uniform(generator, 0, 6))
+        mel[start : start + width] = floor
+    return mel
+
+
+def warp(mel: Tensor, factor: float) -> Tensor:
+    """Stretch the mel axis, as another length of vocal tract does (Jaitly & Hinton 2013)."""
+    bins = mel.shape[0]
+    source = (torch.arange(bins) * factor).clamp(max=bins - 1.001)
+    below = source.long()
+    share = (source - below)[:, None]
+    warped = mel[below] * (1 - share) + mel[below + 1] * share
+    if factor > 1:
+        warped[int(bins / factor) :] = mel.min()
+    return warped
+
+
+def spoil(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """Colour, noise, a telephone's band, and stripes of time and frequency cut out (Park et al. 2019)."""
     bins, size = mel.shape
     floor = float(mel.min())
     if _uniform(generator, 0, 1) < 0.5:  # the microphone's colour

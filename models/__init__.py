@@ -11,12 +11,19 @@ import torch
 
 from configs.schema import ModelConfig, load_config
 from models import quantize  # noqa: F401 - before peft imports bitsandbytes, whose warning it silences
-from models.checkpoint import CheckpointError, checkpoint_of, load_adapter, load_projection
+from models.checkpoint import (
+    LEGACY_SUFFIXES,
+    CheckpointError,
+    checkpoint_of,
+    load_adapter,
+    load_legacy,
+    load_projection,
+)
 from models.connector import Connector
 from models.encoders import EncoderStack
+from models.legacy import rules_of
 from models.llm import LanguageModel
 from models.salmonn import SALMONN
-from models.text import TextProcessor
 
 __all__ = ["SALMONN", "CheckpointError", "build_model", "load_model", "pick_device"]
 
@@ -49,15 +56,19 @@ def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") 
     Encoders that the checkpoint was trained without are added as `load_adapter` says.
     """
     device = pick_device(device)
-    encoders = EncoderStack.from_config(config, device)
+    rules = rules_of(config)
+    encoders = rules.encoders.from_config(config, device)
     llm = LanguageModel.from_config(config, device)
     connector = _build_connector(config, encoders, llm)
-    model = SALMONN(encoders, connector, llm, TextProcessor.from_config(config), config).to(device)
+    model = rules.model(encoders, connector, llm, rules.text.from_config(config), config).to(device)
     _freeze(model, config)
     if config.speech_llama_proj_model:
         load_projection(model, config.speech_llama_proj_model)
     if config.ckpt:
-        load_adapter(model, config.ckpt, add_encoders=True)
+        if config.ckpt.endswith(LEGACY_SUFFIXES):
+            load_legacy(model, config.ckpt)
+        else:
+            load_adapter(model, config.ckpt, add_encoders=True)
     return model.eval()
 
 

@@ -41,6 +41,8 @@ class Assembled:
     """`[B, L]`"""
     labels: Tensor | None = None
     """`[B, L]`: the answer's ids where they stand, -100 elsewhere; None for generation."""
+    ends: Tensor | None = None
+    """`[B]`: where generation goes on, if not behind each row's last content."""
 
     def __len__(self) -> int:
         return self.embeds.shape[0]

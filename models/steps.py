@@ -36,9 +36,10 @@ def prefill(llm: LanguageModel, assembled: Assembled, cache: KeyValueCache) -> T
     """Run the whole prompt once: logits `[B, V]` of each row's first new token. The head sees one token a row."""
     hidden = llm(assembled.embeds, assembled.mask, assembled.positions, cache)
     rows = torch.arange(len(assembled), device=hidden.device)
-    last = cache.lengths - 1
-    cache.next_positions = assembled.positions[rows, last] + 1
-    return llm.logits(hidden[rows, last])
+    cache.next_positions = assembled.positions[rows, cache.lengths - 1] + 1
+    if assembled.ends is not None:
+        cache.lengths = assembled.ends
+    return llm.logits(hidden[rows, cache.lengths - 1])
 
 
 def decode_step(llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache) -> Tensor:

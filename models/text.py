@@ -81,6 +81,7 @@ class TextProcessor:
         self.tokenizer = tokenizer
         self.prompt_template = _checked_template(prompt_template)
         self.max_txt_len = max_txt_len
+        self.end_sym = end_sym
         self.bos_ids = _bos_ids(tokenizer, bos_token)
         self.end_ids = tuple(tokenizer.encode(end_sym, add_special_tokens=False)) if end_sym else ()
         if max_txt_len <= len(self.end_ids):

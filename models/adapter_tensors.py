@@ -1,0 +1,168 @@
+"""Which tensors of a model an adapter holds, under which names, and what to say when a file does not fit them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+NAMES_SHOWN = 12  # per kind, in an error
+PAD_ROWS = "llm.pad_rows."  # rows appended to a vocabulary, which no base checkpoint holds
+
+_LLM_BLOCK = re.compile(r"^llm\.model\.(?:[a-z_]+\.)*?(layers\.\d+\.)")
+_STREAM_NORM = re.compile(r"^connector\.norms\.(.+)\.weight$")
+_READS_FRAMES = re.compile(r"^connector\.qformer\.layers\.\d+\.cross_attention\.(?:key|value)\.weight$")
+_ENCODER = re.compile(r"^encoders\.encoders\.[^.]+\.")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is absent, damaged, or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading an adapter did. After a load that succeeded, `missing`, `unexpected` and `misshapen` are empty."""
+
+    matched: tuple[str, ...]
+    """Tensors taken from the file."""
+    missing: tuple[str, ...]
+    """Tensors the model needs and the file lacks."""
+    unexpected: tuple[str, ...]
+    """Tensors of the file with no place in the model."""
+    misshapen: tuple[str, ...]
+    """Tensors of another shape, `name: file [2, 3], model [4, 3]`."""
+    from_base: tuple[str, ...] = ()
+    """Parts that the file has nothing of and that have a source of their own: encoders trained from now on start from
+    their base checkpoint."""
+    ignored: tuple[str, ...] = ()
+    """Entries of a released file that have no effect here: buffers that nothing trained."""
+    added: tuple[str, ...] = ()
+    """Encoders that the adapter was trained without: a fresh LayerNorm, and zeros where the Q-Former reads them."""
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.misshapen)
+
+    def summary(self) -> str:
+        """One line on what was loaded, and what was not."""
+        base = f"; {', '.join(self.from_base)}: from the base checkpoint" if self.from_base else ""
+        added = f"; {', '.join(self.added)}: new to this adapter, not heard until trained" if self.added else ""
+        ignored = f"; {len(self.ignored)} without effect here" if self.ignored else ""
+        return f"{len(self.matched)} tensors loaded{base}{added}{ignored}"
+
+
+def named_tensors(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
+    """File name -> (tensor, whether the adapter holds it), for all parameters and stored buffers."""
+    loaded = loaded_names(model)
+    named: dict[str, tuple[Tensor, bool]] = {}
+    for prefix, module in model.named_modules():
+        own_parameters = list(module.named_parameters(prefix, recurse=False))
+        module_trains = any(parameter.requires_grad for _, parameter in own_parameters)
+        buffers = [
+            (name, buffer)
+            for name, buffer in module.named_buffers(prefix, recurse=False)
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set
+        ]
+        for name, tensor in (*own_parameters, *buffers):
+            file_name = _file_name(name)
+            if file_name is None:
+                continue
+            trained = tensor.requires_grad or (module_trains and not isinstance(tensor, nn.Parameter))
+            assert file_name not in named, f"two tensors are called {file_name}"
+            named[file_name] = (tensor, trained or _has_no_base(file_name) or file_name in loaded)
+    return _without_repeats(named)
+
+
+def _without_repeats(named: dict[str, tuple[Tensor, bool]]) -> dict[str, tuple[Tensor, bool]]:
+    """A tensor that several modules share stands under its first name only."""
+    seen: set[int] = set()
+    kept = {}
+    for name, entry in named.items():
+        if id(entry[0]) not in seen:
+            seen.add(id(entry[0]))
+            kept[name] = entry
+    return kept
+
+
+def _file_name(name: str) -> str | None:
+    """A tensor's name in the file. None for the language model's own, never trained weights."""
+    if not name.startswith("llm.") or name.startswith(PAD_ROWS):
+        return name
+    if "lora_" not in name:
+        return None
+    return _LLM_BLOCK.sub(r"llm.\1", name).replace(".default.", ".")
+
+
+def _has_no_base(name: str) -> bool:
+    return name.startswith(("connector.", PAD_ROWS)) or ".lora_" in name
+
+
+def loaded_names(model: nn.Module) -> set[str]:
+    return getattr(model, "_loaded_adapter_names", set())
+
+
+def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> LoadReport:
+    misshapen = {
+        name: f"{name}: file {list(tensor.shape)}, model {list(own[name][0].shape)}"
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name][0].shape
+    }
+    file_parts = {match[0] for name in state if (match := _ENCODER.match(name))}
+    missing, from_base = [], set()
+    for name, (_, in_adapter) in own.items():
+        if not in_adapter or name in state:
+            continue
+        part = _ENCODER.match(name)
+        if part and part[0] not in file_parts:  # the file has nothing of this encoder
+            from_base.add(part[0].removesuffix("."))
+        else:
+            missing.append(name)
+    return LoadReport(
+        matched=tuple(sorted(name for name in state if name in own and name not in misshapen)),
+        missing=tuple(sorted(missing)),
+        unexpected=tuple(sorted(name for name in state if name not in own)),
+        misshapen=tuple(misshapen[name] for name in sorted(misshapen)),
+        from_base=tuple(sorted(from_base)),
+    )
+
+
+def added_encoders(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> tuple[str, ...]:
+    """Encoders of a concatenating connector whose frames the file knows nothing of."""
+    if any(name.startswith("connector.projections.") for name in own):
+        return ()
+    return tuple(match[1] for name in own if (match := _STREAM_NORM.match(name)) and name not in state)
+
+
+def with_added_encoders(
+    state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]], added: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, bool]]]:
+    """The file's tensors with zero columns for the new encoders' frames; the model's without their LayerNorms."""
+    widths = {match[1]: len(tensor) for name, (tensor, _) in own.items() if (match := _STREAM_NORM.match(name))}
+    known = torch.cat([torch.full((width,), name not in added) for name, width in widths.items()])  # [sum of D]
+    widened = dict(state)
+    for name, (tensor, _) in own.items():
+        if _READS_FRAMES.match(name) and name in state and state[name].shape == (len(tensor), int(known.sum())):
+            widened[name] = state[name].new_zeros(tensor.shape)
+            widened[name][:, known] = state[name]
+    fresh = tuple(f"connector.norms.{name}." for name in added)
+    return widened, {name: entry for name, entry in own.items() if not name.startswith(fresh)}
+
+
+def misfit(path: Path, report: LoadReport) -> str:
+    lines = [f"{path} does not fit the model; nothing was loaded."]
+    for kind in ("missing", "unexpected", "misshapen"):
+        names = getattr(report, kind)
+        if names:
+            more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            lines.append(f"  {kind} ({len(names)}): {', '.join(names[:NAMES_SHOWN])}{more}")
+    lines.append("  " + _likely_cause(report))
+    return "\n".join(lines)
+
+
+def _likely_cause(report: LoadReport) -> str:
+    if any(".lora_" in name for name in (*report.missing, *report.unexpected, *report.misshapen)):
+        return "Set model.lora, lora_rank and lora_target_modules as when the adapter was trained."
+    if report.misshapen:
+        return "Use the encoders, the language model and the Q-Former sizes that the adapter was trained with."
+    return "Use the model section of the config.yaml that lies beside the adapter."

@@ -1,0 +1,165 @@
+"""What `model.legacy` changes: the rules of SALMONN's public code where ours are others. Chosen here, nowhere else.
+
+`weights`: the public code's answer for a clip alone, for every row of a batch. What checkpoints depend on.
+
+- A clip under one second is extended to one with silence.
+- An answer and the end symbol are tokenised as one string, and cut together.
+- Besides (in the parts themselves): Whisper hears 30 s, BEATs' fbank is computed in float64, a last window that is not
+  full is dropped.
+
+`exact`: its bugs too, by which a row's answer depends on its batch.
+
+- Clips are cut to 30 s. BEATs hears the batch's padding, its padding mask is reduced by repeated division, and what it
+  returns for padding is read by the Q-Former like sound: the masks of audio are all ones.
+- Texts after the audio are filled with `[PAD]` before the answer; the positions count these pads in training and skip
+  them in generation, where a shorter row goes on from its last pad.
+- All rows stop when the first has generated token id 2, whichever token that is.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import LongTensor, Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from configs.schema import ModelConfig
+from models.beats import BEATs
+from models.decoding import Generation
+from models.encoders import EncoderStack, Frames
+from models.features import SAMPLE_RATE
+from models.llm import Assembled
+from models.salmonn import IGNORED, SALMONN
+from models.text import TextBatch, TextProcessor
+
+MIN_SAMPLES = SAMPLE_RATE  # 1 s
+MAX_SAMPLES = 30 * SAMPLE_RATE
+STOP_ID = 2  # `</s>` of the Llama 1 and 2 vocabularies, written into the code as a number
+
+
+class ReleasedEncoders(EncoderStack):
+    """Short clips are extended to a second."""
+
+    @property
+    def min_samples(self) -> int:
+        return max(MIN_SAMPLES, super().min_samples)
+
+
+class ReleasedText(TextProcessor):
+    """Targets are tokenised together with the end symbol, which the length limit may cut off."""
+
+    def _target_ids(self, text: str) -> Tensor:
+        ids = self.tokenizer.encode(text + self.end_sym, add_special_tokens=False) if text + self.end_sym else []
+        return torch.tensor(ids[: self.max_txt_len], dtype=torch.long)
+
+
+class ExactSALMONN(SALMONN):
+    """SALMONN as the public code runs it, batches and all."""
+
+    def encode_frames(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+        waveforms, lengths = waveforms.to(self.device), lengths.to(self.device)
+        width = int(lengths.max().clamp(MIN_SAMPLES, MAX_SAMPLES))
+        waveforms = torch.nn.functional.pad(waveforms, (0, max(0, width - waveforms.shape[1])))[:, :width]
+        outside = torch.arange(width, device=self.device) >= lengths[:, None]
+        waveforms = waveforms.masked_fill(outside, 0)
+        lengths = lengths.clamp(MIN_SAMPLES, MAX_SAMPLES)
+        streams = []
+        for name, encoder in self.encoders.encoders.items():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders.frozen[name]):
+                if isinstance(encoder, BEATs):
+                    frames, _ = encoder(waveforms, lengths, padding="released")
+                else:  # no mask at all
+                    frames, _ = encoder(waveforms, torch.full_like(lengths, width))
+            streams.append(Frames(frames, torch.full_like(lengths, frames.shape[1])))
+        return streams
+
+    def assemble(self, tokens: Tensor, mask: Tensor, text_batch: TextBatch) -> Assembled:
+        """`[BOS, text before][audio][text after, pads][answer, pads]`, each part as wide as the batch's longest."""
+        before = text_batch.before
+        if len({len(row) for row in before}) > 1:
+            raise ValueError(
+                "model.legacy = exact: the prompts of a batch differ in tokens before the audio, which the public code "
+                f"cannot join ({[len(row) for row in before]}); use model.legacy=weights, or batches of one."
+            )
+        device = tokens.device
+        parts = [self._padded(before), (tokens, mask), self._padded(text_batch.after)]
+        answers = text_batch.targets
+        if answers is not None:
+            parts.append(self._padded(answers))
+        present = torch.cat([part.to(device) for _, part in parts], dim=1)  # [B, L]
+        positions = torch.arange(present.shape[1], device=device).expand(present.shape)
+        labels = ends = None
+        if answers is None:
+            positions = (present.long().cumsum(dim=1) - 1).masked_fill(~present, 1)
+            ends = torch.full_like(positions[:, 0], present.shape[1])
+        else:
+            written = pad_sequence(answers, batch_first=True, padding_value=IGNORED).to(device)
+            labels = torch.full_like(positions, IGNORED)
+            labels[:, labels.shape[1] - written.shape[1] :] = written
+        dtype = parts[0][0].dtype
+        return Assembled(
+            embeds=torch.cat([part.to(dtype) for part, _ in parts], dim=1),
+            mask=present,
+            positions=positions,
+            labels=labels,
+            ends=ends,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self, *inputs: object, return_details: bool = False, **options: object
+    ) -> list[str] | list[Generation]:
+        generations = super().generate(*inputs, return_details=True, **options)
+        if options.get("num_beams") == 1:
+            generations = stop_with_first(generations, self.text)
+        return generations if return_details else [generation.text for generation in generations]
+
+    def _padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Embeddings `[B, S, H]` of right-padded rows, and where they hold a token `[B, S]`."""
+        ids = pad_sequence(rows, batch_first=True).to(self.device)
+        present = torch.arange(ids.shape[1], device=self.device) < torch.tensor(
+            [[len(row)] for row in rows], device=self.device
+        )
+        embeds = self.llm.embed(ids)
+        held = getattr(self.llm, "pad_rows", None)
+        pad = embeds.new_zeros(embeds.shape[-1]) if held is None else held.embedding[0].to(embeds.dtype)
+        return torch.where(present[..., None], embeds, pad), present
+
+
+def stop_with_first(generations: list[Generation], text: TextProcessor) -> list[Generation]:
+    """Cut every row where the first row has `STOP_ID`."""
+    if not generations or STOP_ID not in generations[0].tokens:
+        return generations
+    count = generations[0].tokens.index(STOP_ID) + 1
+    return [
+        row
+        if len(row.tokens) <= count and row is not generations[0]
+        else replace(
+            row,
+            text=text.decode(row.tokens[:count]),
+            tokens=row.tokens[:count],
+            logprobs=row.logprobs[:count],
+            stop_reason="end",
+        )
+        for row in generations
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The classes that a model is made of."""
+
+    encoders: type[EncoderStack] = EncoderStack
+    text: type[TextProcessor] = TextProcessor
+    model: type[SALMONN] = SALMONN
+
+
+RULES: dict[str, Rules] = {
+    "off": Rules(),
+    "weights": Rules(encoders=ReleasedEncoders, text=ReleasedText),
+    "exact": Rules(encoders=ReleasedEncoders, text=ReleasedText, model=ExactSALMONN),
+}
+
+
+def rules_of(config: ModelConfig) -> Rules:
+    """What to build for `model.legacy`."""
+    return RULES[config.legacy]

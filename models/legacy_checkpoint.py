@@ -1,0 +1,258 @@
+"""Checkpoints of SALMONN and of the trainers made from it: one `.pth` with the trained parameters.
+
+    {'model': {name: tensor}, 'optimizer': …, 'config': …, 'scaler': …, 'epoch': …}
+
+`model` holds what required gradients, and by the way those trainers filter, every buffer and every second name of a
+shared tensor: BEATs' table of relative positions, the language model's head where it is tied to the embedding.
+
+The vocabulary was enlarged by a `[PAD]` row, drawn at random and not saved (but for a tied head). It takes part in the
+softmax, so a loss can only be reproduced with the row itself: `pad_rows`.
+
+Files are read as tensors and plain containers. Code in them is never run.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.adapter_tensors import PAD_ROWS, CheckpointError, LoadReport, compare, loaded_names, misfit, named_tensors
+from models.legacy_names import HEAD, WITHOUT_EFFECT, own_name, released_name
+from models.llm import LanguageModel
+
+logger = logging.getLogger(__name__)
+
+EMBEDDING_ROW, HEAD_ROW = f"{PAD_ROWS}embedding", f"{PAD_ROWS}head"
+_BEATS = "encoders.encoders.beats."
+_FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # in torch's message: what a pickle asked for
+
+
+def load_legacy(
+    model: nn.Module, path: str | Path, pad_rows: Mapping[str, Tensor] | str | Path | None = None
+) -> LoadReport:
+    """Put a released checkpoint into `model`; the report has the file's names.
+
+    Args:
+        model: a `SALMONN` whose `model.legacy` is `weights` or `exact`.
+        path: the `.pth` file.
+        pad_rows: the `[PAD]` rows to append to the vocabulary, `….embed_tokens.weight` and (unless tied)
+            `….lm_head.weight`, `[1, H]` each, or a safetensors file of them.
+
+    Raises:
+        CheckpointError: the file is absent, damaged, holds code, or does not fit; the model is then unchanged.
+    """
+    path = Path(path)
+    if model.config.legacy == "off":
+        raise CheckpointError(
+            f"{path} is a checkpoint of the public SALMONN code, and model.legacy is off: the model would hear and read "
+            "otherwise than in its training. Set model.legacy to weights (or null), or to exact for its bugs as well."
+        )
+    entries = read_released(path)["model"]
+    state, origin, unexpected = _sorted_out(entries, audio_name(model))
+    own = _expected(model, state)
+    head = next((entries[name] for name in entries if HEAD.match(name)), None)
+    rows, report = _vocabulary_rows(model.llm, head, pad_rows), compare(state, own)
+    report = LoadReport(
+        matched=tuple(name for ours in report.matched for name in origin[ours]),
+        missing=tuple(released_name(name) or name for name in report.missing),
+        unexpected=(*unexpected, *(name for ours in report.unexpected for name in origin[ours])),
+        misshapen=tuple(_in_their_words(text, origin) for text in report.misshapen),
+        from_base=report.from_base,
+        ignored=tuple(name for name in entries if WITHOUT_EFFECT.match(name)),
+    )
+    if head is not None:
+        tied = _is_tied(model.llm)
+        kind = "matched" if tied and head.shape[1:] == (model.llm.hidden_size,) else "unexpected"
+        report = replace(report, **{kind: (*getattr(report, kind), *(n for n in entries if HEAD.match(n)))})
+    if not report.fits:
+        raise CheckpointError(f"{misfit(path, report)}\n  {_encoder_hint(report)}".rstrip())
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name][0].copy_(tensor)
+        if head is not None:
+            embedding = model.llm.model.get_input_embeddings().weight
+            size = min(len(head), len(embedding))
+            embedding[:size].copy_(head[:size])
+    if rows:
+        append_pad_rows(model.llm, rows)
+    model._loaded_adapter_names = loaded_names(model) | set(state)
+    logger.info("%s: %s", path, report.summary())
+    return report
+
+
+def read_released(path: Path) -> dict[str, Any]:
+    """The content of a `.pth`, `model` being its state dict; a bare state dict is taken for one.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, one with objects that only running code could make, no tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; expected a .pth file of trained parameters.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        forbidden = _FORBIDDEN.search(str(error))
+        what = f"asks for {forbidden[1]}" if forbidden else "is no plain pickle"
+        raise CheckpointError(
+            f"{path} {what}: only tensors and plain containers are read, and nothing was run. Have its owner save the "
+            "state dict alone: torch.save({'model': state_dict}, path)."
+        ) from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).strip().split("\n", 1)[0]
+        raise CheckpointError(f"{path} is truncated, or no file of torch.save: {reason}") from error
+    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+        content = {"model": content}
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        found = (
+            f"the keys {', '.join(map(str, content))[:200]}" if isinstance(content, dict) else type(content).__name__
+        )
+        raise CheckpointError(f"{path} holds {found}; expected {{'model': {{name: tensor}}, …}}.")
+    for name, tensor in state.items():
+        if WITHOUT_EFFECT.match(str(name)):
+            continue
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, expected a dense tensor.")
+    return {**content, "model": {str(name): tensor for name, tensor in state.items()}}
+
+
+def own_entries(entries: Mapping[str, Tensor], audio: str = "beats") -> dict[str, Tensor]:
+    """The entries of a released state dict that have a place here, under our names."""
+    return _sorted_out(entries, audio)[0]
+
+
+def audio_name(model: nn.Module) -> str:
+    """The encoder beside Whisper: the one behind `ln_audio`."""
+    return next((name for name in model.encoders.encoders if name != "whisper"), "beats")
+
+
+def split_pad_rows(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> dict[str, Tensor]:
+    """Take the vocabulary's extra rows out of an adapter's tensors, and of the model's where both have them."""
+    rows = {name: state.pop(name) for name in (EMBEDDING_ROW, HEAD_ROW) if name in state}
+    for name in rows:
+        own.pop(name, None)
+    return rows
+
+
+def append_pad_rows(llm: LanguageModel, rows: Mapping[str, Tensor]) -> None:
+    """Enlarge the vocabulary by `rows` (`EMBEDDING_ROW`, and `HEAD_ROW` unless tied), or renew those appended before.
+
+    They are kept as buffers of `llm` too, by which an adapter saves them.
+    """
+    tied = _is_tied(llm)
+    if (missing := EMBEDDING_ROW not in rows) or (HEAD_ROW not in rows and not tied):
+        part = "embed_tokens.weight" if missing else "lm_head.weight"
+        raise CheckpointError(f"pad_rows lack {part}; expected a row of it for the [PAD] token.")
+    tables = {EMBEDDING_ROW: llm.model.get_input_embeddings(), HEAD_ROW: llm.model.get_output_embeddings()}
+    for name, row in rows.items():
+        expected = [len(rows[EMBEDDING_ROW]), tables[name].weight.shape[1]]
+        if list(row.shape) != expected:
+            raise CheckpointError(f"pad_rows: {name.removeprefix(PAD_ROWS)} is {list(row.shape)}, expected {expected}.")
+    count, held = len(rows[EMBEDDING_ROW]), getattr(llm, "pad_rows", None)
+    old = 0 if held is None else len(held.embedding)
+    if count != old:
+        llm.model.resize_token_embeddings(llm.vocab_size + count - old, mean_resizing=False)
+        llm.model.get_input_embeddings().weight.requires_grad_(False)
+        llm.model.get_output_embeddings().weight.requires_grad_(False)
+    kept = nn.Module()
+    with torch.no_grad():
+        for name, table in (
+            (EMBEDDING_ROW, llm.model.get_input_embeddings()),
+            (HEAD_ROW, None if tied else llm.model.get_output_embeddings()),
+        ):
+            if table is not None:
+                table.weight[-count:].copy_(rows[name])
+                kept.register_buffer(name.removeprefix(PAD_ROWS), rows[name].detach().clone().to(llm.device))
+    llm.pad_rows = kept
+
+
+def _sorted_out(
+    entries: Mapping[str, Tensor], audio: str
+) -> tuple[dict[str, Tensor], dict[str, list[str]], tuple[str, ...]]:
+    """Tensors under our names, the file's names of each, and the names that are not the family's."""
+    state: dict[str, Tensor] = {}
+    origin: dict[str, list[str]] = {}
+    unknown = []
+    for name, tensor in entries.items():
+        if WITHOUT_EFFECT.match(name) or HEAD.match(name):
+            continue
+        ours = own_name(name, audio)
+        if ours is None:
+            unknown.append(name)
+        else:
+            state[ours] = tensor  # of several names of a shared tensor the last counts, as when PyTorch loads them
+            origin.setdefault(ours, []).append(name)
+    return state, origin, tuple(unknown)
+
+
+def _expected(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, bool]]:
+    """The model's tensors, and whether the file must have them."""
+    own = {name: entry for name, entry in named_tensors(model).items() if not name.startswith(PAD_ROWS)}
+    optional = []
+    if not any(name.startswith(_BEATS) and "relative_attention_bias" not in name for name in state):
+        optional.append(_BEATS)  # a frozen BEATs leaves no more than its shared table in the file
+    if model.config.freeze_speech_llama_proj and model.config.speech_llama_proj_model:
+        optional.append("connector.to_llm.")  # came from a file of its own
+    return {name: (tensor, needed and not name.startswith(tuple(optional))) for name, (tensor, needed) in own.items()}
+
+
+def _is_tied(llm: LanguageModel) -> bool:
+    return llm.model.get_input_embeddings().weight is llm.model.get_output_embeddings().weight
+
+
+def _vocabulary_rows(
+    llm: LanguageModel, head: Tensor | None, pad_rows: Mapping[str, Tensor] | str | Path | None
+) -> dict[str, Tensor]:
+    """The `[PAD]` rows: those given, else the last of a tied head in the file; none where neither is there."""
+    if isinstance(pad_rows, str | Path):
+        try:
+            pad_rows = load_file(pad_rows)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"pad_rows: {pad_rows} cannot be read as safetensors ({error}).") from error
+    rows = {}
+    if pad_rows is not None:
+        for name, row in pad_rows.items():
+            if not name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                raise CheckpointError(f"pad_rows hold {name!r}; expected embed_tokens.weight and lm_head.weight.")
+            rows[EMBEDDING_ROW if name.endswith("embed_tokens.weight") else HEAD_ROW] = row
+        if _is_tied(llm):
+            rows.setdefault(EMBEDDING_ROW, rows.get(HEAD_ROW))
+            rows.pop(HEAD_ROW, None)
+        width = llm.hidden_size
+        for name in (EMBEDDING_ROW, *(() if _is_tied(llm) else (HEAD_ROW,))):
+            row = rows.get(name)
+            if row is None or row.dim() != 2 or row.shape[1] != width or not len(row):
+                found = "absent" if row is None else list(row.shape)
+                raise CheckpointError(f"pad_rows: {name.removeprefix(PAD_ROWS)} is {found}, expected [1, {width}].")
+    elif head is not None and head.dim() == 2 and _is_tied(llm):
+        vocabulary = len(llm.model.get_input_embeddings().weight) - _rows_held(llm)
+        if len(head) > vocabulary:
+            rows[EMBEDDING_ROW] = head[vocabulary:]
+        elif len(head) < vocabulary:  # those trainers also cut off rows that no token of the tokenizer has
+            rows[EMBEDDING_ROW] = head[-1:]
+    return rows
+
+
+def _rows_held(llm: LanguageModel) -> int:
+    held = getattr(llm, "pad_rows", None)
+    return 0 if held is None else len(held.embedding)
+
+
+def _in_their_words(text: str, origin: Mapping[str, list[str]]) -> str:
+    ours, _, shapes = text.partition(": ")
+    return f"{origin[ours][0]}: {shapes}"
+
+
+def _encoder_hint(report: LoadReport) -> str:
+    names = " ".join((*report.missing, *report.unexpected))
+    if "ln_audio." in names:
+        return "ln_audio belongs to the encoder beside Whisper: set model.beats_path (or ced_path), or leave it out."
+    return ""

@@ -115,14 +115,14 @@ class ExactSALMONN(SALMONN):
 
     def _padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings `[B, S, H]` of right-padded rows, and where they hold a token `[B, S]`."""
-        ids = pad_sequence(rows, batch_first=True).to(self.device)
-        present = torch.arange(ids.shape[1], device=self.device) < torch.tensor(
-            [[len(row)] for row in rows], device=self.device
-        )
-        embeds = self.llm.embed(ids)
         held = getattr(self.llm, "pad_rows", None)
-        pad = embeds.new_zeros(embeds.shape[-1]) if held is None else held.embedding[0].to(embeds.dtype)
-        return torch.where(present[..., None], embeds, pad), present
+        pad_id = 0 if held is None else self.llm.vocab_size - len(held.embedding)
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad_id).to(self.device)
+        sizes = torch.tensor([[len(row)] for row in rows], device=self.device)
+        present = torch.arange(ids.shape[1], device=self.device) < sizes
+        embeds = self.llm.embed(ids)
+        # Without its row, [PAD] is nothing. Only a shorter row's first generated token comes from it.
+        return (embeds if held is not None else embeds.masked_fill(~present[..., None], 0)), present
 
 
 def stop_with_first(generations: list[Generation], text: TextProcessor) -> list[Generation]:

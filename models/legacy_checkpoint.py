@@ -52,11 +52,11 @@ def load_legacy(
     path = Path(path)
     if model.config.legacy == "off":
         raise CheckpointError(
-            f"{path} is a checkpoint of the public SALMONN code, and model.legacy is off: the model would hear and read "
-            "otherwise than in its training. Set model.legacy to weights (or null), or to exact for its bugs as well."
+            f"{path} is a checkpoint of the public SALMONN code, and model.legacy is off: the model would hear and "
+            "read otherwise than in its training. Set model.legacy to weights (or null), or to exact for the bugs too."
         )
     entries = read_released(path)["model"]
-    state, origin, unexpected = _sorted_out(entries, audio_name(model))
+    state, origin, unexpected = sorted_out(entries, audio_name(model))
     own = _expected(model, state)
     head = next((entries[name] for name in entries if HEAD.match(name)), None)
     rows, report = _vocabulary_rows(model.llm, head, pad_rows), compare(state, own)
@@ -126,7 +126,7 @@ def read_released(path: Path) -> dict[str, Any]:
 
 def own_entries(entries: Mapping[str, Tensor], audio: str = "beats") -> dict[str, Tensor]:
     """The entries of a released state dict that have a place here, under our names."""
-    return _sorted_out(entries, audio)[0]
+    return sorted_out(entries, audio)[0]
 
 
 def audio_name(model: nn.Module) -> str:
@@ -147,15 +147,8 @@ def append_pad_rows(llm: LanguageModel, rows: Mapping[str, Tensor]) -> None:
 
     They are kept as buffers of `llm` too, by which an adapter saves them.
     """
+    _check_pad_rows(llm, rows)
     tied = _is_tied(llm)
-    if (missing := EMBEDDING_ROW not in rows) or (HEAD_ROW not in rows and not tied):
-        part = "embed_tokens.weight" if missing else "lm_head.weight"
-        raise CheckpointError(f"pad_rows lack {part}; expected a row of it for the [PAD] token.")
-    tables = {EMBEDDING_ROW: llm.model.get_input_embeddings(), HEAD_ROW: llm.model.get_output_embeddings()}
-    for name, row in rows.items():
-        expected = [len(rows[EMBEDDING_ROW]), tables[name].weight.shape[1]]
-        if list(row.shape) != expected:
-            raise CheckpointError(f"pad_rows: {name.removeprefix(PAD_ROWS)} is {list(row.shape)}, expected {expected}.")
     count, held = len(rows[EMBEDDING_ROW]), getattr(llm, "pad_rows", None)
     old = 0 if held is None else len(held.embedding)
     if count != old:
@@ -174,7 +167,7 @@ def append_pad_rows(llm: LanguageModel, rows: Mapping[str, Tensor]) -> None:
     llm.pad_rows = kept
 
 
-def _sorted_out(
+def sorted_out(
     entries: Mapping[str, Tensor], audio: str
 ) -> tuple[dict[str, Tensor], dict[str, list[str]], tuple[str, ...]]:
     """Tensors under our names, the file's names of each, and the names that are not the family's."""
@@ -208,42 +201,56 @@ def _is_tied(llm: LanguageModel) -> bool:
     return llm.model.get_input_embeddings().weight is llm.model.get_output_embeddings().weight
 
 
-def _vocabulary_rows(
-    llm: LanguageModel, head: Tensor | None, pad_rows: Mapping[str, Tensor] | str | Path | None
-) -> dict[str, Tensor]:
-    """The `[PAD]` rows: those given, else the last of a tied head in the file; none where neither is there."""
-    if isinstance(pad_rows, str | Path):
+def read_pad_rows(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
+    """`[PAD]` rows under the names they have in an adapter, from tensors named as in the language model's files."""
+    if isinstance(source, str | Path):
         try:
-            pad_rows = load_file(pad_rows)
+            source = load_file(source)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"pad_rows: {pad_rows} cannot be read as safetensors ({error}).") from error
+            raise CheckpointError(f"pad_rows: {source} cannot be read as safetensors ({error}).") from error
     rows = {}
-    if pad_rows is not None:
-        for name, row in pad_rows.items():
-            if not name.endswith(("embed_tokens.weight", "lm_head.weight")):
-                raise CheckpointError(f"pad_rows hold {name!r}; expected embed_tokens.weight and lm_head.weight.")
-            rows[EMBEDDING_ROW if name.endswith("embed_tokens.weight") else HEAD_ROW] = row
-        if _is_tied(llm):
-            rows.setdefault(EMBEDDING_ROW, rows.get(HEAD_ROW))
-            rows.pop(HEAD_ROW, None)
-        width = llm.hidden_size
-        for name in (EMBEDDING_ROW, *(() if _is_tied(llm) else (HEAD_ROW,))):
-            row = rows.get(name)
-            if row is None or row.dim() != 2 or row.shape[1] != width or not len(row):
-                found = "absent" if row is None else list(row.shape)
-                raise CheckpointError(f"pad_rows: {name.removeprefix(PAD_ROWS)} is {found}, expected [1, {width}].")
-    elif head is not None and head.dim() == 2 and _is_tied(llm):
-        vocabulary = len(llm.model.get_input_embeddings().weight) - _rows_held(llm)
-        if len(head) > vocabulary:
-            rows[EMBEDDING_ROW] = head[vocabulary:]
-        elif len(head) < vocabulary:  # those trainers also cut off rows that no token of the tokenizer has
-            rows[EMBEDDING_ROW] = head[-1:]
+    for name, row in source.items():
+        if not name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            raise CheckpointError(f"pad_rows hold {name!r}; expected embed_tokens.weight and lm_head.weight.")
+        rows[HEAD_ROW if name.endswith("lm_head.weight") else EMBEDDING_ROW] = row
     return rows
 
 
-def _rows_held(llm: LanguageModel) -> int:
+def pad_rows_of_head(head: Tensor, vocabulary: int) -> dict[str, Tensor]:
+    """The `[PAD]` rows in a tied head, for a language model whose own vocabulary is that large."""
+    if len(head) > vocabulary:
+        return {EMBEDDING_ROW: head[vocabulary:]}
+    # Those trainers also cut off rows that no token of the tokenizer has; the last that remains is then [PAD]'s.
+    return {EMBEDDING_ROW: head[-1:]} if len(head) < vocabulary else {}
+
+
+def _vocabulary_rows(
+    llm: LanguageModel, head: Tensor | None, pad_rows: Mapping[str, Tensor] | str | Path | None
+) -> dict[str, Tensor]:
+    """The `[PAD]` rows: those given, else those of a tied head in the file; none where neither is there."""
+    tied = _is_tied(llm)
     held = getattr(llm, "pad_rows", None)
-    return 0 if held is None else len(held.embedding)
+    if pad_rows is None:
+        if head is None or head.dim() != 2 or not tied:
+            return {}
+        return pad_rows_of_head(head, llm.vocab_size - (0 if held is None else len(held.embedding)))
+    rows = read_pad_rows(pad_rows)
+    if tied and HEAD_ROW in rows:
+        rows = {EMBEDDING_ROW: rows.get(EMBEDDING_ROW, rows[HEAD_ROW])}
+    _check_pad_rows(llm, rows)
+    return rows
+
+
+def _check_pad_rows(llm: LanguageModel, rows: Mapping[str, Tensor]) -> None:
+    needed = (EMBEDDING_ROW,) if _is_tied(llm) else (EMBEDDING_ROW, HEAD_ROW)
+    count = len(rows[EMBEDDING_ROW]) if EMBEDDING_ROW in rows else 1
+    for name in needed:
+        found = list(rows[name].shape) if name in rows else "absent"
+        if found != [max(1, count), llm.hidden_size]:
+            part = "embed_tokens.weight" if name == EMBEDDING_ROW else "lm_head.weight"
+            raise CheckpointError(
+                f"the vocabulary's [PAD] row of {part} is {found}, expected [{max(1, count)}, {llm.hidden_size}]."
+            )
 
 
 def _in_their_words(text: str, origin: Mapping[str, list[str]]) -> str:

@@ -1,0 +1,317 @@
+"""Checkpoints of the public code: what is read, what is refused, and which rules a model then follows."""
+
+import os
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from configs.schema import load_config
+from models import build_model
+from models.adapter_tensors import named_tensors
+from models.checkpoint import CheckpointError, load_adapter, load_legacy, save_adapter
+from models.decoding import Generation
+from models.legacy import ExactSALMONN, ReleasedText, stop_with_first
+from models.legacy_checkpoint import EMBEDDING_ROW, HEAD_ROW
+from models.legacy_names import own_name, released_name
+from models.salmonn import SALMONN
+from tests import tiny
+
+BIAS = "beats.encoder.layers.1.self_attn.relative_attention_bias.weight"
+PROMPT = "<Speech><SpeechHere></Speech> What is it?"
+
+
+@pytest.fixture(scope="module")
+def project(shared_tiny_project):
+    return shared_tiny_project
+
+
+def make(project, **changes):
+    config = load_config(project.config).model
+    return build_model(replace(config, **{"legacy": "weights", "ckpt": None, **changes}))
+
+
+@pytest.fixture(scope="module")
+def model(project):
+    return make(project)
+
+
+def released_state(model, seed=3):
+    """Random values under the names, and with the company, that the public trainers write."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        released_name(name): torch.randn(tensor.shape, generator=generator) * 0.1
+        for name, (tensor, needed) in named_tensors(model).items()
+        if needed and not name.startswith("llm.pad_rows.")
+    }
+    assert None not in state
+    state["speech_Qformer.bert.embeddings.position_ids"] = torch.arange(8)[None]
+    if "beats" in model.encoders.encoders:
+        state[BIAS] = (
+            model.encoders.encoders["beats"].encoder.layers[0].self_attn.relative_attention_bias.weight.clone()
+        )
+    return state
+
+
+def write(path, state):
+    torch.save({"model": state, "optimizer": {"state": {}}, "config": {"run": {}}, "scaler": None, "epoch": 3}, path)
+    return path
+
+
+@pytest.fixture
+def file(model, tmp_path):
+    return write(tmp_path / "checkpoint_3.pth", released_state(model))
+
+
+def pad_rows(model, count=1):
+    generator = torch.Generator().manual_seed(9)
+    shape = (count, model.llm.hidden_size)
+    return {
+        "lm_head.weight": torch.randn(shape, generator=generator),
+        "model.embed_tokens.weight": torch.randn(shape, generator=generator),
+    }
+
+
+def test_names_go_both_ways(model):
+    for name, (_, needed) in named_tensors(model).items():
+        if needed:
+            assert own_name(released_name(name)) == name
+
+
+def test_every_parameter_is_loaded_and_buffers_are_named(model, file):
+    report = load_legacy(model, file)
+    state = torch.load(file, weights_only=True)["model"]
+    assert report.ignored == ("speech_Qformer.bert.embeddings.position_ids",)
+    assert set(report.matched) == set(state) - set(report.ignored)
+    assert "1 without effect" in report.summary()
+    for name, (tensor, needed) in named_tensors(model).items():
+        if needed and released_name(name) in state:
+            assert torch.equal(tensor, state[released_name(name)])
+
+
+def test_a_shared_table_is_taken_from_its_second_name(project, tmp_path):
+    model = make(project)
+    state = released_state(model)
+    state[BIAS] += 1
+    load_legacy(model, write(tmp_path / "x.pth", state))
+    for layer in model.encoders.encoders["beats"].encoder.layers:
+        assert torch.equal(layer.self_attn.relative_attention_bias.weight, state[BIAS])
+    save_adapter(model, tmp_path / "adapter")
+    other = make(project)
+    load_adapter(other, tmp_path / "adapter")
+    table = other.encoders.encoders["beats"].encoder.layers[1].self_attn.relative_attention_bias.weight
+    assert torch.equal(table, state[BIAS])
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace(".default.", "."),  # peft 0.2
+        lambda name: name.replace("llama_model.base_model.model.model.", "llama_model.model."),
+        lambda name: name.replace("llama_model.", "gemma_model."),
+    ],
+)
+def test_lora_names_of_several_libraries(model, tmp_path, rename):
+    state = released_state(model)
+    renamed = {rename(name) if "lora_" in name else name: tensor for name, tensor in state.items()}
+    renamed |= {
+        "llama_model.base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "llama_model.base_model.model.model.layers.0.mlp.up_proj.weight.absmax": torch.ones(4),
+    }
+    report = load_legacy(model, write(tmp_path / "x.pth", renamed))
+    assert sum("lora_" in name for name in report.matched) == 8
+    assert len(report.ignored) == 3
+
+
+def test_gate_projections(project, tmp_path):
+    model = make(project, lora_target_modules=("q_proj", "v_proj", "gate_proj"))
+    state = released_state(model)
+    name = "llama_model.base_model.model.model.layers.1.mlp.gate_proj.lora_B.default.weight"
+    load_legacy(model, write(tmp_path / "x.pth", state))
+    found = {released_name(own): tensor for own, (tensor, _) in named_tensors(model).items()}
+    assert torch.equal(found[name], state[name])
+
+
+def test_without_beats(project, model, file, tmp_path):
+    alone = make(project, beats_path="")
+    load_legacy(alone, write(tmp_path / "x.pth", released_state(alone)))
+    with pytest.raises(CheckpointError, match=r"ln_audio.weight[\s\S]*beats_path"):
+        load_legacy(alone, file)
+    with pytest.raises(CheckpointError, match=r"missing[\s\S]*ln_audio"):
+        load_legacy(model, tmp_path / "x.pth")
+
+
+def test_pad_rows_enlarge_the_vocabulary_and_are_saved(project, model, file, tmp_path):
+    rows = pad_rows(model)
+    size = model.llm.vocab_size
+    fresh, path = make(project), tmp_path / "rows.safetensors"
+    save_file(rows, path)
+    load_legacy(fresh, file, pad_rows=path)
+    assert fresh.llm.vocab_size == size + 1
+    assert torch.equal(fresh.llm.embed(torch.tensor([size])), rows["model.embed_tokens.weight"])
+    assert torch.equal(fresh.llm.model.get_output_embeddings().weight[-1:], rows["lm_head.weight"])
+    assert not any(parameter.requires_grad for name, parameter in fresh.llm.named_parameters() if "lora_" not in name)
+    load_legacy(fresh, file, pad_rows=rows)
+    assert fresh.llm.vocab_size == size + 1
+
+    save_adapter(fresh, tmp_path / "adapter")
+    again = make(project)
+    load_adapter(again, tmp_path / "adapter")
+    load_adapter(again, tmp_path / "adapter")
+    assert again.llm.vocab_size == size + 1
+    clip = torch.randn(1, 20_000) * 0.1, torch.tensor([20_000]), [PROMPT], ["a fish"]
+    with torch.no_grad():
+        assert torch.equal(again(*clip).loss, fresh(*clip).loss)
+
+
+def test_a_tied_head_in_the_file_brings_its_pad_row(tmp_path):
+    project = tiny.write_project(tmp_path / "tied", family="gemma2")
+    model = make(project)
+    embedding = model.llm.model.get_input_embeddings().weight
+    assert embedding is model.llm.model.get_output_embeddings().weight
+    size, row = len(embedding), torch.randn(1, model.llm.hidden_size)
+    state = released_state(model)
+    state["llama_model.base_model.model.lm_head.weight"] = torch.cat([embedding.detach().clone(), row])
+    report = load_legacy(model, write(tmp_path / "x.pth", state))
+    assert "llama_model.base_model.model.lm_head.weight" in report.matched
+    assert model.llm.vocab_size == size + 1
+    assert model.llm.model.get_input_embeddings().weight is model.llm.model.get_output_embeddings().weight
+    assert torch.equal(model.llm.model.get_input_embeddings().weight[size:], row)
+
+
+def test_a_checkpoint_named_in_the_configuration(project, model, file):
+    config = load_config(project.config, [f"model.ckpt={file}"]).model
+    assert config.legacy == "weights"
+    built = build_model(config)
+    assert type(built) is SALMONN
+    assert isinstance(built.text, ReleasedText)
+    load_legacy(model, file)
+    clip = torch.randn(1, 20_000) * 0.1, torch.tensor([20_000]), [PROMPT], ["a fish"]
+    with torch.no_grad():
+        assert torch.equal(built(*clip).loss, model(*clip).loss)
+    assert isinstance(build_model(replace(config, legacy="exact")), ExactSALMONN)
+    with pytest.raises(CheckpointError, match=r"legacy is off"):
+        build_model(replace(config, legacy="off"))
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_never_run(model, tmp_path, zipped):
+    mark, path = tmp_path / "was_here", tmp_path / "x.pth"
+    content = {"model": released_state(model), "config": Malicious(str(mark))}
+    if zipped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match=r"x\.pth.*(nothing was run|no file of torch\.save)"):
+        load_legacy(model, path)
+    assert not mark.exists()
+
+
+def damaged(kind, state, path):
+    """Write a file that is wrong in one way."""
+    name = "speech_llama_proj.weight"
+    if kind == "lacks a tensor":
+        del state[name]
+    elif kind == "misshapen":
+        state[name] = state[name][:, :-1].clone()
+    elif kind == "unknown":
+        state["cls.weight"] = torch.ones(2)
+    elif kind == "no tensor":
+        state[name] = [1.0, 2.0]
+    elif kind == "sparse":
+        state[name] = state[name].to_sparse()
+    write(path, state)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "no state dict":
+        torch.save({"optimizer": {}, "epoch": 1}, path)
+    elif kind == "list":
+        torch.save([1, 2], path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("lacks a tensor", "missing .1.: speech_llama_proj.weight"),
+        ("misshapen", r"speech_llama_proj.weight: file \["),
+        ("unknown", "unexpected .1.: cls.weight"),
+        ("no tensor", "speech_llama_proj.weight is a list"),
+        ("sparse", "speech_llama_proj.weight"),
+        ("truncated", "truncated"),
+        ("empty", "truncated"),
+        ("no state dict", "optimizer, epoch"),
+        ("list", "holds list"),
+    ],
+)
+def test_broken_files_change_nothing(model, tmp_path, kind, message):
+    damaged(kind, released_state(model, seed=77), tmp_path / "x.pth")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_legacy(model, tmp_path / "x.pth", pad_rows=None)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert before.keys() == model.state_dict().keys()
+
+
+def test_absent_files_and_wrong_pad_rows(model, file, tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_legacy(model, tmp_path / "nowhere.pth")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_legacy(model, file, pad_rows=tmp_path / "nowhere.safetensors")
+    for rows in (
+        {"model.embed_tokens.weight": torch.ones(1, 3), "lm_head.weight": torch.ones(1, 3)},
+        {"model.embed_tokens.weight": torch.ones(1, model.llm.hidden_size)},
+        {"something.else": torch.ones(1, 1)},
+    ):
+        size = model.llm.vocab_size
+        with pytest.raises(CheckpointError, match=r"PAD|pad_rows"):
+            load_legacy(model, file, pad_rows=rows)
+        assert model.llm.vocab_size == size
+
+
+def test_short_clips_are_a_second_long(model):
+    short = torch.randn(1, 4_000) * 0.1
+    extended = torch.nn.functional.pad(short, (0, 12_000))
+    with torch.no_grad():
+        got, _ = model.encode_audio(short, torch.tensor([4_000]))
+        expected, _ = model.encode_audio(extended, torch.tensor([16_000]))
+    torch.testing.assert_close(got, expected)
+
+
+def test_the_length_limit_cuts_the_end_symbol_off(project):
+    text = make(project, max_txt_len=4).text
+    (target,) = text.batch([PROMPT], ["one two three four five six"]).targets
+    assert len(target) == 4
+    assert target[-1] not in text.eos_ids
+
+
+def test_exact_refuses_prompts_that_begin_differently(project):
+    model = make(project, legacy="exact")
+    batch = model.text.batch([PROMPT, f"Listen well: {PROMPT}"], ["a", "b"])
+    tokens = torch.zeros(2, 3, model.llm.hidden_size)
+    with pytest.raises(ValueError, match="differ in tokens before the audio"):
+        model.assemble(tokens, torch.ones(2, 3, dtype=torch.bool), batch)
+
+
+def test_all_rows_stop_with_the_first(model):
+    first = Generation("", [5, 2, 7], [0.0] * 3, "length")
+    other = Generation("", [5, 6, 7], [0.0] * 3, "length")
+    rows = stop_with_first([first, other], model.text)
+    assert [row.tokens for row in rows] == [[5, 2], [5, 6]]
+    assert stop_with_first([other, first], model.text) == [other, first]
+
+
+def test_names_of_pad_rows():
+    assert (EMBEDDING_ROW, HEAD_ROW) == ("llm.pad_rows.embedding", "llm.pad_rows.head")

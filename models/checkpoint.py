@@ -200,9 +200,8 @@ def _adapter_file(source: Path) -> Path:
     """The adapter's file in `source`, checked against the folder's manifest."""
     if source.suffix in LEGACY_SUFFIXES:
         raise CheckpointError(
-            f"{source} is a {source.suffix} file, as the SALMONN family released them; expected a folder that training "
-            f"wrote here, with {ADAPTER_FILE} in it, or that file. model.ckpt takes both, and tools/convert_checkpoint.py "
-            "makes a folder of the other."
+            f"{source} is a {source.suffix} file, as the SALMONN family released them; expected an adapter folder, "
+            f"with {ADAPTER_FILE}. Name it in model.ckpt, or make a folder of it by tools/convert_checkpoint.py."
         )
     source = checkpoint_of(source)
     path = source / ADAPTER_FILE if source.is_dir() else source

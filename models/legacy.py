@@ -28,7 +28,7 @@ from models.decoding import Generation
 from models.encoders import EncoderStack, Frames
 from models.features import SAMPLE_RATE
 from models.llm import Assembled
-from models.salmonn import IGNORED, SALMONN
+from models.salmonn import IGNORED, SALMONN, check_clips
 from models.text import TextBatch, TextProcessor
 
 MIN_SAMPLES = SAMPLE_RATE  # 1 s
@@ -56,6 +56,7 @@ class ExactSALMONN(SALMONN):
     """SALMONN as the public code runs it, batches and all."""
 
     def encode_frames(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+        check_clips(waveforms, lengths)
         waveforms, lengths = waveforms.to(self.device), lengths.to(self.device)
         width = int(lengths.max().clamp(MIN_SAMPLES, MAX_SAMPLES))
         waveforms = torch.nn.functional.pad(waveforms, (0, max(0, width - waveforms.shape[1])))[:, :width]

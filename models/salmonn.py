@@ -70,7 +70,7 @@ class SALMONN(nn.Module):
             ValueError: shapes that do not belong together, or lengths that are not within the waveforms (the latter
                 where `lengths` is on the CPU: looking at it elsewhere would wait for the device).
         """
-        _check_clips(waveforms, lengths)
+        check_clips(waveforms, lengths)
         return self.encoders(waveforms.to(self.device), lengths.to(self.device))
 
     def encode_audio(
@@ -209,7 +209,8 @@ class SALMONN(nn.Module):
         return [*rows, _size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
 
 
-def _check_clips(waveforms: Tensor, lengths: Tensor) -> None:
+def check_clips(waveforms: Tensor, lengths: Tensor) -> None:
+    """Raise ValueError for shapes that do not belong together, or lengths that are not within the waveforms."""
     shapes = f"waveforms {list(waveforms.shape)} and lengths {list(lengths.shape)}"
     if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1] or not len(lengths):
         raise ValueError(f"expected waveforms [B, T] and lengths [B] with B of 1 or more; got {shapes}.")

@@ -17,7 +17,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short real real-prefix test quick lint format clean distclean
+.PHONY: help install demo demo-short real test quick lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,12 +44,10 @@ demo: $(VENV)/.installed ## corpus, two training stages, both evaluations, effic
 demo-short: $(VENV)/.installed ## the same path in a few steps: shows that it runs, not what it reaches
 	$(PY) -m tools.demo --short
 
-real: real-prefix $(VENV)/.installed ## train and evaluate on real recordings: make real PREFIX=/path/to/recordings (30 minutes)
-	$(PY) -m tools.demo --recipe real --prefix "$(PREFIX)"
-
-real-prefix:
+real: $(VENV)/.installed ## train and evaluate on real recordings: make real PREFIX=/path/to/recordings (30 minutes)
 	@test -n "$(PREFIX)" || { echo "Where are the recordings? Call: make real PREFIX=/path/to/recordings"; exit 2; }
 	@test -d "$(PREFIX)" || { echo "make real: PREFIX=$(PREFIX) is no folder"; exit 2; }
+	$(PY) -m tools.demo --recipe real --prefix "$(PREFIX)"
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)

@@ -55,8 +55,8 @@ class ModelConfig:
     exported."""
 
     ckpt: str | None = option(None, path="any")
-    """Adapter to start from: a folder that training wrote, or a `.pth` of the SALMONN family (see `legacy`). Null starts
-    with a fresh adapter."""
+    """Adapter to start from: a folder that training wrote, or a `.pth` of the SALMONN family (see `legacy`). Null
+    starts with a fresh adapter."""
     legacy: Literal["off", "weights", "exact"] | None = None
     """Whose arithmetic: `weights` gives the public code's batch-of-one answer for every row, `exact` (or true) adds its
     batch-dependent bugs, `off` is this program's own. Null: `weights` where `ckpt` ends in `.pth`, else `off`."""

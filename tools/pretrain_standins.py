@@ -1,7 +1,7 @@
 """Pretrain the stand-in checkpoints of `assets/standins` from nothing: Whisper, BEATs and LLM, small, in real formats.
 
     python -m tools.pretrain_standins --out assets/standins
-    python -m tools.pretrain_standins --parts llm --scale 0.01 --out /tmp/try        # a few steps of one part
+    python -m tools.pretrain_standins --parts llm --scale 0.01 --out outputs/try       # a few steps of one part
 
 About two hours on one CPU core with bfloat16 instructions, more without; steps are counted, never seconds. The
 parts are independent of each other and may run side by side. Everything is drawn from `--seed`; test voices, test

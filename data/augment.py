@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ SILENT_POWER = 1e-10  # mean square of a clip that holds nothing to hold noise a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(ABC):
     """One way to change a waveform, applied with probability `p`."""
 
     p: float = 0.5
@@ -39,9 +40,9 @@ class Augmentation:
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} is {getattr(self, low)}, above {high} = {getattr(self, high)}; swap them")
 
+    @abstractmethod
     def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Float32 `[T]` to a new float32 `[T']`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,6 +199,12 @@ class AudioTextDataset(Dataset):
         self.seed = seed
         self.training = training
         self.augment = augment if augment is None or isinstance(augment, Augment) else Augment.from_config(augment)
+        if training and self.augment is not None:
+            for task in sorted(self.augment.tasks - set(self.tasks)):
+                raise ValueError(
+                    f"datasets.augmentation: an entry's tasks name '{task}', which no clip has; the clips' tasks are "
+                    f"{', '.join(sorted(set(self.tasks)))}"
+                )
         self.max_audio_s = max_audio_s
         for annotation in self.annotations:
             for prompt in self._choices(annotation):
@@ -230,7 +236,7 @@ class AudioTextDataset(Dataset):
             reason = error.reason if error.clip == annotation.path else str(error)
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
         if self.training and self.augment is not None:
-            waveform = self.augment(waveform, rng)
+            waveform = self.augment(waveform, rng, annotation.task)
             if self.max_audio_s is not None:
                 waveform = waveform[: round(self.max_audio_s * SAMPLE_RATE)]
         return Sample(

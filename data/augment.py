@@ -1,7 +1,8 @@
 """Waveform augmentations for training, each a pure function of the waveform and a `numpy.random.Generator`.
 
 In a YAML: `datasets.augmentation: {gain: {p: 0.5, min_db: -6, max_db: 6}, gaussian_noise: {p: 0.3}}`. They run in the
-order of `AUGMENTATIONS`, whatever the order in the file: speed, shift, gain, noise, so that noise is never resampled.
+order of `AUGMENTATIONS`, whatever the order in the file: crop, speed, shift, gain, noise, so that noise is never
+resampled. Any of them may be kept to some tasks: `crop: {p: 1, tasks: [audiocaption]}`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from torch import Tensor
 from data.audio import SAMPLE_RATE
 
 SPEED_STEP = 0.01  # factors are rounded to it: the resampler plans its filter for a ratio of whole numbers
+CROP_POWER, CROP_TRIES = 0.5, 10  # a part has at least half of the whole clip's mean power, if ten tries find one
 SILENT_POWER = 1e-10  # mean square of a clip that holds nothing to hold noise against, -100 dB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(ABC):
-    """One way to change a waveform, applied with probability `p`."""
+    """One way to change a waveform, applied with probability `p`, to clips of `tasks` (none given: of all)."""
 
     p: float = 0.5
+    tasks: tuple[str, ...] = ()
     ordered: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Pairs of fields of which the first may not exceed the second."""
 
@@ -43,6 +46,35 @@ class Augmentation(ABC):
     @abstractmethod
     def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Float32 `[T]` to a new float32 `[T']`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop(Augmentation):
+    """A part of the clip, its length drawn evenly, never a part much softer than the whole.
+
+    For sounds that go on: what is said in the rest of the clip is lost, so keep it from speech by `tasks`.
+    """
+
+    min_s: float = 2.0
+    max_s: float = 5.0
+    ordered = (("min_s", "max_s"),)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_s <= 0:
+            raise ValueError(f"min_s is {self.min_s}; expected more than 0")
+
+    def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        size = round(rng.uniform(self.min_s, self.max_s) * SAMPLE_RATE)
+        if size >= len(waveform):
+            return waveform
+        wanted = CROP_POWER * float(np.mean(np.square(waveform)))
+        for _ in range(CROP_TRIES):
+            start = int(rng.integers(len(waveform) - size + 1))
+            part = waveform[start : start + size]
+            if float(np.mean(np.square(part))) >= wanted:
+                break
+        return part.copy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +148,7 @@ class GaussianNoise(Augmentation):
 
 
 AUGMENTATIONS: dict[str, type[Augmentation]] = {
+    "crop": Crop,
     "speed": Speed,
     "time_shift": TimeShift,
     "gain": Gain,
@@ -125,7 +158,7 @@ AUGMENTATIONS: dict[str, type[Augmentation]] = {
 
 @dataclass(frozen=True)
 class Augment:
-    """A list of augmentations; calling it is a pure function of (waveform, generator state)."""
+    """A list of augmentations; calling it is a pure function of (waveform, task, generator state)."""
 
     steps: tuple[Augmentation, ...] = field(default_factory=tuple)
 
@@ -143,11 +176,16 @@ class Augment:
                 raise ValueError(f"datasets.augmentation.{name}: unknown{_nearest(name, AUGMENTATIONS)}")
         return cls(tuple(_build(name, spec[name]) for name in AUGMENTATIONS if name in spec))
 
-    def __call__(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
-        """`[T]` float32 to `[T']` float32 in [-1, 1]; the input is left as it was."""
+    @property
+    def tasks(self) -> set[str]:
+        """Every task that an augmentation is kept to."""
+        return {task for step in self.steps for task in step.tasks}
+
+    def __call__(self, waveform: Tensor, rng: np.random.Generator, task: str = "") -> Tensor:
+        """`[T]` float32 of a clip for `task` to `[T']` float32 in [-1, 1]; the input is left as it was."""
         samples = waveform.numpy()
         for step in self.steps:
-            if rng.random() < step.p:
+            if (not step.tasks or task in step.tasks) and rng.random() < step.p:
                 samples = step.apply(samples, rng)
         if samples is not waveform.numpy():
             samples = np.clip(samples, -1, 1)
@@ -163,10 +201,13 @@ def _build(name: str, settings: Mapping[str, Any] | None) -> Augmentation:
     for key, value in settings.items():
         if key not in known:
             raise ValueError(f"{place}.{key}: unknown{_nearest(key, known)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if key == "tasks":
+            if not isinstance(value, list | tuple) or not all(isinstance(task, str) for task in value):
+                raise ValueError(f"{place}.tasks: found {value!r}; expected a list of tasks such as [audiocaption]")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{place}.{key}: found {value!r}; expected a number")
     try:
-        return AUGMENTATIONS[name](**settings)
+        return AUGMENTATIONS[name](**{**settings, "tasks": tuple(settings.get("tasks", ()))})
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
 

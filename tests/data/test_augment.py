@@ -9,6 +9,8 @@ import torch
 from data.augment import AUGMENTATIONS, Augment
 
 TONE = torch.sin(torch.arange(16_000) * 0.17) * 0.25
+SETTINGS = {"crop": {"min_s": 0.3, "max_s": 0.9}}
+"""For a tone of a second, where the defaults are for longer clips."""
 
 
 def apply(spec: dict, seed: int = 0, waveform: torch.Tensor = TONE) -> torch.Tensor:
@@ -18,7 +20,7 @@ def apply(spec: dict, seed: int = 0, waveform: torch.Tensor = TONE) -> torch.Ten
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_each_is_pure_and_leaves_its_input(name: str) -> None:
     before = TONE.clone()
-    first, again, other = (apply({name: {"p": 1}}, seed) for seed in (1, 1, 2))
+    first, again, other = (apply({name: {"p": 1, **SETTINGS.get(name, {})}}, seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert first.shape != other.shape or not torch.equal(first, other)
     assert torch.equal(TONE, before)
@@ -55,6 +57,22 @@ def test_shift_keeps_every_sample() -> None:
     assert torch.equal(shifted[silence:], TONE) and not shifted[:silence].any()
 
 
+def test_crop_takes_a_part_that_sounds() -> None:
+    click = torch.zeros(16_000)
+    click[2_000:3_000] = TONE[:1_000]
+    for seed in range(20):
+        part = apply({"crop": {"p": 1, "min_s": 0.5, "max_s": 0.5}}, seed, click)
+        assert len(part) == 8_000 and part.any()
+    assert torch.equal(apply({"crop": {"p": 1, "min_s": 1, "max_s": 2}}), TONE), "what is shorter stays whole"
+
+
+def test_an_augmentation_may_be_kept_to_some_tasks() -> None:
+    augment = Augment.from_config({"crop": {"p": 1, "min_s": 0.5, "max_s": 0.5, "tasks": ["audiocaption"]}})
+    assert len(augment(TONE, np.random.default_rng(0), "audiocaption")) == 8_000
+    assert torch.equal(augment(TONE, np.random.default_rng(0), "asr"), TONE)
+    assert augment.tasks == {"audiocaption"}
+
+
 def test_probability() -> None:
     augment = Augment.from_config({"gain": {"p": 0.3}})
     rng = np.random.default_rng(0)
@@ -83,6 +101,8 @@ def test_nothing_to_do() -> None:
         ({"gain": 0.5}, r"gain: found 0\.5; expected settings"),
         ({"speed": {"min_factor": 0.0}}, "expected 0.5 to 2"),
         ({"time_shift": {"max_shift_s": -1}}, "expected at least 0"),
+        ({"crop": {"min_s": 0}}, "expected more than 0"),
+        ({"crop": {"tasks": "asr"}}, r"crop\.tasks: found 'asr'; expected a list of tasks"),
     ],
 )
 def test_mistakes_are_named(spec: dict, message: str) -> None:

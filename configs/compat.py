@@ -7,6 +7,7 @@ unchanged; what has no effect is listed once at the start, never dropped in sile
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from typing import Any
 
 from configs.parsing import ConfigError, shown
@@ -40,9 +41,13 @@ _LAUNCHER = "the launcher (torchrun) says how many processes there are and where
 _MANIFEST = "clips are read from the annotation files"
 IGNORED = {
     "model.only_preprocessor": "parts are loaded when they are needed",
+    "model.beats_to_eat": "EAT is no encoder here; BEATs is used where model.beats_path is set",
+    "model.distillation": "a student is distilled where distillation.teacher (model_T) is given",
+    "model.is_output_saved": "the teacher runs beside the student; outputs saved before are not read",
     "model.device_8bit": "run.device says where the model is",
     "generate.end_sym": "model.end_sym is the end symbol, and texts lose every special token",
     "datasets.whisper_path": "features are made for model.whisper_path",
+    "datasets.whisper_path2": "the teacher's features are made for distillation.teacher.whisper_path",
     "datasets.stage1_use_valid": "validation runs where datasets.valid_ann_path is given",
     "datasets.stage2_use_valid": "validation runs where datasets.valid_stage2_path or valid_ann_path is given",
     "datasets.train_manifest_path": _MANIFEST,
@@ -51,6 +56,7 @@ IGNORED = {
     "datasets.aac_manifest_path": _MANIFEST,
     "datasets.mock_manifest_path": _MANIFEST,
     "run.gpu": "run.device, or the launcher, says which GPU",
+    "run.device2": "teacher and student run on run.device",
     "run.use_distributed": _LAUNCHER,
     "run.world_size": _LAUNCHER,
     "run.dist_url": _LAUNCHER,
@@ -63,6 +69,61 @@ IGNORED = {
 PLACEHOLDERS = ("<hf_token>", "")
 """What stands in the family's files where a secret was taken out."""
 
+TEACHER = "distillation.teacher"
+STUDENT_AND_TEACHER = {"model_S": "model", "model_T": TEACHER}
+"""Sections of the distillation variant -> the place here."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A file while its keys are being renamed; `given` is changed in place."""
+
+    given: dict[str, Any]
+    file: str
+    overridden: frozenset[str]
+    """Dotted keys given after `--options`, as they were written."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Our key -> the name written, where they differ."""
+    sections: dict[str, str] = field(default_factory=dict)
+    """Our section -> the section written, where they differ."""
+
+    def holder(self, section: str) -> dict[str, Any] | None:
+        """The mapping at a dotted name, or None."""
+        found: Any = self.given
+        for name in section.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else None
+
+    def written(self, key: str) -> str:
+        """A key as the file has it: in the section it was written in."""
+        section, _, name = key.rpartition(".")
+        return f"{self.sections.get(section, section)}.{name}"
+
+    def is_overridden(self, key: str) -> bool:
+        return key in self.overridden or self.written(key) in self.overridden
+
+    def pop(self, key: str) -> tuple[bool, Any]:
+        section, _, name = key.rpartition(".")
+        holder = self.holder(section)
+        return (True, holder.pop(name)) if holder is not None and name in holder else (False, None)
+
+    def put(self, ours: str, value: Any, theirs: str) -> None:
+        """Store a renamed value; where our key is there too, an override wins, equal or empty values do no harm."""
+        section, _, name = ours.rpartition(".")
+        holder = self.holder(section)
+        if holder is None:
+            holder = self.given[section] = {}
+        present = holder.get(name)
+        if present in (None, "") or present == value or (self.is_overridden(theirs) and not self.is_overridden(ours)):
+            holder[name] = value
+            self.origins[ours] = self.written(theirs)
+        elif value not in (None, "") and not self.is_overridden(ours):
+            other = self.origins.get(ours, self.written(ours))
+            raise ConfigError(
+                f"{self.file}: {self.written(theirs)} and {other} name the same thing, but they differ: "
+                f"{shown(value)} and {shown(present)}; keep one of them"
+            )
+
 
 def translate(given: dict[str, Any], file: str, overridden: frozenset[str]) -> tuple[dict[str, str], list[str]]:
     """Rename and drop the family's keys, in place. Returns our key -> the name written, and the keys without effect.
@@ -70,57 +131,74 @@ def translate(given: dict[str, Any], file: str, overridden: frozenset[str]) -> t
     Raises:
         ConfigError: two names of one key hold different values.
     """
-    origins: dict[str, str] = {}
-    _stages(given, file, overridden, origins)
-    for theirs, ours in RENAMED.items():
-        found, value = _pop(given, theirs)
-        if found:
-            _put(given, ours, value, theirs, file, overridden, origins)
-    ignored = [f"{key}: ignored, because {why}" for key, why in IGNORED.items() if _pop(given, key)[0]]
-    _wandb(given, file)
-    _model(given, file, overridden)
-    return origins, ignored
+    reading = _Reading(given, file, overridden)
+    _student_and_teacher(reading)
+    _stages(reading)
+    for pair in RENAMED.items():
+        for theirs, ours in _in_every_model(*pair):
+            found, value = reading.pop(theirs)
+            if found:
+                reading.put(ours, value, theirs)
+    ignored = []
+    for key, why in IGNORED.items():
+        for (place,) in _in_every_model(key):
+            if reading.pop(place)[0]:
+                ignored.append(f"{reading.written(place)}: ignored, because {why}")
+    _wandb(reading)
+    for section in ("model", TEACHER):
+        _model(reading, section)
+    return reading.origins, ignored
 
 
-def _pop(given: dict[str, Any], key: str) -> tuple[bool, Any]:
-    section, _, name = key.partition(".")
-    holder = given.get(section)
-    return (True, holder.pop(name)) if isinstance(holder, dict) and name in holder else (False, None)
+def _in_every_model(*keys: str) -> list[tuple[str, ...]]:
+    """The same keys of the model and of the teacher; keys of other sections as they are."""
+    if not keys[0].startswith("model."):
+        return [keys]
+    return [keys, tuple(key.replace("model.", f"{TEACHER}.", 1) for key in keys)]
 
 
-def _put(
-    given: dict[str, Any],
-    ours: str,
-    value: Any,
-    theirs: str,
-    file: str,
-    overridden: frozenset[str],
-    origins: dict[str, str],
-) -> None:
-    """Store a renamed value; where our key is there too, an override wins, equal or empty values do no harm."""
-    section, _, name = ours.partition(".")
-    holder = given.setdefault(section, {})
-    present = holder.get(name)
-    if present in (None, "") or present == value or (theirs in overridden and ours not in overridden):
-        holder[name] = value
-        origins[ours] = theirs
-    elif value not in (None, "") and ours not in overridden:
-        other = origins.get(ours, ours)
-        raise ConfigError(
-            f"{file}: {theirs} and {other} name the same thing, but they differ: {shown(value)} and {shown(present)}; "
-            "keep one of them"
-        )
+def _student_and_teacher(reading: _Reading) -> None:
+    """`model_S` and `model_T`: the student is the model, the teacher the distillation's."""
+    for theirs, ours in STUDENT_AND_TEACHER.items():
+        if theirs not in reading.given:
+            continue
+        section = reading.given.pop(theirs)
+        if section is None:
+            continue
+        if not isinstance(section, dict):
+            raise ConfigError(f"{reading.file}: {theirs}: expected a mapping, found {shown(section)}")
+        if ours == TEACHER:
+            distillation = reading.given.setdefault("distillation", {})
+            if not isinstance(distillation, dict):
+                raise ConfigError(f"{reading.file}: distillation: expected a mapping, found {shown(distillation)}")
+            if distillation.get("teacher") is None:
+                distillation["teacher"] = {}
+        target = reading.holder(ours)
+        if target is None:
+            target = reading.given[ours] = {}
+        reading.sections[ours] = theirs
+        for name, value in section.items():
+            mine = f"{ours}.{name}"
+            if name in target and target[name] != value and f"{theirs}.{name}" not in reading.overridden:
+                if mine in reading.overridden:
+                    continue
+                raise ConfigError(
+                    f"{reading.file}: {theirs}.{name} and {mine} name the same thing, but they differ: "
+                    f"{shown(value)} and {shown(target[name])}; keep one of them"
+                )
+            target[name] = value
+            reading.origins[mine] = f"{theirs}.{name}"
 
 
-def _stages(given: dict[str, Any], file: str, overridden: frozenset[str], origins: dict[str, str]) -> None:
+def _stages(reading: _Reading) -> None:
     """Both stages in one file: `run.output_dir` and `run.optims` as mappings of one entry a stage."""
-    run = given.get("run", {})
+    file, run = reading.file, reading.given.get("run", {})
     folders = run.get("output_dir")
     if isinstance(folders, dict):
         run.pop("output_dir")
         for theirs, ours in (("stage1_output_dir", "output_dir"), ("stage2_output_dir", "output_dir_stage2")):
             if folders.get(theirs):
-                _put(given, f"run.{ours}", folders[theirs], f"run.output_dir.{theirs}", file, overridden, origins)
+                reading.put(f"run.{ours}", folders[theirs], f"run.output_dir.{theirs}")
         unknown = set(folders) - {"stage1_output_dir", "stage2_output_dir"}
         if unknown:
             raise ConfigError(
@@ -133,28 +211,30 @@ def _stages(given: dict[str, Any], file: str, overridden: frozenset[str], origin
             stage = optims.get(theirs) or {}
             if not isinstance(stage, dict):
                 raise ConfigError(f"{file}: run.optims.{theirs}: expected a mapping, found {shown(stage)}")
-            chosen = {name: value for name, value in common.items() if f"run.optims.{name}" in overridden}
+            chosen = {name: value for name, value in common.items() if f"run.optims.{name}" in reading.overridden}
             run[ours] = {**common, **stage, **chosen}
-            origins.update(
+            reading.origins.update(
                 {f"run.{ours}.{name}": f"run.optims.{theirs}.{name}" for name in stage if name not in chosen}
             )
 
 
-def _wandb(given: dict[str, Any], file: str) -> None:
+def _wandb(reading: _Reading) -> None:
     """`wandb.log: true/false` is the family's switch; `wandb.mode` is ours and wins."""
-    found, log = _pop(given, "wandb.log")
+    found, log = reading.pop("wandb.log")
     if not found or log is None:
         return
     if not isinstance(log, bool):
-        raise ConfigError(f"{file}: wandb.log: expected true or false, found {shown(log)}")
-    section = given["wandb"]
+        raise ConfigError(f"{reading.file}: wandb.log: expected true or false, found {shown(log)}")
+    section = reading.given["wandb"]
     has_key = bool(section.get("key") or os.environ.get("WANDB_API_KEY"))
     section.setdefault("mode", ("online" if has_key else "offline") if log else "disabled")
 
 
-def _model(given: dict[str, Any], file: str, overridden: frozenset[str]) -> None:
+def _model(reading: _Reading, section: str) -> None:
     """The family's switches whose sense another key of ours holds."""
-    model = given.get("model", {})
+    model = reading.holder(section)
+    if model is None:
+        return
     if model.get("token") in PLACEHOLDERS:
         model.pop("token", None)
     if isinstance(model.get("legacy"), bool):  # YAML also reads the bare words on and off as booleans
@@ -162,20 +242,21 @@ def _model(given: dict[str, Any], file: str, overridden: frozenset[str]) -> None
     if isinstance(model.get("quantization"), bool) and not model["quantization"]:
         model["quantization"] = "none"
     for switch, back_end in (("qlora", "nf4"), ("low_resource", "int8")):
-        found, on = _pop(given, f"model.{switch}")
+        key = f"{section}.{switch}"
+        found, on = reading.pop(key)
         if not found or on is None:
             continue
         if not isinstance(on, bool):
-            raise ConfigError(f"{file}: model.{switch}: expected true or false, found {shown(on)}")
+            raise ConfigError(f"{reading.file}: {reading.written(key)}: expected true or false, found {shown(on)}")
         present = model.get("quantization")
-        if not on or "model.quantization" in overridden:
+        if not on or reading.is_overridden(f"{section}.quantization"):
             continue
-        if present not in (None, back_end) and f"model.{switch}" not in overridden:
+        if present not in (None, back_end) and not reading.is_overridden(key):
             raise ConfigError(
-                f"{file}: model.{switch}: true means quantization: {back_end}, but the file also asks for {present}; "
-                "keep one"
+                f"{reading.file}: {reading.written(key)}: true means quantization: {back_end}, but the file also asks "
+                f"for {present}; keep one"
             )
         model["quantization"] = back_end
-    found, use_beats = _pop(given, "model.use_beats")
+    found, use_beats = reading.pop(f"{section}.use_beats")
     if found and use_beats is False:
         model["beats_path"] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["SECTIONS", "beside", "build", "default_output_dir", "program_file", "read", "require_paths"]
 
 PROGRAM = Path(__file__).resolve().parent.parent
-SECTIONS = ("wandb", "model", "generate", "datasets", "run")
+SECTIONS = ("wandb", "model", "distillation", "generate", "datasets", "run")
+MODELS = ("model", "distillation.teacher")
+"""Where a whole model is described."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # name, org/name, org/name@revision
 
 
@@ -115,27 +118,26 @@ def is_hub_name(path: str) -> bool:
 def require_paths(config: Config, keys: Sequence[str]) -> None:
     """See `Config.require_paths`."""
     for key in keys:
-        if key != "model":
+        if key not in MODELS:
             _require(config, key, required=True)
             continue
-        _require(config, "model.llama_path", required=True)
-        encoders = ("model.whisper_path", "model.beats_path", "model.ced_path")
+        _require(config, f"{key}.llama_path", required=True)
+        encoders = [f"{key}.{name}" for name in ("whisper_path", "beats_path", "ced_path")]
         for encoder in encoders:
             _require(config, encoder, required=False)
         if not any(_value(config, encoder) for encoder in encoders):
             raise ConfigError(f"{config.path}: the model has no encoder; set at least one of {', '.join(encoders)}")
-        _require(config, "model.ckpt", required=False)
-        _require(config, "model.speech_llama_proj_model", required=False)
+        _require(config, f"{key}.ckpt", required=False)
+        _require(config, f"{key}.speech_llama_proj_model", required=False)
 
 
 def _value(config: Config, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
+    return operator.attrgetter(key)(config)
 
 
 def _require(config: Config, key: str, *, required: bool) -> None:
-    section, _, name = key.partition(".")
-    fields = getattr(config, section).__dataclass_fields__
+    section, _, name = key.rpartition(".")
+    fields = _value(config, section).__dataclass_fields__
     assert "path" in fields[name].metadata, f"{key} holds no path"
     kind, value = fields[name].metadata["path"], _value(config, key)
     if not value:

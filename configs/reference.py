@@ -15,7 +15,7 @@ from configs.schema import Config
 
 INTRODUCTION = """# Configuration
 
-One YAML file describes a model, its data and its run. It has five sections: {sections};
+One YAML file describes a model, its data and its run. It has the sections {sections};
 each key is named below with its default.
 *This page is made from the schema: `python -m configs.reference > docs/configuration.md`.*
 
@@ -44,7 +44,9 @@ These keys have another name here:
 {renamed}
 
 `run.output_dir` and `run.optims` may hold both stages (`stage1_output_dir`, `stage2_output_dir`; `optims_1`,
-`optims_2`): the second one's become `run.output_dir_stage2` and `run.optims_stage2`. Further switches:
+`optims_2`): the second one's become `run.output_dir_stage2` and `run.optims_stage2`. The sections `model_S` and
+`model_T`, student and teacher, are `model` and `distillation.teacher`; what is said of `model` below holds for each.
+Further switches:
 
 | there | here |
 |---|---|

@@ -1,4 +1,4 @@
-"""What a YAML may say: sections `wandb`, `model`, `generate`, `datasets`, `run`, with the key names and defaults of
+"""What a YAML may say: sections `wandb`, `model`, `distillation`, `generate`, `datasets`, `run`, with the key names and defaults of
 the SALMONN family. Loading is strict: an unknown key, a wrong type or a value out of range is a `ConfigError` that
 names the file, the line, the key, what was found and the nearest valid name. The keys stand in `configs/sections.py`.
 """
@@ -18,14 +18,23 @@ from typing import Any
 
 import yaml
 
-from configs import loading
+from configs import compat, loading
 from configs.parsing import ConfigError, field_types, option
-from configs.sections import DatasetsConfig, GenerateConfig, ModelConfig, OptimsConfig, RunConfig, WandbConfig
+from configs.sections import (
+    DatasetsConfig,
+    DistillationConfig,
+    GenerateConfig,
+    ModelConfig,
+    OptimsConfig,
+    RunConfig,
+    WandbConfig,
+)
 
 __all__ = [
     "Config",
     "ConfigError",
     "DatasetsConfig",
+    "DistillationConfig",
     "GenerateConfig",
     "ModelConfig",
     "OptimsConfig",
@@ -49,6 +58,8 @@ class Config:
     """Weights & Biases."""
     model: ModelConfig = option(factory=ModelConfig)
     """The model."""
+    distillation: DistillationConfig = option(factory=DistillationConfig)
+    """Learning from a teacher."""
     generate: GenerateConfig = option(factory=GenerateConfig)
     """Text generation."""
     datasets: DatasetsConfig = option(factory=DatasetsConfig)
@@ -61,13 +72,13 @@ class Config:
     """Keys of the family that have no effect here, each with the reason; for the start of a log."""
 
     def to_dict(self, secrets: bool = False) -> dict[str, dict[str, Any]]:
-        """The five sections as plain data. Without `secrets`, keys that hold one are null."""
+        """The sections as plain data. Without `secrets`, keys that hold one are null."""
         return {s: _plain(getattr(self, s), secrets) for s in loading.SECTIONS}
 
     def require_paths(self, *keys: str) -> None:
         """Check, before anything is loaded, that what is named by dotted keys is given and exists. `model` stands for
-        the language model and every encoder; without keys, `model` is checked. Hub names are accepted where a folder
-        is.
+        the language model and every encoder (`distillation.teacher` likewise); without keys, `model` is checked. Hub
+        names are accepted where a folder is.
 
         Raises:
             ConfigError: for the first key that is absent or leads nowhere, with the place looked at and what to do.
@@ -153,12 +164,19 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         name: f"{section}.{name}" for section in loading.SECTIONS for name in field_types(field_types(Config)[section])
     }
     config = loading.build(Config, given, "", origin, elsewhere)
-    model, run = config.model, config.run
-    if model.token is None and os.environ.get("HF_TOKEN"):
-        model = dataclasses.replace(model, token=os.environ["HF_TOKEN"])
+    model, distillation, run = _with_token(config.model), config.distillation, config.run
+    if distillation.teacher is not None:
+        distillation = dataclasses.replace(distillation, teacher=_with_token(distillation.teacher))
     if "output_dir" not in (given.get("run") or {}):
         run = dataclasses.replace(run, output_dir=loading.default_output_dir(origin.file))
-    return dataclasses.replace(config, model=model, run=run, path=origin.file, ignored=tuple(ignored))
+    return dataclasses.replace(
+        config, model=model, distillation=distillation, run=run, path=origin.file, ignored=tuple(ignored)
+    )
+
+
+def _with_token(model: ModelConfig) -> ModelConfig:
+    token = model.token or os.environ.get("HF_TOKEN") or None
+    return model if token == model.token else dataclasses.replace(model, token=token)
 
 
 def dump_config(config: Config, path: str | os.PathLike[str]) -> None:
@@ -177,7 +195,9 @@ def dump_config(config: Config, path: str | os.PathLike[str]) -> None:
 
 def holds_secret(override: str) -> bool:
     """Whether `section.key=value` gives a secret, which must not be shown."""
-    section, _, name = override.partition("=")[0].strip().partition(".")
+    section, _, name = override.partition("=")[0].strip().rpartition(".")
+    if section in ("distillation.teacher", *compat.STUDENT_AND_TEACHER):
+        section = "model"
     fields = getattr(field_types(Config).get(section), "__dataclass_fields__", {})
     return name in fields and bool(fields[name].metadata.get("secret"))
 

@@ -154,6 +154,35 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """A student, the model, learns from a frozen teacher besides the texts. Off unless `teacher` is given. Each term
+    counts with its weight, 0 leaves it out; what teacher and student must have in common, each term says."""
+
+    teacher: ModelConfig | None = None
+    """The teacher, with the keys of `model`; its `ckpt` is its adapter. The family's section `model_T` (and `model_S`
+    is then `model`)."""
+    labels: float = option(0.7, minimum=0)
+    """Weight of the cross-entropy with the true texts."""
+    logits: float = option(0.3, minimum=0)
+    """Weight of the divergence (Kullback-Leibler, times temperature squared) from the teacher's distribution over the
+    next token, at the target's tokens. Needs the same tokenizer."""
+    temperature: float = option(3.0, above=0)
+    """Divides both sides' logits in that term."""
+    hidden: float = option(0.0, minimum=0)
+    """Weight of the squared distance between the language models' last hidden states, each normalised, at the target's
+    tokens. Needs the same width and the same tokenizer."""
+    qformer: float = option(1.0, minimum=0)
+    """Weight of the squared distance between what the Q-Formers return, over all audio tokens. Needs the same width,
+    windows and queries."""
+
+    def __post_init__(self) -> None:
+        _rule(
+            self.labels + self.logits + self.hidden + self.qformer > 0,
+            "distillation: labels, logits, hidden and qformer are all 0; give at least one a weight",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     """How text is generated, in evaluation and by default elsewhere."""
 

@@ -1,6 +1,7 @@
-"""What a YAML may say: sections `wandb`, `model`, `distillation`, `generate`, `datasets`, `run`, with the key names and defaults of
-the SALMONN family. Loading is strict: an unknown key, a wrong type or a value out of range is a `ConfigError` that
-names the file, the line, the key, what was found and the nearest valid name. The keys stand in `configs/sections.py`.
+"""What a YAML may say: sections `wandb`, `model`, `distillation`, `generate`, `datasets`, `run`, with the key names and
+defaults of the SALMONN family. Loading is strict: an unknown key, a wrong type or a value out of range is a
+`ConfigError` that names the file, the line, the key, what was found and the nearest valid name. The keys stand in
+`configs/sections.py`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs import compat
-from configs.schema import ConfigError, load_config
+from configs.schema import ConfigError, holds_secret, load_config
 
 COMMON_MODEL = """
   token: "<hf_token>"
@@ -233,3 +233,35 @@ def test_equal_values_under_two_names_do_no_harm(load) -> None:
 
 def test_tables_do_not_overlap() -> None:
     assert not set(compat.RENAMED) & set(compat.IGNORED)
+
+
+def test_the_teacher_knows_every_name_that_the_model_knows(load) -> None:
+    teacher = "{gemma_path: g, qlora: true, use_beats: false, beats_path: b, only_preprocessor: true}"
+    config = load(f"distillation: {{teacher: {teacher}}}")
+    teacher = config.distillation.teacher
+    assert (teacher.llama_path, teacher.quantization, teacher.beats_path) == ("g", "nf4", None)
+    (line,) = config.ignored
+    assert line.startswith("distillation.teacher.only_preprocessor: ignored, because")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model_S: 3", "model_S: expected a mapping"),
+        ("model: {lora_rank: 4}\nmodel_S: {lora_rank: 8}", "model_S.lora_rank and model.lora_rank name the same thing"),
+        ("model_T:\n  lora_rank: x", "line 2: model_T.lora_rank (here distillation.teacher.lora_rank)"),
+        ("model_T:\n  lora_runk: 3", "distillation.teacher.lora_runk: no such key"),
+        ("distillation: 3\nmodel_T: {}", "distillation: expected a mapping"),
+        ("distillation: {labels: 0, logits: 0, qformer: 0}", "labels, logits, hidden and qformer are all 0"),
+    ],
+)
+def test_mistakes_in_student_and_teacher(load, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert words in str(caught.value)
+
+
+def test_the_teachers_token_is_a_secret() -> None:
+    for section in ("model", "model_S", "model_T", "distillation.teacher"):
+        assert holds_secret(f"{section}.token=hf_secret")
+        assert not holds_secret(f"{section}.llama_path=x")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,17 @@ def make_corpus(run: Run) -> None:
         if run.short:
             command.append("--small")
         run.step("corpus", lambda: subprocess.run(command, check=False).returncode)
+
+
+def encode_clips(run: Run) -> None:
+    """Fill the cache of encoder outputs on all cores; in a short run training fills what it needs by itself."""
+    for config in run.recipe.stages:
+        if run.short or not load_config(config).datasets.cache_encoder_outputs:
+            continue
+        command = [sys.executable, "-m", "tools.cache_encoder_outputs", "--cfg-path", config]
+        command += ["--processes", str(os.cpu_count() or 1), *run.options()]
+        name = f"encoder outputs, {Path(config).stem}"
+        run.step(name, lambda command=command: subprocess.run(command, check=False).returncode)
 
 
 def train_stages(run: Run) -> Path:
@@ -244,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stale in ("eval", "untrained", "summary.json", *(Path(config).stem for config in recipe.stages)):
         remove(run.output / stale)
     make_corpus(run)
+    encode_clips(run)
     adapter = train_stages(run)
     for variant in VARIANTS:
         evaluate_variant(run, variant, adapter)

@@ -1,0 +1,143 @@
+"""Encode the clips of a YAML once, in several processes, so that training and evaluation find everything in the cache.
+
+    python -m tools.cache_encoder_outputs --cfg-path configs/demo/stage1.yaml --processes 2
+
+Training fills `datasets.cache_encoder_outputs` by itself, one clip after another in its own process; this does the same
+work on all cores beforehand. What is in the cache already is only looked up, so a run that was stopped goes on. Clips
+that cannot be read are left for training and evaluation to name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from command_line import is_for_user
+from configs.schema import Config, ConfigError, add_config_arguments, config_from_arguments
+from data.annotations import load_annotations
+from data.audio import AudioError, load_clip
+from models import pick_device
+from models.encoders import ENCODERS, EncoderStack, FrameCache
+from models.legacy import rules_of
+from training_step import training_model_config
+
+CLIPS_A_JOB = 64
+ANNOTATIONS = ("train_ann_path", "valid_ann_path", "train_stage2_path", "valid_stage2_path")
+"""What is encoded, besides the test files."""
+TEST_ANNOTATIONS = ("test_ann_path", "test_ann_path_asr", "test_ann_path_aac")
+
+Clip = tuple[str, tuple[str, ...]]
+"""A clip's path and those appended to it."""
+
+
+@dataclass
+class _Worker:
+    """What a process keeps from job to job."""
+
+    stack: EncoderStack
+    cache: FrameCache
+    max_audio_s: float | None
+
+
+_worker: _Worker | None = None
+
+
+def _start(config: Config) -> None:
+    global _worker
+    torch.set_num_threads(1)  # the processes share the cores
+    device = pick_device(config.run.device)
+    model = training_model_config(config, device)  # the precision that training will ask for
+    stack = rules_of(model).encoders.from_config(model, device).eval()
+    cache = FrameCache(config.datasets.cache_encoder_outputs, stack.fingerprint)
+    _worker = _Worker(stack, cache, config.datasets.max_audio_s)
+
+
+@torch.no_grad()
+def _encode(clips: Sequence[Clip]) -> tuple[int, int]:
+    """Clips that are in the cache now, and clips that could not be read."""
+    assert _worker is not None, "the pool starts each process with _start"
+    encoded = 0
+    for path, expand in clips:
+        try:
+            waveform, _ = load_clip(path, expand=expand, max_audio_s=_worker.max_audio_s)
+        except AudioError:
+            continue
+        _worker.cache.encode(_worker.stack, waveform[None], torch.tensor([len(waveform)]))
+        encoded += 1
+    return encoded, len(clips) - encoded
+
+
+def clips_of(config: Config) -> list[Clip]:
+    """Every clip that the configuration names, once, in a fixed order."""
+    datasets = config.datasets
+    clips: dict[Clip, None] = {}
+    for names, require_text in ((ANNOTATIONS, True), (TEST_ANNOTATIONS, False)):
+        for name in names:
+            if getattr(datasets, name):
+                entries = load_annotations(getattr(datasets, name), datasets.prefix, require_text=require_text)
+                clips.update({(entry.path, entry.expand_wav): None for entry in entries})
+    return list(clips)
+
+
+def fill_cache(config: Config, processes: int) -> tuple[int, int]:
+    """Encode every clip; returns how many are in the cache and how many could not be read.
+
+    Raises:
+        ConfigError: the configuration has no cache, trains an encoder, or changes the clips that it trains on.
+    """
+    datasets = config.datasets
+    if not datasets.cache_encoder_outputs:
+        raise ConfigError(f"{config.path}: datasets.cache_encoder_outputs is null; give it a folder to fill")
+    if datasets.augmentation:
+        raise ConfigError(
+            f"{config.path}: datasets.augmentation makes another clip of each clip every time, so the cache would not "
+            "be used; drop one of the two"
+        )
+    trained = [name for name in ENCODERS if not getattr(config.model, ENCODERS[name].freeze_key)]
+    trained = [name for name in trained if getattr(config.model, ENCODERS[name].path_key)]
+    if trained:
+        raise ConfigError(f"{config.path}: {' and '.join(trained)} is being trained, so its outputs change; freeze it")
+    clips = clips_of(config)
+    jobs = [clips[start : start + CLIPS_A_JOB] for start in range(0, len(clips), CLIPS_A_JOB)]
+    encoded = unreadable = 0
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start, initargs=(config,))
+    with pool, tqdm(total=len(clips), desc="encoder outputs", unit="clip") as progress:
+        for done, bad in pool.map(_encode, jobs):
+            encoded, unreadable = encoded + done, unreadable + bad
+            progress.update(done + bad)
+    return encoded, unreadable
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.cache_encoder_outputs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--processes", type=int, default=2, help="how many encode side by side (default: 2)")
+    arguments = parser.parse_args(argv)
+    try:
+        config = config_from_arguments(arguments)
+        encoded, unreadable = fill_cache(config, max(1, arguments.processes))
+    except Exception as error:
+        if not is_for_user(error):
+            raise
+        print(f"tools.cache_encoder_outputs: {error}", file=sys.stderr)
+        return 2
+    folder = Path(config.datasets.cache_encoder_outputs)
+    print(f"{folder}: {encoded:,} clips, {unreadable:,} that cannot be read")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

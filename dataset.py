@@ -27,10 +27,12 @@ from configs.loading import program_file
 from data.annotations import Annotation
 from data.audio import SAMPLE_RATE, AudioError, load_clip
 from data.augment import Augment
+from data.join import Joiner
 from quarantine import BadClip, Quarantine, TooManyBadClips
 from sampling import GlobalBatchSampler, SampleKey, clip_durations
 
 if TYPE_CHECKING:
+    from configs.sections import JoinClipsConfig
     from models.text import TextBatch, TextProcessor
 
 __all__ = [
@@ -58,6 +60,7 @@ PLACEHOLDER = "<SpeechHere>"  # where the audio belongs in a prompt
 QUESTION_SLOT = "{}"
 SAMPLE_STREAM = 0x5A  # sets a sample's draws apart from those of the epoch's order
 REFERENCE_STREAM = 0x3C  # and the choice among its references apart from both
+JOIN_STREAM = 0x71  # and the clips that are put in a row with it from all three
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # mallopt's names for them, from glibc's malloc.h
 MALLOC_KEPT_BYTES = 256 << 20
 MALLOC_MMAP_BYTES = 32 << 20
@@ -178,6 +181,7 @@ class AudioTextDataset(Dataset):
         seed: of the choice of prompts and references, and of augmentation.
         training: draw prompts and references, and augment.
         augment: applied with `training` only.
+        join: which clips are put in a row, with `training` only.
         max_audio_s: cut longer clips.
 
     Raises:
@@ -192,9 +196,11 @@ class AudioTextDataset(Dataset):
         seed: int = 0,
         training: bool = False,
         augment: Augment | Mapping[str, Any] | None = None,
+        join: JoinClipsConfig | None = None,
         max_audio_s: float | None = None,
     ) -> None:
         self.annotations = list(annotations)
+        self.joiner = Joiner(join, self.annotations) if join is not None and training else None
         self.prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
         self.seed = seed
         self.training = training
@@ -235,18 +241,38 @@ class AudioTextDataset(Dataset):
         except AudioError as error:
             reason = error.reason if error.clip == annotation.path else str(error)
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
+        text = self._reference(annotation, key)
+        if self.joiner is not None:
+            waveform, text = self._joined(waveform, text, annotation, key)
         if self.training and self.augment is not None:
             waveform = self.augment(waveform, rng, annotation.task)
-            if self.max_audio_s is not None:
-                waveform = waveform[: round(self.max_audio_s * SAMPLE_RATE)]
+        if self.training and self.max_audio_s is not None:
+            waveform = waveform[: round(self.max_audio_s * SAMPLE_RATE)]
         return Sample(
             index=annotation.index,
             annotation=annotation,
             waveform=waveform,
             prompt=fill_prompt(prompt, annotation, self.prompts.source),
-            text=self._reference(annotation, key),
+            text=text,
             capped=capped,
         )
+
+    def _joined(self, waveform: Tensor, text: str, annotation: Annotation, key: SampleKey) -> tuple[Tensor, str]:
+        """The clip and others after it, as `join_clips` says, and their texts."""
+        rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, JOIN_STREAM])
+        waveforms, texts = [waveform], [text]
+        for position in self.joiner.draw(annotation, rng):
+            further = self.annotations[position]
+            try:
+                waveforms.append(load_clip(further.path, expand=further.expand_wav)[0])
+            except AudioError:
+                continue  # it is named when it is drawn itself
+            texts.append(further.text)
+        if self.max_audio_s is not None:  # a text whose end nobody hears would teach the model to invent
+            while len(waveforms) > 1 and self.joiner.longest_s(waveforms) > self.max_audio_s:
+                waveforms.pop()
+                texts.pop()
+        return self.joiner.join(waveforms, rng), " ".join(texts)
 
     def _reference(self, annotation: Annotation, key: SampleKey) -> str:
         """What the model shall say: in training one of the references, another one each epoch, else the first."""

@@ -20,6 +20,7 @@ from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from dataset import AudioTextDataset, load_prompts
+from distillation import build_distiller
 from dryrun import describe
 from models import build_model
 from nonfinite import NonFiniteError
@@ -106,6 +107,7 @@ def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None
         seed=config.run.seed,
         training=True,
         augment=datasets.augmentation,
+        join=datasets.join_clips,
         max_audio_s=datasets.max_audio_s,
     )
     if datasets.valid_ann_path is None:
@@ -133,16 +135,21 @@ def _train_stage(
     for note in config.ignored:
         accelerator.print(f"ignored: {note}")
     config.require_paths("model", "datasets.train_ann_path", "model.prompt_path")
+    if config.distillation.teacher is not None:
+        config.require_paths("distillation.teacher")
     if config.datasets.valid_ann_path is not None:
         config.require_paths("datasets.valid_ann_path")
     train_data, valid_data = load_data(config)
     torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
     model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
+    distiller = build_distiller(config, model)
     if dryrun:
         runner = Runner(config, model, train_data, valid_data, accelerator=accelerator)
         accelerator.print(describe(config, model, train_data, valid_data, next(iter(runner.loader))))
+        if distiller is not None:
+            accelerator.print(f"\n{distiller.describe()}")
         return None
-    runner = Runner(config, model, train_data, valid_data, accelerator=accelerator, resume=resume)
+    runner = Runner(config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller)
     accelerator.print(_opening_words(config, runner, resume))
     return runner.train()
 

@@ -213,6 +213,30 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JoinClipsConfig:
+    """Several short clips in a row as one, their texts too: longer utterances than the recordings hold."""
+
+    p: float = option(0.5, minimum=0, maximum=1)
+    """Share of the clips that others are appended to."""
+    most: int = option(3, minimum=1)
+    """Clips appended at most; how many is drawn evenly from 1."""
+    tasks: tuple[str, ...] = ("asr",)
+    """Tasks whose texts may stand in a row."""
+    same: str | None = None
+    """A field of the annotations, such as `speaker`, in which all clips of a row agree."""
+    min_pause_s: float = option(0.0, minimum=0)
+    """Shortest silence between two clips, in seconds."""
+    max_pause_s: float = option(0.3, minimum=0)
+    """Longest silence between two clips, in seconds."""
+
+    def __post_init__(self) -> None:
+        _rule(
+            self.min_pause_s <= self.max_pause_s,
+            f"datasets.join_clips.min_pause_s ({self.min_pause_s}) is above max_pause_s ({self.max_pause_s})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetsConfig:
     """Annotation files and how clips are read."""
 
@@ -243,6 +267,8 @@ class DatasetsConfig:
     """Folder to keep the outputs of frozen encoders in, so that repeated epochs skip them; null keeps none."""
     augmentation: dict[str, Any] | None = None
     """Waveform augmentations for training: name -> settings, such as `gaussian_noise: {p: 0.3}`, `gain: {p: 0.3}`."""
+    join_clips: JoinClipsConfig | None = None
+    """Put short clips in a row in training, such as `{p: 0.5, most: 4, same: speaker}`; null leaves each alone."""
     bucket_batches: int = option(50, minimum=0)
     """Batches that are shuffled together and then sorted by length, so that a batch holds clips of like length; 0 sorts
     nothing."""

@@ -57,6 +57,8 @@ class Progress:
     interval_loss_sum: float = 0.0
     interval_tokens: int = 0
     """Loss since the last line of the log."""
+    interval_parts: dict = field(default_factory=dict)
+    """With distillation: the same of each term."""
     smooth_loss: float | None = None
     """Exponential mean of the step losses, as the progress bar shows it."""
     curve: list[tuple[int, float]] = field(default_factory=list)

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object, set_seed
 
 from configs.schema import Config
 from dataset import AudioTextDataset, Batch, BatchLoader, GlobalBatchSampler, Quarantine, build_loader, collate
+from distillation import Distiller
 from models.checkpoint import load_adapter, save_adapter
 from models.salmonn import SALMONN
 from run_folder import Progress, RunFolder, RunFolderError, TrainerState, rng_state, set_rng_state
@@ -70,6 +71,7 @@ class Runner:
         *,
         accelerator: Accelerator | None = None,
         resume: Path | None = None,
+        distiller: Distiller | None = None,
     ) -> None:
         self.config = config
         self.run = config.run
@@ -98,6 +100,7 @@ class Runner:
             max_grad_norm=self.run.max_grad_norm,
             max_nonfinite_steps=self.run.max_nonfinite_steps,
             cache=open_cache(config.datasets.cache_encoder_outputs, model),
+            distiller=distiller,
         )
         self.training_step.nonfinite_in_a_row = self.progress.nonfinite_in_a_row
         self.validator = None
@@ -235,6 +238,8 @@ class Runner:
             loss = result.loss_sum / result.tokens
             progress.interval_loss_sum += result.loss_sum
             progress.interval_tokens += result.tokens
+            for term, value in result.parts.items():
+                progress.interval_parts[term] = progress.interval_parts.get(term, 0.0) + value
             before = loss if progress.smooth_loss is None else progress.smooth_loss
             progress.smooth_loss = SMOOTHING * before + (1 - SMOOTHING) * loss
         now = time.monotonic()
@@ -242,7 +247,9 @@ class Runner:
         self.log.step(loss=progress.smooth_loss, samples_per_s=speed)
         if progress.step % self.run.log_freq and progress.step != self.total_steps:
             return
-        mean = progress.interval_loss_sum / progress.interval_tokens if progress.interval_tokens else None
+        tokens = progress.interval_tokens
+        mean = progress.interval_loss_sum / tokens if tokens else None
+        parts = {f"loss_{term}": value / tokens for term, value in progress.interval_parts.items()} if tokens else {}
         if mean is not None:
             progress.curve.append((progress.step, mean))
         self.log.line(
@@ -251,6 +258,7 @@ class Runner:
                 "iteration": progress.iteration,
                 "epoch": progress.iteration / self.iters_per_epoch,
                 "loss": mean,
+                **parts,
                 "lr": rate,
                 "grad_norm": result.grad_norm,
                 "samples": progress.clips,
@@ -262,7 +270,7 @@ class Runner:
                 "bad_clips": len(self.quarantine),
             }
         )
-        progress.interval_loss_sum, progress.interval_tokens = 0.0, 0
+        progress.interval_loss_sum, progress.interval_tokens, progress.interval_parts = 0.0, 0, {}
         self._interval_clips, self._interval_clock = 0, now
 
     # -- validation and checkpoints ----------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,9 @@ from models.encoders import FrameCache, Frames
 from models.salmonn import SALMONN
 from nonfinite import NonFiniteError, first_nonfinite
 from run_folder import rng_state, set_rng_state
+
+if TYPE_CHECKING:
+    from distillation import Distiller
 
 SMALLEST_LOSS_SCALE = 1.0  # an fp16 overflow at a smaller scale is no matter of scale any more
 SILENCE_PROMPT = "<Speech><SpeechHere></Speech>"
@@ -39,6 +42,8 @@ class StepResult:
     """Before clipping."""
     outcome: Outcome
     """`overflow`: skipped while fp16's loss scale is being lowered; `nonfinite`: skipped; `empty`: every clip bad."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """With distillation: each term's sum over the same tokens, before weighting."""
 
 
 class TrainingStep:
@@ -56,6 +61,7 @@ class TrainingStep:
         max_grad_norm: float | None,
         max_nonfinite_steps: int,
         cache: FrameCache | None = None,
+        distiller: "Distiller | None" = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -63,6 +69,7 @@ class TrainingStep:
         self.max_grad_norm = max_grad_norm
         self.max_nonfinite_steps = max_nonfinite_steps
         self.cache = cache
+        self.distiller = distiller
         self.nonfinite_in_a_row = 0
         self._parameters = list(model.adapter_parameters())
         if accelerator.ddp_handler is not None:  # a trained encoder may have weights that some batches do not use
@@ -79,13 +86,13 @@ class TrainingStep:
             return StepResult(0.0, 0, 0.0, "empty")
         last_chance = self.nonfinite_in_a_row + 1 >= self.max_nonfinite_steps
         rng_before = rng_state() if last_chance else None
-        loss_sum = self._accumulate(window, tokens)
+        loss_sum, parts = self._accumulate(window, tokens)
         norm = self._clip_gradients()
         outcome = self._update(loss_sum, norm)
         if outcome == "nonfinite" and rng_before is not None:
             set_rng_state(rng_before)
             self._give_up(window)
-        return StepResult(loss_sum, tokens, norm, outcome)
+        return StepResult(loss_sum, tokens, norm, outcome, parts)
 
     def frames(self, waveforms: Tensor, lengths: Tensor) -> list[Frames] | None:
         """The frozen encoders' outputs from the cache; None where there is no cache and the model is to encode."""
@@ -93,33 +100,42 @@ class TrainingStep:
             return None
         return self.cache.encode(self.model.encoders, waveforms, lengths)
 
-    def _accumulate(self, window: Sequence[Batch], tokens: int) -> float:
-        """Forward and backward passes of a window; returns its loss summed over all processes."""
+    def _accumulate(self, window: Sequence[Batch], tokens: int) -> tuple[float, dict[str, float]]:
+        """Forward and backward passes of a window; returns its loss, and the terms', summed over all processes."""
         self.model.train()
         accelerator = self.accelerator
-        local_sum = torch.zeros((), device=accelerator.device)
+        terms = self.distiller.terms if self.distiller is not None else ()
+        local_sums = torch.zeros(1 + len(terms), device=accelerator.device)
         for index, batch in enumerate(window):
             exchanges = accelerator.num_processes > 1 and index == len(window) - 1
             if not len(batch) and not exchanges:
                 continue
             with nullcontext() if exchanges else accelerator.no_sync(self._wrapped):
                 if len(batch):
-                    loss_sum = self._loss_sum(batch)
-                    local_sum += loss_sum.detach()
+                    loss_sum, parts = self._losses(batch)
+                    local_sums += torch.stack([loss_sum.detach(), *(parts[term] for term in terms)])
                 else:  # every clip was bad here, but the others wait for this process' gradients: zeros
-                    loss_sum = 0.0 * self._loss_sum(self._silence())
+                    loss_sum = 0.0 * self._losses(self._silence())[0]
                 # Gradients are averaged over the processes, while the loss is divided by the tokens of all of them.
                 accelerator.backward(loss_sum * (accelerator.num_processes / tokens))
-        return accelerator.reduce(local_sum, "sum").item()
+        loss_sum, *parts = accelerator.reduce(local_sums, "sum").tolist()
+        return loss_sum, dict(zip(terms, parts, strict=True))
 
-    def _loss_sum(self, batch: Batch) -> Tensor:
-        return self._output(self._wrapped, batch).loss_sum
+    def _losses(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A batch's loss, and the terms that it is made of where there is a teacher."""
+        if self.distiller is None:
+            return self._output(self._wrapped, batch).loss_sum, {}
+        waveforms, lengths = self._on_device(batch)
+        losses = self.distiller.losses(self._wrapped, batch, waveforms, lengths, self.frames(waveforms, lengths))
+        return losses.loss_sum, losses.parts
 
     def _output(self, model: torch.nn.Module, batch: Batch):
-        device = self.accelerator.device
-        waveforms = batch.waveforms.to(device, non_blocking=True)
-        lengths = batch.lengths.to(device, non_blocking=True)
+        waveforms, lengths = self._on_device(batch)
         return model(waveforms, lengths, text_batch=batch.text_batch, frames=self.frames(waveforms, lengths))
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        device = self.accelerator.device
+        return batch.waveforms.to(device, non_blocking=True), batch.lengths.to(device, non_blocking=True)
 
     def _silence(self) -> Batch:
         return Batch(

@@ -25,11 +25,14 @@ IGNORED = -100  # the label that the loss skips
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`loss_sum` over `target_tokens` answer tokens, and `loss`, their ratio."""
+    """`loss_sum` over `target_tokens` answer tokens, and `loss`, their ratio; `logits` `[S, V]` and last `hidden`
+    states `[S, H]` at the positions that predict these tokens, row after row."""
 
     loss_sum: Tensor
     target_tokens: int
     loss: Tensor
+    logits: Tensor
+    hidden: Tensor
 
 
 @dataclass(frozen=True)
@@ -147,10 +150,11 @@ class SALMONN(nn.Module):
         hidden = self.llm(assembled.embeds, assembled.mask, assembled.positions)
         next_labels = assembled.labels[:, 1:]
         answered = next_labels != IGNORED
-        logits = self.llm.logits(hidden[:, :-1][answered])  # only where an answer token is predicted: [S, V]
+        predicting = hidden[:, :-1][answered]  # only where an answer token is predicted: [S, H]
+        logits = self.llm.logits(predicting)  # [S, V]
         loss_sum = F.cross_entropy(logits.float(), next_labels[answered], reduction="sum")
         target_tokens = text_batch.target_tokens
-        return LossOutput(loss_sum, target_tokens, loss_sum / max(1, target_tokens))
+        return LossOutput(loss_sum, target_tokens, loss_sum / max(1, target_tokens), logits, predicting)
 
     @torch.no_grad()
     def generate(

@@ -16,6 +16,8 @@ RENAMED = {
     "model.llm_path": "model.llama_path",
     "model.gemma_path": "model.llama_path",
     "model.qwen_path": "model.llama_path",
+    "model.canary_path": "model.parakeet_path",
+    "model.freeze_canary": "model.freeze_parakeet",
     "model.speech_gemma_proj_model": "model.speech_llama_proj_model",
     "model.speech_qwen_proj_model": "model.speech_llama_proj_model",
     "model.freeze_speech_gemma_proj": "model.freeze_speech_llama_proj",

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs import compat
 from configs.parsing import ConfigError, Origin, build, yaml_lines, yaml_type
+from configs.sections import ENCODER_PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +123,7 @@ def require_paths(config: Config, keys: Sequence[str]) -> None:
             _require(config, key, required=True)
             continue
         _require(config, f"{key}.llama_path", required=True)
-        encoders = [f"{key}.{name}" for name in ("whisper_path", "beats_path", "ced_path")]
+        encoders = [f"{key}.{name}" for name in ENCODER_PATHS]
         for encoder in encoders:
             _require(config, encoder, required=False)
         if not any(_value(config, encoder) for encoder in encoders):

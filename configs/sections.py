@@ -11,6 +11,17 @@ from typing import Any, Literal
 from configs.parsing import option
 
 Paths = str | tuple[str, ...] | None
+ENCODER_PATHS = (
+    "whisper_path",
+    "beats_path",
+    "ced_path",
+    "wavlm_path",
+    "hubert_path",
+    "wav2vec2_path",
+    "ast_path",
+    "parakeet_path",
+)
+"""Keys of `model` that name an audio encoder; the encoders that are set are used together."""
 
 
 def _rule(holds: bool, message: str) -> None:
@@ -50,6 +61,17 @@ class ModelConfig:
     """BEATs: a released `.pt` file. Null for a model without one."""
     ced_path: str | None = option(None, path="model")
     """CED: a `.pt` file, a folder or a hub name. Null for a model without one."""
+    wavlm_path: str | None = option(None, path="model")
+    """WavLM: a folder or a hub name. Null for a model without one."""
+    hubert_path: str | None = option(None, path="model")
+    """HuBERT: a folder or a hub name. Null for a model without one."""
+    wav2vec2_path: str | None = option(None, path="model")
+    """Wav2Vec2 or Wav2Vec2-BERT: a folder or a hub name. Null for a model without one."""
+    ast_path: str | None = option(None, path="model")
+    """Audio Spectrogram Transformer: a folder or a hub name. Null for a model without one."""
+    parakeet_path: str | None = option(None, path="model")
+    """FastConformer encoder, as transformers has it for Parakeet: a folder or a hub name, with or without a decoder.
+    Also written `canary_path`. Null for a model without one."""
     token: str | None = option(None, secret=True)
     """Access token for gated hub repositories; `HF_TOKEN` is read where this is null. Never written, logged or
     exported."""
@@ -67,11 +89,22 @@ class ModelConfig:
     """Keep BEATs' weights as they are."""
     freeze_ced: bool = True
     """Keep CED's weights as they are."""
+    freeze_wavlm: bool = True
+    """Keep WavLM's weights as they are."""
+    freeze_hubert: bool = True
+    """Keep HuBERT's weights as they are."""
+    freeze_wav2vec2: bool = True
+    """Keep Wav2Vec2's weights as they are."""
+    freeze_ast: bool = True
+    """Keep the Audio Spectrogram Transformer's weights as they are."""
+    freeze_parakeet: bool = True
+    """Keep Parakeet's weights as they are. Also written `freeze_canary`."""
     window: Literal["clip", "full"] = "clip"
-    """How much audio Whisper sees: `clip` the clip's real length, `full` always 30 s, padded with silence."""
+    """How much audio Whisper and AST see: `clip` the clip's real length, `full` always 30 s (AST: 10 s), padded with
+    silence."""
     fusion: Literal["concat", "project"] = "concat"
-    """How several encoders are joined: `concat` lays their channels side by side, `project` brings each to a common
-    width and adds them."""
+    """How several encoders are joined: `concat` lays their channels side by side, `project` brings each to the
+    Q-Former's width and adds them."""
 
     use_speech_Qformer: bool = True
     """Join encoder and language model by a Q-Former, the only connector there is."""

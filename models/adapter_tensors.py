@@ -12,6 +12,7 @@ PAD_ROWS = "llm.pad_rows."  # rows appended to a vocabulary, which no base check
 
 _LLM_BLOCK = re.compile(r"^llm\.model\.(?:[a-z_]+\.)*?(layers\.\d+\.)")
 _STREAM_NORM = re.compile(r"^connector\.norms\.(.+)\.weight$")
+_PROJECTION = re.compile(r"^connector\.projections\.(.+)\.(?:weight|bias)$")
 _READS_FRAMES = re.compile(r"^connector\.qformer\.layers\.\d+\.cross_attention\.(?:key|value)\.weight$")
 _ENCODER = re.compile(r"^encoders\.encoders\.[^.]+\.")
 
@@ -38,7 +39,8 @@ class LoadReport:
     ignored: tuple[str, ...] = ()
     """Entries of a released file that have no effect here: buffers that nothing trained."""
     added: tuple[str, ...] = ()
-    """Encoders that the adapter was trained without: a fresh LayerNorm, and zeros where the Q-Former reads them."""
+    """Encoders that the adapter was trained without: a fresh LayerNorm, and zeros where the Q-Former reads them
+    (`fusion: concat`) or for their projection (`fusion: project`)."""
 
     @property
     def fits(self) -> bool:
@@ -128,23 +130,27 @@ def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> Lo
 
 
 def added_encoders(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> tuple[str, ...]:
-    """Encoders of a concatenating connector whose frames the file knows nothing of."""
-    if any(name.startswith("connector.projections.") for name in own):
-        return ()
+    """Encoders whose frames the file knows nothing of."""
     return tuple(match[1] for name in own if (match := _STREAM_NORM.match(name)) and name not in state)
 
 
 def with_added_encoders(
     state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]], added: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, bool]]]:
-    """The file's tensors with zero columns for the new encoders' frames; the model's without their LayerNorms."""
+    """The file's tensors with zeros for the new encoders' frames; the model's without their LayerNorms.
+
+    Zero columns where the Q-Former reads concatenated frames, else zero projections: in both gradients are not zero.
+    """
     widths = {match[1]: len(tensor) for name, (tensor, _) in own.items() if (match := _STREAM_NORM.match(name))}
     known = torch.cat([torch.full((width,), name not in added) for name, width in widths.items()])  # [sum of D]
     widened = dict(state)
     for name, (tensor, _) in own.items():
-        if _READS_FRAMES.match(name) and name in state and state[name].shape == (len(tensor), int(known.sum())):
+        reads = _READS_FRAMES.match(name) and name in state and tensor.shape[1] == len(known)
+        if reads and state[name].shape == (len(tensor), int(known.sum())):
             widened[name] = state[name].new_zeros(tensor.shape)
             widened[name][:, known] = state[name]
+        elif (match := _PROJECTION.match(name)) and match[1] in added:
+            widened[name] = torch.zeros_like(tensor, device="cpu")
     fresh = tuple(f"connector.norms.{name}." for name in added)
     return widened, {name: entry for name, entry in own.items() if not name.startswith(fresh)}
 

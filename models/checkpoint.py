@@ -122,9 +122,10 @@ def load_adapter(model: nn.Module, source: str | Path, *, add_encoders: bool = F
     Every tensor of the file must have its place, and every part of the adapter its tensor. One exception: an encoder
     that was frozen when the file was written and trains now keeps its base weights; the report names it.
 
-    With `add_encoders` a model of `model.fusion: concat` may have encoders that the adapter was trained without: the
-    Q-Former's weights for their frames become zeros, so that (at an equal frame rate) audio tokens are those of before,
-    and training takes it from there. The report names them, and a warning.
+    With `add_encoders` the model may have encoders that the adapter was trained without: the Q-Former's weights for
+    their frames (`model.fusion: concat`), or their projections (`project`), become zeros, so that audio tokens are
+    those of before, and training takes it from there. (An encoder with a faster frame rate than any before it changes
+    where windows begin, and so the tokens.) The report names them, and a warning.
 
     Raises:
         CheckpointError: the source is absent or damaged, or does not fit; the model is then unchanged.

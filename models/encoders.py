@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from models.audio_encoder import AudioEncoder, length_mask
 from models.beats import BEATs
 from models.ced import CED
+from models.hf_encoder import HFEncoder
 from models.whisper import WhisperEncoder
 
 if TYPE_CHECKING:
@@ -71,10 +72,26 @@ def _build_ced(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
     return CED.from_checkpoint(config.ced_path, dtype=dtype, token=config.token or None, **legacy)
 
 
+def _hf_entry(name: str, *kinds: str) -> EncoderEntry:
+    """An encoder of transformers; `kinds` are the model types that its path may lead to."""
+
+    def build(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+        window = config.window if config.legacy == "off" else "full"
+        path = getattr(config, f"{name}_path")
+        return HFEncoder.from_pretrained(path, kinds=kinds, window=window, dtype=dtype, token=config.token or None)
+
+    return EncoderEntry(path_key=f"{name}_path", freeze_key=f"freeze_{name}", build=build)
+
+
 ENCODERS: dict[str, EncoderEntry] = {
     "whisper": EncoderEntry(path_key="whisper_path", freeze_key="freeze_whisper", build=_build_whisper),
     "beats": EncoderEntry(path_key="beats_path", freeze_key="freeze_beats", build=_build_beats),
     "ced": EncoderEntry(path_key="ced_path", freeze_key="freeze_ced", build=_build_ced),
+    "wavlm": _hf_entry("wavlm", "wavlm"),
+    "hubert": _hf_entry("hubert", "hubert"),
+    "wav2vec2": _hf_entry("wav2vec2", "wav2vec2", "wav2vec2-bert"),
+    "ast": _hf_entry("ast", "audio-spectrogram-transformer"),
+    "parakeet": _hf_entry("parakeet", "parakeet_encoder", "parakeet_ctc", "parakeet_rnnt", "parakeet_tdt"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Waveforms to spectra: those of Whisper, BEATs and CED, batched, on the waveforms' device.
+"""Waveforms to spectra: those of Whisper, BEATs, CED and transformers' encoders, batched, on the waveforms' device.
 
 A clip's values depend on its own samples alone: what lies past its length in the batch is treated as silence, and
 floors come from the clip itself. Everything runs in float32 (fbank also in float64) whatever the autocast setting.
@@ -7,6 +7,7 @@ floors come from the clip itself. Everything runs in float32 (fbank also in floa
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,10 @@ FBANK_EPSILON = torch.finfo(torch.float32).eps  # also in float64, as Kaldi has 
 FBANK_MEAN, FBANK_STD = 15.41663, 6.55582  # of AudioSet, from BEATs' code
 PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
+
+PARAKEET_FFT = 512
+PARAKEET_GUARD = 2.0**-24  # added before the logarithm
+PARAKEET_EPSILON = 1e-5  # added to the standard deviation of a bin
 
 DECIBEL_BINS = 64
 DECIBEL_FFT = 512  # CED's window is as long
@@ -82,7 +87,7 @@ def log_mel(
         window = torch.hann_window(WINDOW, device=waveforms.device)
         spectrum = torch.stft(waveforms, WINDOW, HOP, window=window, center=False, return_complex=True)
         power = _power(spectrum[..., : samples // HOP])  # [B, WINDOW / 2 + 1, F]
-        mel = _whisper_filters(bins, waveforms.device) @ power  # [B, M, F]
+        mel = _slaney_filters(bins, WINDOW, waveforms.device) @ power  # [B, M, F]
     decades = mel.clamp(min=LOG_MEL_EPSILON).log10()
     inside = length_mask(frame_lengths, decades.shape[-1])[:, None]  # [B, 1, F]
     loudest = decades.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True)
@@ -91,29 +96,90 @@ def log_mel(
 
 
 @torch.no_grad()
-def kaldi_fbank(waveforms: Tensor, lengths: LongTensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """BEATs' fbank, normalised: [B, T] -> [B, F, M] float32, zero from frame `fbank_frames(length)` on.
+def kaldi_log_mel(
+    waveforms: Tensor,
+    lengths: LongTensor,
+    *,
+    bins: int = FBANK_BINS,
+    window: Literal["povey", "hann"] = "povey",
+    gain: float = FBANK_GAIN,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Kaldi's fbank, as it is: [B, T] -> [B, F, M] in `dtype`, without meaning from `fbank_frames(length)` on.
 
-    `dtype` is that of the computation. Released systems ran it in float64; in float32 the quiet bins of clean tones
-    differ visibly, nothing else does.
+    `dtype` is that of the computation; in float32 the quiet bins of clean tones differ visibly from float64.
 
     Raises ValueError if the batch is shorter than one frame.
-    Source: torchaudio.compliance.kaldi.fbank with the settings of BEATs.
+    Source: torchaudio.compliance.kaldi.fbank.
     """
     if waveforms.shape[1] < WINDOW:
         raise ValueError(f"fbank: the batch has {waveforms.shape[1]} samples; expected at least {WINDOW}, one frame")
-    waveforms = zero_after(waveforms.to(dtype), lengths) * FBANK_GAIN
+    waveforms = zero_after(waveforms.to(dtype), lengths) * gain
     with torch.autocast(waveforms.device.type, enabled=False):
         frames = waveforms.unfold(1, WINDOW, HOP)  # [B, F, WINDOW]
         frames = frames - frames.mean(dim=-1, keepdim=True)
         # The window gives a frame's first sample no weight. Without it the rest begins a sample earlier, which the
         # power does not see, and pre-emphasis finds a predecessor for every sample.
-        frames = (frames[..., 1:] - PREEMPHASIS * frames[..., :-1]) * _povey_window(frames.device, dtype)[1:]
+        frames = (frames[..., 1:] - PREEMPHASIS * frames[..., :-1]) * _kaldi_window(window, frames.device, dtype)[1:]
         power = _power(torch.fft.rfft(frames, FBANK_FFT))  # [B, F, FFT / 2 + 1]
-        mel = power @ _kaldi_filters(frames.device, dtype)  # [B, F, M]
-    fbank = (mel.clamp(min=FBANK_EPSILON).log() - FBANK_MEAN) / (2 * FBANK_STD)
-    frame_lengths = (1 + (lengths - WINDOW) // HOP).clamp(min=0)
-    return zero_after(fbank.float(), frame_lengths)
+        mel = power @ _kaldi_filters(bins, frames.device, dtype)  # [B, F, M]
+    return mel.clamp(min=FBANK_EPSILON).log()
+
+
+@torch.no_grad()
+def kaldi_fbank(waveforms: Tensor, lengths: LongTensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """BEATs' fbank, normalised: [B, T] -> [B, F, M] float32, zero from frame `fbank_frames(length)` on.
+
+    `dtype` is that of the computation. Released systems ran it in float64.
+
+    Raises ValueError if the batch is shorter than one frame.
+    """
+    fbank = (kaldi_log_mel(waveforms, lengths, dtype=dtype) - FBANK_MEAN) / (2 * FBANK_STD)
+    return zero_after(fbank.float(), fbank_lengths(lengths))
+
+
+def fbank_lengths(lengths: LongTensor) -> LongTensor:
+    """`fbank_frames` of each clip: [B] samples -> [B]."""
+    return (1 + (lengths - WINDOW) // HOP).clamp(min=0)
+
+
+def bin_statistics(spectrogram: Tensor, frame_lengths: LongTensor) -> tuple[Tensor, Tensor]:
+    """Means and unbiased variances of each bin over a clip's own frames: [B, F, M] -> [B, 1, M] each."""
+    counts = frame_lengths[:, None, None]
+    mean = zero_after(spectrogram, frame_lengths).sum(dim=1, keepdim=True) / counts
+    deviation = zero_after(spectrogram - mean, frame_lengths)
+    return mean, deviation.square().sum(dim=1, keepdim=True) / (counts - 1)
+
+
+def parakeet_frames(samples: int) -> int:
+    """Frames of Parakeet's spectrogram: one for every whole 10 ms."""
+    return samples // HOP
+
+
+@torch.no_grad()
+def parakeet_log_mel(
+    waveforms: Tensor, lengths: LongTensor, *, bins: int, preemphasis: float | None = PREEMPHASIS
+) -> tuple[Tensor, LongTensor]:
+    """Parakeet's log-mel spectrogram, each bin normalised over the clip: [B, T] -> ([B, F, M], frame lengths [B]).
+
+    Source: ParakeetFeatureExtractor of transformers.
+    """
+    waveforms = zero_after(waveforms.float(), lengths)
+    if preemphasis is not None:
+        emphasised = waveforms[:, 1:] - preemphasis * waveforms[:, :-1]
+        waveforms = zero_after(torch.cat([waveforms[:, :1], emphasised], dim=1), lengths)
+    frame_lengths = lengths // HOP
+    with torch.autocast(waveforms.device.type, enabled=False):
+        window = torch.hann_window(WINDOW, periodic=False, device=waveforms.device)
+        spectrum = torch.stft(
+            waveforms, PARAKEET_FFT, HOP, WINDOW, window=window, pad_mode="constant", return_complex=True
+        )
+        power = _power(spectrum[..., : int(frame_lengths.max())])  # [B, FFT / 2 + 1, F]
+        mel = (_slaney_filters(bins, PARAKEET_FFT, waveforms.device) @ power).transpose(1, 2)  # [B, F, M]
+        decades = (mel + PARAKEET_GUARD).log()
+        mean, variance = bin_statistics(decades, frame_lengths)
+        scaled = (decades - mean) / (variance.sqrt() + PARAKEET_EPSILON)
+    return zero_after(scaled, frame_lengths), frame_lengths
 
 
 def decibel_frames(samples: int) -> int:
@@ -155,10 +221,10 @@ def _power(spectrum: Tensor) -> Tensor:
 
 
 @lru_cache
-def _whisper_filters(bins: int, device: torch.device) -> Tensor:
-    """[M, WINDOW / 2 + 1], Slaney's mel scale and area norm."""
+def _slaney_filters(bins: int, fft: int, device: torch.device) -> Tensor:
+    """[M, FFT / 2 + 1], Slaney's mel scale and area norm."""
     filters = mel_filter_bank(
-        num_frequency_bins=HALF_WINDOW + 1,
+        num_frequency_bins=fft // 2 + 1,
         num_mel_filters=bins,
         min_frequency=0.0,
         max_frequency=SAMPLE_RATE / 2,
@@ -185,20 +251,20 @@ def _decibel_filters(device: torch.device) -> Tensor:
 
 
 @lru_cache
-def _povey_window(device: torch.device, dtype: torch.dtype) -> Tensor:
-    window = torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(POVEY_POWER)
-    return window.to(device, dtype)
+def _kaldi_window(kind: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    window = torch.hann_window(WINDOW, periodic=False, dtype=torch.float64)
+    return (window.pow(POVEY_POWER) if kind == "povey" else window).to(device, dtype)
 
 
 @lru_cache
-def _kaldi_filters(device: torch.device, dtype: torch.dtype) -> Tensor:
+def _kaldi_filters(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """[FFT / 2 + 1, M]: triangles equally wide, and linear, on Kaldi's mel scale; the Nyquist bin counts nothing."""
 
     def to_mel(frequency_hz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(frequency_hz / 700.0)
 
     low, high = to_mel(torch.tensor([FBANK_LOW_HZ, FBANK_HIGH_HZ], dtype=torch.float64))
-    edges = torch.linspace(0, 1, FBANK_BINS + 2, dtype=torch.float64) * (high - low) + low
+    edges = torch.linspace(0, 1, count + 2, dtype=torch.float64) * (high - low) + low
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]  # [M] each
     bins = to_mel(torch.arange(FBANK_FFT // 2, dtype=torch.float64) * SAMPLE_RATE / FBANK_FFT)[:, None]
     rising = (bins - left) / (centre - left)

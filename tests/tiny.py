@@ -21,6 +21,16 @@ import yaml
 SAMPLE_RATE = 16_000
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "zero", "red", "green", "blue", "fish")
 SOUNDS = {"noise": "a steady hiss", "chirp": "a rising whistle", "beep": "short beeps", "hum": "a low hum"}
+HF_ENCODERS = (
+    "wavlm base",
+    "wavlm large",
+    "hubert base",
+    "hubert large",
+    "wav2vec2",
+    "wav2vec2-bert",
+    "ast",
+    "parakeet",
+)
 LLM_FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
 TRAIN_PROMPTS = {
     "asr": [
@@ -84,6 +94,51 @@ def write_whisper(
         torch.manual_seed(seed)
         WhisperModel(config).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=mels).save_pretrained(folder)
+    return folder
+
+
+def hf_encoder_config(name: str) -> tuple:
+    """A small configuration and feature extractor of one of `HF_ENCODERS`, with the switches of released models."""
+    import transformers as library
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    still = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
+    front = {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    if name.endswith("large"):  # the base models have a GroupNorm over time instead, and norms after their layers
+        front |= {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+    family = name.split()[0]
+    if family in ("wavlm", "hubert", "wav2vec2"):
+        kind = {"wavlm": "WavLMConfig", "hubert": "HubertConfig", "wav2vec2": "Wav2Vec2Config"}[family]
+        extractor = library.Wav2Vec2FeatureExtractor(do_normalize=name != "wavlm base")
+        return getattr(library, kind)(**sizes, **still, **front), extractor
+    if family == "wav2vec2-bert":
+        still |= {"conformer_conv_dropout": 0.0}
+        config = library.Wav2Vec2BertConfig(**sizes, **still, conv_depthwise_kernel_size=7, output_hidden_size=32)
+        return config, library.SeamlessM4TFeatureExtractor(padding_value=1)
+    if family == "ast":
+        return library.ASTConfig(**sizes), library.ASTFeatureExtractor()
+    assert family == "parakeet", name
+    still = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    return library.ParakeetEncoderConfig(**sizes, **still, subsampling_conv_channels=8), (
+        library.ParakeetFeatureExtractor()
+    )
+
+
+def write_hf_encoder(folder: Path, name: str, *, seed: int = 0) -> Path:
+    """Write a folder of one of `HF_ENCODERS`: config.json, model.safetensors, preprocessor_config.json."""
+    from transformers import AutoModel
+
+    config, extractor = hf_encoder_config(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(config)
+        with torch.no_grad():  # fresh biases are zero and norms the identity, which would hide what reaches padding
+            for key, value in (*model.named_parameters(), *model.named_buffers()):
+                if value.is_floating_point() and value.dim() <= 3 and "inv_freq" not in key and key[-3:] != ".pe":
+                    noise = 0.1 * torch.randn_like(value)
+                    value.add_(noise.abs() if "running_var" in key else noise)
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
     return folder
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from configs.schema import ModelConfig
+from configs.sections import ENCODER_PATHS
 from models import encoders
 from models.encoders import (
     ENCODERS,
@@ -136,6 +138,21 @@ def test_frozen_weights_take_the_configured_dtype_and_others_do_not(config: Simp
     assert next(trained.encoders["whisper"].parameters()).dtype == torch.float32
     joined = join_streams(half(_noise(1, RATE), torch.tensor([RATE])), half.frame_rates_hz)
     assert joined.frames.shape[-1] == sum(half.dims)
+
+
+def test_every_encoder_of_the_table_has_its_keys() -> None:
+    assert tuple(entry.path_key for entry in ENCODERS.values()) == ENCODER_PATHS
+    assert all(getattr(ModelConfig(), entry.freeze_key) is True for entry in ENCODERS.values())
+    assert all(getattr(ModelConfig(), entry.path_key) is None for entry in ENCODERS.values())
+
+
+def test_a_path_to_another_kind_of_encoder_is_an_error(config: SimpleNamespace, tmp_path: Path) -> None:
+    folder = tiny.write_hf_encoder(tmp_path, "hubert base")
+    wrong = SimpleNamespace(**{**vars(config), "wavlm_path": str(folder)})
+    with pytest.raises(ValueError, match=r"model\.wavlm_path: '.*' is of type 'hubert'; expected wavlm"):
+        EncoderStack.from_config(wrong)
+    stack = EncoderStack.from_config(SimpleNamespace(**{**vars(config), "hubert_path": str(folder)}))
+    assert list(stack.encoders) == ["whisper", "beats", "hubert"]
 
 
 def test_errors_list_what_there_is(config: SimpleNamespace) -> None:

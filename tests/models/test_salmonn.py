@@ -200,12 +200,14 @@ def test_an_added_encoder_is_not_heard_until_trained(config, tmp_path, caplog, k
     assert zeros.any() and (key.grad[zeros] != 0).any()
 
 
-def test_an_encoder_is_added_to_a_concatenating_connector_alone(config, tmp_path):
+def test_an_encoder_is_added_neither_to_another_fusion_nor_in_exchange(config, tmp_path):
     before = build_model(replace(config, beats_path=None, fusion="project"))
     folder = save_adapter(before, tmp_path / "adapter")
-    with pytest.raises(CheckpointError, match=r"missing.*connector\.norms\.beats"):
-        build_model(replace(config, fusion="project", ckpt=str(folder)))
+    with pytest.raises(CheckpointError, match=r"unexpected.*connector\.projections\.whisper"):
+        build_model(replace(config, ckpt=str(folder)))
     other = save_adapter(build_model(replace(config, beats_path=None)), tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"missing.*connector\.projections\.whisper"):
+        build_model(replace(config, fusion="project", ckpt=str(other)))
     with pytest.raises(CheckpointError, match=r"unexpected.*connector\.norms\.whisper"):  # exchanged, not added
         build_model(replace(config, whisper_path=None, ckpt=str(other)))
 

@@ -6,6 +6,8 @@ of calls in a fresh process. `data.demo` therefore renders every part of the cor
 
 import ctypes
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -91,24 +93,32 @@ class _Event(ctypes.Structure):
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
+def espeak_package() -> ModuleType:
+    """The pip package with espeak-ng's library and data."""
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise SpeechError(
+            "the demo corpus needs espeak-ng for its speech: pip install espeakng-loader (GPL-3, optional)"
+        ) from error
+    return espeakng_loader
+
+
 class Synthesiser:
     """espeak-ng, initialised once a process (the library keeps its state in globals).
+
+    `data` is a folder of voices and dictionaries to use in place of the package's own.
 
     Raises:
         SpeechError: the package `espeakng-loader` is not installed, or the library does not start.
     """
 
-    def __init__(self) -> None:
-        try:
-            import espeakng_loader
-        except ImportError as error:
-            raise SpeechError(
-                "the demo corpus needs espeak-ng for its speech: pip install espeakng-loader (GPL-3, optional)"
-            ) from error
-        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+    def __init__(self, data: Path | None = None) -> None:
+        loader = espeak_package()
+        self._library = ctypes.CDLL(loader.get_library_path())
         self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self.rate_hz = self._library.espeak_Initialize(
-            _SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), _PHONEME_EVENTS
+            _SYNCHRONOUS, 0, str(data or loader.get_data_path()).encode(), _PHONEME_EVENTS
         )
         if self.rate_hz <= 0:
             raise SpeechError(

@@ -23,7 +23,7 @@ from tools.standins.clips import load_clips, read_shard
 from tools.standins.tokenizer import build_tokenizer
 
 PARTS = ("llm", "whisper", "beats")
-WHISPER_CLIPS, WHISPER_SPEECH = 16_000, 0.92
+WHISPER_CLIPS, WHISPER_SPEECH = 24_000, 0.94
 BEATS_CLIPS, BEATS_SPEECH = 6_000, 0.2
 HELD_OUT = 200
 """Clips kept from training, for the figures printed on the way."""
@@ -67,7 +67,8 @@ def pretrain_whisper(arguments: argparse.Namespace) -> None:
     clips = _clips(arguments, "log_mel", WHISPER_CLIPS, WHISPER_SPEECH)
     table = whisper.phoneme_table(clips)
     examples = [whisper.example(clip, table) for clip in clips]
-    for step, model in whisper.train(recipe, examples[:-HELD_OUT], len(table) + 1, log):
+    state = arguments.work / f"whisper_{recipe.seed}_{recipe.steps}.pt"
+    for step, model in whisper.train(recipe, examples[:-HELD_OUT], len(table) + 1, log, state):
         log(step=step, held_out_wer=whisper.word_error_rate(model, examples[-HELD_OUT:]))
         whisper.save(model, arguments.out / "whisper")
 

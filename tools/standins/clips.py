@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import soxr
@@ -19,8 +20,9 @@ from data.demo_captions import is_test_pair
 from data.demo_clips import Clip, draw_event, draw_sound_clip, draw_speech_clip, render
 from data.demo_language import DIGITS, WORDS, Sentence, is_test_sentence
 from data.demo_sounds import CONTINUOUS, INSTRUMENTS
-from data.demo_speech import FEMALE_TEST, MALE_TEST, Synthesiser
+from data.demo_speech import FEMALE_TEST, MALE_TEST, Synthesiser, espeak_package
 from models.features import kaldi_fbank, log_mel
+from tools.standins.speakers import SpeakerFolder, draw_speaker
 
 SEED_SPACE = 7_919
 """First part of every pretraining seed; corpora use small numbers."""
@@ -28,6 +30,8 @@ SHARD_CLIPS = 500
 RANDOM_WORDS = 0.25
 """Share of spoken clips that say random words instead of a sentence, so that acoustics cannot lean on grammar."""
 RANDOM_DIGITS = 0.08
+INVENTED_SPEAKERS = 0.6
+"""Share of Whisper's spoken clips by a speaker drawn for that clip alone."""
 OVER_SOUND = 0.12
 """Share of spoken clips with a sound behind them."""
 
@@ -85,27 +89,36 @@ def load_clips(folder: Path, count: int, *, features: str, speech: float, seed: 
         (folder / f"{features}_{seed}_{start:06d}.pt", start, min(start + SHARD_CLIPS, count), features, speech, seed)
         for start in range(0, count, SHARD_CLIPS)
     ]
+    missing = [job for job in jobs if not job[0].exists()]
     # espeak's output depends on what a process said before: one process a shard.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        yield from pool.map(_render_shard, jobs)
+        for path in pool.map(_render_shard, missing):
+            print(f"rendered {path}", flush=True)
+    yield from (path for path, *_ in jobs)
 
 
 def _render_shard(job: tuple[Path, int, int, str, float, int]) -> Path:
     path, start, end, features, speech, seed = job
-    if path.exists():
-        return path
     torch.set_num_threads(1)
-    synthesiser = Synthesiser()
-    clips = [_prepare(number, features, speech, seed, synthesiser) for number in range(start, end)]
+    with TemporaryDirectory() as temporary:
+        speakers = SpeakerFolder(Path(espeak_package().get_data_path()), Path(temporary))
+        synthesiser = Synthesiser(speakers.path)
+        clips = [_prepare(number, features, speech, seed, synthesiser, speakers) for number in range(start, end)]
     temporary = path.with_suffix(".tmp")
     torch.save([vars(clip) for clip in clips], temporary)
     temporary.rename(path)
     return path
 
 
-def _prepare(number: int, features: str, speech: float, seed: int, synthesiser: Synthesiser) -> PretrainingClip:
+def _prepare(
+    number: int, features: str, speech: float, seed: int, synthesiser: Synthesiser, speakers: SpeakerFolder
+) -> PretrainingClip:
     clip = draw_pretraining_clip(number, speech=speech, seed=seed)
     assert_training_only(clip)
+    rng = np.random.default_rng((SEED_SPACE, seed, number, 3))
+    if features == "log_mel" and clip.voice is not None and rng.random() < INVENTED_SPEAKERS:  # BEATs is told genders
+        clip = replace(clip, voice=replace(clip.voice, speaker=f"invented{number}"))
+        speakers.add(clip.voice.speaker, draw_speaker(rng))
     rendered = render(clip, synthesiser)
     mono = rendered.waveform.mean(axis=0)
     if clip.channel.rate_hz != SAMPLE_RATE:

@@ -17,7 +17,7 @@ from data.demo_sounds import CONTOURS, TEMPOS
 SIZE = 1_216
 """Pieces, a multiple of 64."""
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
-_SPACE = "▁"
+SPACE = "▁"
 _OTHER_WORDS = (
     "yes", "no", "male", "female", "man", "woman", "first", "last", "one", "two", "who", "says", "say", "said",
     "intent", "name", "day", "time", "hour", "minutes", "number", "state", "color", "room", "lights", "timer", "a",
@@ -63,16 +63,16 @@ def build_tokenizer(prompts: Path = Path("prompts")) -> PreTrainedTokenizerFast:
     """A unigram model whose scores make the longest piece win; nothing is trained, so it is the same every time."""
     words = {word.strip(",.") for line in texts() for word in line.split()} | set(WORDS)
     letters = [chr(code) for code in range(33, 127)] + ["\n"] + list(_IPA)
-    pieces: dict[str, float] = {_SPACE: -8.0}
+    pieces: dict[str, float] = {SPACE: -8.0}
     pieces |= dict.fromkeys(letters, -12.0)
-    pieces |= {_SPACE + word: -4.0 for word in sorted(words)}
-    pieces |= dict.fromkeys(_MARKS, -3.0) | {_SPACE + mark: -3.0 for mark in _MARKS}
+    pieces |= {SPACE + word: -4.0 for word in sorted(words)}
+    pieces |= dict.fromkeys(_MARKS, -3.0) | {SPACE + mark: -3.0 for mark in _MARKS}
     for word in instruction_words(prompts):
         if len(pieces) < SIZE - 160:
-            pieces.setdefault(_SPACE + word, -5.0)
+            pieces.setdefault(SPACE + word, -5.0)
     fragments: Counter[str] = Counter()
     for word in words:
-        marked = _SPACE + word
+        marked = SPACE + word
         for size in (2, 3, 4):
             fragments.update(marked[i : i + size] for i in range(len(marked) - size + 1))
     for fragment, _ in sorted(fragments.items(), key=lambda item: (-item[1] * len(item[0]), item[0])):
@@ -81,8 +81,8 @@ def build_tokenizer(prompts: Path = Path("prompts")) -> PreTrainedTokenizerFast:
         pieces.setdefault(fragment, -11.0 - 2.0 / len(fragment))
     assert len(pieces) == SIZE - len(SPECIAL), len(pieces)
     tokenizer = Tokenizer(Unigram([(token, 0.0) for token in SPECIAL] + list(pieces.items()), unk_id=0))
-    tokenizer.pre_tokenizer = Metaspace(replacement=_SPACE, prepend_scheme="first", split=True)
-    tokenizer.decoder = MetaspaceDecoder(replacement=_SPACE, prepend_scheme="first", split=True)
+    tokenizer.pre_tokenizer = Metaspace(replacement=SPACE, prepend_scheme="first", split=True)
+    tokenizer.decoder = MetaspaceDecoder(replacement=SPACE, prepend_scheme="first", split=True)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
     unk, bos, eos, pad = SPECIAL
     return PreTrainedTokenizerFast(

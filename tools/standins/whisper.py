@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers import AttentionInterface, WhisperConfig, WhisperFeatureExtractor
 
 from data.demo_language import WORDS
 from models.whisper import WhisperEncoder
@@ -42,13 +41,14 @@ class WhisperRecipe:
     layers: int = 4
     heads: int = 6
     ffn: int = 576
-    steps: int = 6000
+    steps: int = 8_000
     batch: int = 32
     peak_rate: float = 2e-3
     muon_rate: float = 0.02
     warmup_steps: int = 150
-    alignment_steps: int = 1200
+    alignment_steps: int = 600
     """Steps with the frame losses alone; later they fade against CTC."""
+    save_steps: int = 500
     seed: int = 0
 
 
@@ -262,24 +262,54 @@ def losses(model: WordRecogniser, batch: dict[str, Tensor], ctc_weight: float) -
     return total, parts
 
 
-def train(recipe: WhisperRecipe, examples: list[Example], phonemes: int, log) -> Iterator[tuple[int, WordRecogniser]]:
-    """Train; yields (step, model) every 500 steps and at the end."""
+def short_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_
+) -> tuple[Tensor, None]:
+    """softmax(q k) v as written, in the tensors' own precision: on clips of a few seconds two fifths faster on a CPU,
+    forward and back, than the fused kernel."""
+    scores = (query * scaling) @ key.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -1e4)
+    return (scores.softmax(-1, dtype=scores.dtype) @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("short", short_attention)
+
+
+def train(
+    recipe: WhisperRecipe, examples: list[Example], phonemes: int, log, state: Path
+) -> Iterator[tuple[int, WordRecogniser]]:
+    """Train; yields (step, model) every `save_steps` and at the end.
+
+    Before each yield everything is kept in the file `state`; where it exists, training goes on from it.
+    """
     torch.manual_seed(recipe.seed)
     model = WordRecogniser(whisper_config(recipe), phonemes)
     attend_locally(model.encoder)
+    model.encoder.config._attn_implementation = "short"
     model.encoder.embed_positions.requires_grad_(False)
     both = optimisers(model, model.encoder.layers, recipe.peak_rate, recipe.muon_rate)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    batches = length_batches([item.length for item in examples], recipe.batch, generator)
-    for step in range(1, recipe.steps + 1):
+    done = 0
+    if state.exists():
+        kept = torch.load(state, weights_only=True)
+        done = kept["step"]
+        model.load_state_dict(kept["model"])
+        for optimiser, moments in zip(both, kept["optimisers"], strict=True):
+            optimiser.load_state_dict(moments)
+    batches = length_batches(
+        [item.length for item in examples], recipe.batch, torch.Generator().manual_seed(recipe.seed)
+    )
+    for step, chosen in enumerate(itertools.islice(batches, recipe.steps), start=1):
+        if step <= done:
+            continue
         for group in (group for optimiser in both for group in optimiser.param_groups):
             group["lr"] = learning_rate(step, recipe.steps, group["peak"], recipe.warmup_steps)
-        batch = collate([examples[i] for i in next(batches)], generator)
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        batch = collate([examples[i] for i in chosen], generator)
         ctc_weight = min(0.9, max(0.0, (step - recipe.alignment_steps) / recipe.alignment_steps))
         model.train()
         model.zero_grad(set_to_none=True)
-        # On short clips the plain formula is a quarter faster on a CPU than the fused kernel's backward pass.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16):
             total, parts = losses(model, batch, ctc_weight)
             total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -288,7 +318,10 @@ def train(recipe: WhisperRecipe, examples: list[Example], phonemes: int, log) ->
                 optimiser.step()
         if step % 50 == 0:
             log(step=step, **parts)
-        if step % 500 == 0 or step == recipe.steps:
+        if step % recipe.save_steps == 0 or step == recipe.steps:
+            moments = [optimiser.state_dict() for optimiser in both]
+            torch.save({"step": step, "model": model.state_dict(), "optimisers": moments}, state.with_suffix(".tmp"))
+            state.with_suffix(".tmp").replace(state)
             yield step, model
 
 

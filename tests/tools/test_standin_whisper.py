@@ -1,0 +1,79 @@
+"""tools/standins: the Whisper stand-in's training can be stopped, and speakers can be invented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.demo_speech import Synthesiser, Voice, espeak_package
+from tools.standins import whisper
+from tools.standins.clips import PretrainingClip
+from tools.standins.speakers import SpeakerFolder, draw_speaker
+
+TINY = whisper.WhisperRecipe(width=24, layers=2, heads=2, ffn=32, steps=4, batch=2, alignment_steps=1, save_steps=2)
+
+
+def examples() -> tuple[list[whisper.Example], int]:
+    rng = np.random.default_rng(0)
+    clips = [
+        PretrainingClip(
+            log_mel=rng.normal(size=(80, 60 + 10 * number)).astype(np.float16),
+            fbank=None,
+            words=(("red", 0.0, 0.2), ("dog", 0.2, 0.5)),
+            phonemes=(("r", 0.0), ("d", 0.2)),
+            events=(),
+            gender=None,
+            melody=None,
+        )
+        for number in range(4)
+    ]
+    table = whisper.phoneme_table(clips)
+    return [whisper.example(clip, table) for clip in clips], len(table) + 1
+
+
+def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    clips, phonemes = examples()
+
+    def train(state: Path):
+        return whisper.train(TINY, clips, phonemes, lambda **_: None, state)
+
+    *_, (last, whole) = train(tmp_path / "whole.pt")
+    assert last == TINY.steps
+    first = train(tmp_path / "parts.pt")
+    assert next(first)[0] == 2
+    first.close()
+    resumed = list(train(tmp_path / "parts.pt"))
+    assert [step for step, _ in resumed] == [4]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed[0][1].state_dict()[name]), name
+
+
+def test_short_attention_is_attention() -> None:
+    query, key, value = torch.randn(3, 2, 4, 7, 8)
+    mask = torch.arange(7) < torch.tensor([[7], [5]])
+    mask = mask[:, None, None]
+    found, _ = whisper.short_attention(torch.nn.Identity(), query, key, value, mask, scaling=8**-0.5)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_every_invented_speaker_says_it_differently(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader", reason="speech needs espeak-ng")
+    folder = SpeakerFolder(Path(espeak_package().get_data_path()), tmp_path)
+    rng = np.random.default_rng(0)
+    synthesiser = Synthesiser(folder.path)
+    said = []
+    for number in range(3):
+        folder.add(f"invented{number}", draw_speaker(rng))
+        voice = Voice(
+            accent="en-us", speaker=f"invented{number}", gender="female", rate_wpm=140, pitch=50, pitch_range=50,
+            word_gap=0,
+        )  # fmt: skip
+        said.append(synthesiser.say("the small dog", voice))
+    assert {word for word, *_ in said[0].words} == {"the", "small", "dog"}
+    spectra = [np.abs(np.fft.rfft(spoken.waveform, 32_768)) for spoken in said]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert np.corrcoef(spectra[one], spectra[other])[0, 1] < 0.9

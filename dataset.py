@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 
 PLACEHOLDER = "<SpeechHere>"  # where the audio belongs in a prompt
 QUESTION_SLOT = "{}"
+QUESTION_TASK = "QA"  # each of its prompts holds a question of its own
 SAMPLE_STREAM = 0x5A  # sets a sample's draws apart from those of the epoch's order
 REFERENCE_STREAM = 0x3C  # and the choice among its references apart from both
 JOIN_STREAM = 0x71  # and the clips that are put in a row with it from all three
@@ -350,11 +351,16 @@ def _convert_text(text_batch: TextBatch, convert: Callable[[Any], Any]) -> TextB
 
 
 def collate(
-    samples: Sequence[Sample | BadClip], text_processor: TextProcessor | None = None, *, with_targets: bool = True
+    samples: Sequence[Sample | BadClip],
+    text_processor: TextProcessor | None = None,
+    *,
+    with_targets: bool = True,
+    common_prompt: bool = False,
 ) -> Batch:
     """Samples to a `Batch`, in order; bad clips go to `batch.bad`.
 
-    Tokenises where `text_processor` is given, the references too unless `with_targets` is off (generation).
+    Tokenises where `text_processor` is given, the references too unless `with_targets` is off (generation). With
+    `common_prompt` a batch of one task, questions apart, has its first sample's prompt in every row.
     """
     good = [sample for sample in samples if isinstance(sample, Sample)]
     lengths = torch.tensor([len(sample.waveform) for sample in good], dtype=torch.long)
@@ -362,6 +368,9 @@ def collate(
     for row, sample in zip(waveforms, good, strict=True):
         row[: len(sample.waveform)] = sample.waveform
     prompts = [sample.prompt for sample in good]
+    tasks = [sample.annotation.task for sample in good]
+    if common_prompt and len(set(tasks)) == 1 and QUESTION_TASK not in tasks:
+        prompts = prompts[:1] * len(good)
     references = [sample.text for sample in good]
     text_batch = None
     if text_processor is not None and good:
@@ -372,7 +381,7 @@ def collate(
         prompts=prompts,
         references=references,
         ids=[sample.index for sample in good],
-        tasks=[sample.annotation.task for sample in good],
+        tasks=tasks,
         text_batch=text_batch,
         bad=tuple(sample for sample in samples if isinstance(sample, BadClip)),
         cut=tuple(sample.capped for sample in good),

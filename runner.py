@@ -413,7 +413,9 @@ class Runner:
         loader = build_loader(
             self.train_data,
             sampler,
-            collate=functools.partial(collate, text_processor=self.model.text),
+            collate=functools.partial(
+                collate, text_processor=self.model.text, common_prompt=self.config.model.has_common_prompt
+            ),
             num_workers=self.run.num_workers,
         )
         return sampler, loader

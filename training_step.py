@@ -196,10 +196,16 @@ def open_cache(folder: str | Path | None, model: SALMONN) -> FrameCache | None:
     """The cache of encoder outputs that `datasets.cache_encoder_outputs` names, if it names one.
 
     Raises:
-        ValueError: where an encoder is trained, since its outputs then change.
+        ValueError: where an encoder is trained, since its outputs then change; under `model.legacy: exact`, where
+            they depend on the batch.
     """
     if not folder:
         return None
+    if model.config.legacy == "exact":
+        raise ValueError(
+            f"datasets.cache_encoder_outputs is {folder}, but under model.legacy: exact encoders hear the batch, so "
+            "that a clip has no outputs of its own: set the cache to null, or model.legacy to weights."
+        )
     trained = [name for name, frozen in model.encoders.frozen.items() if not frozen]
     if trained:
         raise ValueError(

@@ -62,7 +62,7 @@ class Validator:
         self.loader = build_loader(
             data,
             sampler,
-            collate=functools.partial(collate, text_processor=model.text),
+            collate=functools.partial(collate, text_processor=model.text, common_prompt=config.model.has_common_prompt),
             num_workers=min(config.run.num_workers, len(sampler)),
         )
         self.scored = data.annotations

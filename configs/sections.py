@@ -171,6 +171,11 @@ class ModelConfig:
     """Type of the frozen weights and of the arithmetic: `auto` is float32 on CPU and, in training, without
     `run.amp`; float16 on CUDA."""
 
+    @property
+    def has_common_prompt(self) -> bool:
+        """Whether a batch of one task has one prompt, as in the public code without `multi_prompt`."""
+        return self.legacy == "exact" and not self.multi_prompt
+
     def __post_init__(self) -> None:
         if self.legacy is None:
             legacy = "weights" if (self.ckpt or "").endswith(".pth") else "off"

@@ -76,9 +76,18 @@ class _Candidates:
 
 
 def beam_search(
-    llm: LanguageModel, assembled: Assembled, text: TextProcessor, options: GenerateOptions
-) -> list[tuple[list[int], list[float]]]:
-    """The best hypothesis of each row: its ids, and their log-probabilities."""
+    llm: LanguageModel,
+    assembled: Assembled,
+    text: TextProcessor,
+    options: GenerateOptions,
+    *,
+    halt_id: int | None = None,
+) -> list[tuple[list[int], list[float], bool]]:
+    """The best hypothesis of each row: its ids, their log-probabilities, and whether the first row ended it.
+
+    With `halt_id` the search ends for all rows where the first row's best running beam has that token; running beams
+    then count as finished.
+    """
     device = assembled.embeds.device
     clips, beams, prompt_span = len(assembled), options.num_beams, assembled.embeds.shape[1]
     generator = seeded(options, device)
@@ -90,16 +99,20 @@ def beam_search(
 
     state = _Beams.start(clips, beams, options.max_new_tokens, device)
     alive = list(range(clips))  # the clip behind each clip of the state
-    results: dict[int, tuple[list[int], list[float]]] = {}
+    results: dict[int, tuple[list[int], list[float], bool]] = {}
     for step in range(options.max_new_tokens):
         last_step = step + 1 == options.max_new_tokens
         candidates = _candidates(logits, state, text, options, last_step, generator)
         _collect_done(state, candidates, step + 1, options)
         sources = _continue(state, candidates)
+        halted = halt_id is not None and 0 not in results and int(state.tokens[0, 0, -1]) == halt_id
         finished = (~_can_improve(state, step + 1, options) | candidates.ended.all(dim=1)).tolist()
         for index, clip in enumerate(alive):
             if finished[index] and clip not in results:
-                results[clip] = _best(state, index)
+                results[clip] = (*_best(state, index), False)
+        if halted:
+            _close(state, step + 1, options)
+            results |= {clip: (*_best(state, i), True) for i, clip in enumerate(alive) if clip not in results}
         kept = [index for index, clip in enumerate(alive) if clip not in results]
         if not kept:
             break
@@ -176,6 +189,18 @@ def _collect_done(state: _Beams, candidates: _Candidates, length: int, options: 
     }
     for name, new in merged.items():
         setattr(state, name, _gather(torch.cat([getattr(state, name), new], dim=1), chosen))
+
+
+def _close(state: _Beams, length: int, options: GenerateOptions) -> None:
+    """Take the running beams into the finished hypotheses."""
+    running = _Candidates(
+        sources=torch.zeros_like(state.done_lengths),
+        tokens=state.tokens,
+        logprobs=state.logprobs,
+        scores=state.scores,
+        ended=torch.ones_like(state.is_done),
+    )
+    _collect_done(state, running, length, options)
 
 
 def _can_improve(state: _Beams, length: int, options: GenerateOptions) -> Tensor:

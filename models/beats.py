@@ -58,12 +58,14 @@ class BEATsConfig:
     """The relative position bias is gated by the query."""
     finetuned_model: bool = False
     """The file holds a classifier, `predictor`."""
+    encoder_layerdrop: float = 0.0
+    """How often the released code leaves a layer out in training. Without effect here, but see `layer_drop`."""
     predictor_dropout: float = 0.0
     predictor_class: int = 527
 
     @classmethod
     def from_released(cls, cfg: dict[str, Any]) -> BEATsConfig:
-        """Keep the keys that shape the network; the others (layer drop, pre-training's masking) have no effect here."""
+        """Keep the keys that shape the network; the others (pre-training's masking) have no effect here."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in cfg.items() if name in names})
 
@@ -211,6 +213,7 @@ class TransformerEncoder(nn.Module):
         self.pos_conv = nn.Sequential(PositionalConvolution(config))
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.encoder_layers)])
         self.layer_norm = nn.LayerNorm(config.encoder_embed_dim)
+        self.layer_drop = 0.0  # the released rate is `config.encoder_layerdrop`; only `model.legacy: exact` applies it
         for layer in self.layers[1:]:  # one table of relative positions, stored under every layer's name
             layer.self_attn.relative_attention_bias = self.layers[0].self_attn.relative_attention_bias
 
@@ -227,6 +230,8 @@ class TransformerEncoder(nn.Module):
         # Without padding there is nothing to mask, and ungated models attend by a faster kernel.
         keys = ~padded[:, None, None] if bool(padded.any()) else None  # [B, 1, 1, N]
         for layer in self.layers:
+            if self.training and self.layer_drop and torch.rand(()).item() <= self.layer_drop:
+                continue
             if tokens.requires_grad and config.layer_wise_gradient_decay_ratio != 1.0:
                 tokens = _ScaleGradient.apply(tokens, config.layer_wise_gradient_decay_ratio)
             tokens = layer(tokens, position_bias, keys)

@@ -34,24 +34,39 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    llm: LanguageModel, assembled: Assembled, text: TextProcessor, options: GenerateOptions
+    llm: LanguageModel,
+    assembled: Assembled,
+    text: TextProcessor,
+    options: GenerateOptions,
+    *,
+    halt_id: int | None = None,
 ) -> list[Generation]:
     """A hypothesis for each row of `assembled`, by greedy search, sampling, or beams, in the rows' order.
 
     Equal to transformers' `generate` token for token in float32, and the same for a row alone and in any batch.
+    With `halt_id` all rows stop where the first row (its best running beam) has that token.
     """
     if len(assembled) == 0:
         return []
     if options.num_beams > 1:
-        return [finished(ids, logprobs, text) for ids, logprobs in beam_search(llm, assembled, text, options)]
+        results = beam_search(llm, assembled, text, options, halt_id=halt_id)
+        return [finished(ids, logprobs, text, halted) for ids, logprobs, halted in results]
     rows: list[Hypothesis] = []
-    for rows in search(llm, assembled, text, options):  # noqa: B007 - the last state is the result
+    for rows in search(llm, assembled, text, options, halt_id=halt_id):  # noqa: B007 - the last state is the result
         pass
-    return [finished(row.tokens, row.logprobs, text) for row in rows]
+    halted = halt_id is not None and rows[0].tokens[-1] == halt_id
+    return [finished(row.tokens, row.logprobs, text, halted) for row in rows]
 
 
 @torch.no_grad()
-def stream(llm: LanguageModel, assembled: Assembled, text: TextProcessor, options: GenerateOptions) -> Iterator[str]:
+def stream(
+    llm: LanguageModel,
+    assembled: Assembled,
+    text: TextProcessor,
+    options: GenerateOptions,
+    *,
+    halt_id: int | None = None,
+) -> Iterator[str]:
     """The text of a single row in pieces, as it is decoded; joined, they are what `generate` returns.
 
     A piece never holds half a character, a special token, or what may turn out to be the start of a stop string.
@@ -61,7 +76,7 @@ def stream(llm: LanguageModel, assembled: Assembled, text: TextProcessor, option
             f"streaming takes one clip and num_beams=1; got {len(assembled)} clips and num_beams={options.num_beams}."
         )
     shown, tokens = "", []
-    for (row,) in search(llm, assembled, text, options):
+    for (row,) in search(llm, assembled, text, options, halt_id=halt_id):
         tokens = row.tokens
         settled = _settled(text, tokens)
         if len(settled) > len(shown) and settled.startswith(shown):
@@ -82,7 +97,12 @@ class Hypothesis:
 
 
 def search(
-    llm: LanguageModel, assembled: Assembled, text: TextProcessor, options: GenerateOptions
+    llm: LanguageModel,
+    assembled: Assembled,
+    text: TextProcessor,
+    options: GenerateOptions,
+    *,
+    halt_id: int | None = None,
 ) -> Iterator[list[Hypothesis]]:
     """Greedy search or sampling, a token a step for every unfinished row; yields all rows after each step."""
     rows = [Hypothesis([], []) for _ in range(len(assembled))]
@@ -102,7 +122,8 @@ def search(
             _append(rows[row], token, logprob, text)
         yield rows
         kept = [index for index, row in enumerate(alive) if not rows[row].done]
-        if not kept or step + 1 == options.max_new_tokens:
+        halted = halt_id is not None and rows[0].tokens[-1] == halt_id
+        if not kept or halted or step + 1 == options.max_new_tokens:
             return
         history = torch.cat([history, ids[:, None]], dim=1)
         if 2 * len(kept) <= len(alive):  # copying the cache pays once half of it is idle
@@ -113,9 +134,9 @@ def search(
         logits = decode_step(llm, ids, cache)
 
 
-def finished(tokens: list[int], logprobs: list[float], text: TextProcessor) -> Generation:
-    """The result for a row that stopped, with why it did."""
-    if tokens and tokens[-1] in text.eos_ids:
+def finished(tokens: list[int], logprobs: list[float], text: TextProcessor, halted: bool = False) -> Generation:
+    """The result for a row that stopped, with why it did; `halted` where the first row ended it."""
+    if halted or (tokens and tokens[-1] in text.eos_ids):
         reason = "end"
     else:
         reason = "stop_string" if hits_stop_string(tokens, text) else "length"

@@ -9,22 +9,31 @@
 
 `exact`: its bugs too, by which a row's answer depends on its batch.
 
-- Clips are cut to 30 s. BEATs hears the batch's padding, its padding mask is reduced by repeated division, and what it
-  returns for padding is read by the Q-Former like sound: the masks of audio are all ones.
+- Clips are cut to 30 s. BEATs and CED hear the batch's padding: BEATs' padding mask is reduced by repeated division,
+  CED's floor is 120 dB below the batch's loudest bin. What they return for padding is read by the Q-Former like sound:
+  the masks of audio are all ones.
 - Texts after the audio are filled with `[PAD]` before the answer; the positions count these pads in training and skip
   them in generation, where a shorter row goes on from its last pad.
-- All rows stop when the first has generated token id 2, whichever token that is.
+- All rows stop when the first, or its best running beam, has generated token id 2, whichever token that is.
+- In training frozen encoders behave as if they trained: BEATs leaves layers out, CED's BatchNorm takes the batch's
+  statistics, and its own drift.
+- Besides (outside the model): warm-up restarts each epoch (`schedule.py`), and with `multi_prompt: false` a batch of
+  one task has one prompt (`dataset.py`).
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from configs.schema import ModelConfig
+from models.adapter_tensors import loaded_names
+from models.audio_encoder import AudioEncoder
 from models.beats import BEATs
-from models.decoding import Generation
+from models.ced import CED
 from models.encoders import EncoderStack, Frames
 from models.features import SAMPLE_RATE
 from models.llm import Assembled
@@ -55,6 +64,8 @@ class ReleasedText(TextProcessor):
 class ExactSALMONN(SALMONN):
     """SALMONN as the public code runs it, batches and all."""
 
+    halt_id = STOP_ID
+
     def encode_frames(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
         check_clips(waveforms, lengths)
         waveforms, lengths = waveforms.to(self.device), lengths.to(self.device)
@@ -65,11 +76,14 @@ class ExactSALMONN(SALMONN):
         lengths = lengths.clamp(MIN_SAMPLES, MAX_SAMPLES)
         streams = []
         for name, encoder in self.encoders.encoders.items():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders.frozen[name]):
-                if isinstance(encoder, BEATs):
+            awake = _woken(encoder) if self.training and self.encoders.frozen[name] else nullcontext()
+            with awake, torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders.frozen[name]):
+                if isinstance(encoder, BEATs | CED):
                     frames, _ = encoder(waveforms, lengths, padding="released")
                 else:  # no mask at all
                     frames, _ = encoder(waveforms, torch.full_like(lengths, width))
+            if self.training and isinstance(encoder, CED):
+                self._keep_statistics(name, encoder)
             streams.append(Frames(frames, torch.full_like(lengths, frames.shape[1])))
         return streams
 
@@ -105,14 +119,10 @@ class ExactSALMONN(SALMONN):
             ends=ends,
         )
 
-    @torch.no_grad()
-    def generate(
-        self, *inputs: object, return_details: bool = False, **options: object
-    ) -> list[str] | list[Generation]:
-        generations = super().generate(*inputs, return_details=True, **options)
-        if options.get("num_beams") == 1:
-            generations = stop_with_first(generations, self.text)
-        return generations if return_details else [generation.text for generation in generations]
+    def _keep_statistics(self, name: str, encoder: CED) -> None:
+        """Have adapters hold the BatchNorm's statistics, now that training has changed them."""
+        prefix = f"encoders.encoders.{name}.init_bn."
+        self._loaded_adapter_names = loaded_names(self) | {prefix + key for key in encoder.init_bn.state_dict()}
 
     def _padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings `[B, S, H]` of right-padded rows, and where they hold a token `[B, S]`."""
@@ -126,23 +136,20 @@ class ExactSALMONN(SALMONN):
         return (embeds if held is not None else embeds.masked_fill(~present[..., None], 0)), present
 
 
-def stop_with_first(generations: list[Generation], text: TextProcessor) -> list[Generation]:
-    """Cut every row where the first row has `STOP_ID`."""
-    if not generations or STOP_ID not in generations[0].tokens:
-        return generations
-    count = generations[0].tokens.index(STOP_ID) + 1
-    return [
-        row
-        if len(row.tokens) <= count and row is not generations[0]
-        else replace(
-            row,
-            text=text.decode(row.tokens[:count]),
-            tokens=row.tokens[:count],
-            logprobs=row.logprobs[:count],
-            stop_reason="end",
-        )
-        for row in generations
-    ]
+@contextmanager
+def _woken(encoder: AudioEncoder) -> Iterator[None]:
+    """A frozen encoder as `model.train()` leaves it in the public code, which does not send it back to eval."""
+    encoder.train()
+    if isinstance(encoder, CED):
+        encoder.init_bn.train()
+    elif isinstance(encoder, BEATs):
+        encoder.encoder.layer_drop = encoder.config.encoder_layerdrop
+    try:
+        yield
+    finally:
+        encoder.eval()
+        if isinstance(encoder, BEATs):
+            encoder.encoder.layer_drop = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

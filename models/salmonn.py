@@ -52,6 +52,9 @@ class SALMONN(nn.Module):
     `<SpeechHere>` each and are not yet in the template.
     """
 
+    halt_id: int | None = None
+    """Token id by which the first row of a batch ends all rows; None where each ends by itself."""
+
     def __init__(
         self, encoders: EncoderStack, connector: Connector, llm: LanguageModel, text: TextProcessor, config: ModelConfig
     ) -> None:
@@ -174,7 +177,7 @@ class SALMONN(nn.Module):
         settings = GenerateOptions(**options)
         with self._evaluating():
             assembled = self._prompted(waveforms, lengths, prompts, frames)
-            generations = decoding.generate(self.llm, assembled, self.text, settings)
+            generations = decoding.generate(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
         return generations if return_details else [generation.text for generation in generations]
 
     @torch.no_grad()
@@ -183,7 +186,7 @@ class SALMONN(nn.Module):
         settings = GenerateOptions(**{"num_beams": 1, **options})
         with self._evaluating():
             assembled = self._prompted(waveform[None], torch.tensor([waveform.shape[-1]]), [prompt], None)
-            yield from decoding.stream(self.llm, assembled, self.text, settings)
+            yield from decoding.stream(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
 
     def _prompted(
         self, waveforms: Tensor | None, lengths: Tensor | None, prompts: list[str], frames: list[Frames] | None

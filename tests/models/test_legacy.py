@@ -1,5 +1,6 @@
 """Checkpoints of the public code: what is read, what is refused, and which rules a model then follows."""
 
+import itertools
 import os
 import pickle
 from dataclasses import replace
@@ -9,15 +10,20 @@ import torch
 from safetensors.torch import save_file
 
 from configs.schema import load_config
-from models import build_model
+from data.annotations import Annotation
+from dataset import Sample, collate
+from models import beam_search, build_model, decoding
 from models.adapter_tensors import named_tensors
+from models.ced import CED, CEDConfig
 from models.checkpoint import CheckpointError, load_adapter, load_legacy, save_adapter
-from models.decoding import Generation
-from models.legacy import ExactSALMONN, ReleasedText, stop_with_first
+from models.decoding import GenerateOptions
+from models.legacy import STOP_ID, ExactSALMONN, ReleasedText
 from models.legacy_checkpoint import EMBEDDING_ROW, HEAD_ROW
 from models.legacy_names import own_name, released_name
+from models.llm import Assembled
 from models.salmonn import SALMONN
 from tests import tiny
+from training_step import open_cache
 
 BIAS = "beats.encoder.layers.1.self_attn.relative_attention_bias.weight"
 PROMPT = "<Speech><SpeechHere></Speech> What is it?"
@@ -305,12 +311,153 @@ def test_exact_refuses_prompts_that_begin_differently(project):
         model.assemble(tokens, torch.ones(2, 3, dtype=torch.bool), batch)
 
 
-def test_all_rows_stop_with_the_first(model):
-    first = Generation("", [5, 2, 7], [0.0] * 3, "length")
-    other = Generation("", [5, 6, 7], [0.0] * 3, "length")
-    rows = stop_with_first([first, other], model.text)
-    assert [row.tokens for row in rows] == [[5, 2], [5, 6]]
-    assert stop_with_first([other, first], model.text) == [other, first]
+def scripted(monkeypatch, rows, beams=1):
+    """A search over 20 tokens whose logits are written down: `rows[row][step]` is {token: logit}; the last repeats."""
+    held, steps = list(range(len(rows))), itertools.count()
+
+    class Cache:
+        def __init__(self, *arguments):
+            self.lengths = torch.ones(len(rows), dtype=torch.long)
+
+        def select(self, index, *arguments):
+            held[:] = [held[place] for place in index.tolist()]
+
+        def reorder(self, *arguments):
+            pass
+
+    def logits(*arguments):
+        step, made = next(steps), torch.full((len(held), 20), -50.0)
+        for place, row in enumerate(held):
+            for token, logit in rows[row][min(step, len(rows[row]) - 1)].items():
+                made[place, token] = logit
+        return made
+
+    for module in (decoding, beam_search):
+        for name, stand_in in (("prefill", logits), ("decode_step", logits), ("KeyValueCache", Cache)):
+            monkeypatch.setattr(module, name, stand_in)
+    mask = torch.ones(len(rows), 1, dtype=torch.bool)
+    assembled = Assembled(embeds=torch.zeros(len(rows), 1, 4), mask=mask, positions=None)
+    options = GenerateOptions(max_new_tokens=5, num_beams=beams, min_length=0)
+    return decoding.generate(None, assembled, NoEnd(), options, halt_id=STOP_ID)
+
+
+class NoEnd:
+    """A text processor for which token 9 ends an answer."""
+
+    eos_ids = frozenset({9})
+    stop_strings = ()
+    stop_span = 0
+
+    def may_end_stop(self, token):
+        return False
+
+    def decode(self, tokens):
+        return " ".join(map(str, tokens))
+
+
+def test_all_rows_stop_with_the_first(monkeypatch):
+    halting, plain = [{5: 9}, {STOP_ID: 9}, {7: 9}], [{5: 9}, {6: 9}, {7: 9}]
+    results = scripted(monkeypatch, [halting, plain])
+    assert [row.tokens for row in results] == [[5, STOP_ID], [5, 6]]
+    assert [row.stop_reason for row in results] == ["end", "end"]
+    results = scripted(monkeypatch, [plain, halting])
+    assert [len(row.tokens) for row in results] == [5, 5]
+    ending = [{5: 9}, {9: 9}, {STOP_ID: 9}]  # ended before: what would follow counts no more
+    results = scripted(monkeypatch, [ending, plain])
+    assert [len(row.tokens) for row in results] == [2, 5]
+
+
+def test_all_beams_stop_with_the_first_rows_best(monkeypatch):
+    halting = [{5: 9.0, 6: 8.0}, {STOP_ID: 9.0, 7: 8.5}, {7: 9.0}]
+    plain = [{5: 9.0, 6: 8.0}, {6: 9.0, 7: 8.5}, {7: 9.0}]
+    results = scripted(monkeypatch, [halting, plain], beams=2)
+    assert [row.tokens for row in results] == [[5, STOP_ID], [5, 6]]
+    assert [row.stop_reason for row in results] == ["end", "end"]
+    results = scripted(monkeypatch, [plain, halting], beams=2)
+    assert [len(row.tokens) for row in results] == [5, 5]
+    second_best = [{5: 9.0, 6: 8.0}, {7: 9.0, STOP_ID: 8.5}, {7: 9.0}]  # in a beam that is not the best
+    results = scripted(monkeypatch, [second_best, plain], beams=2)
+    assert [len(row.tokens) for row in results] == [5, 5]
+
+
+def write_ced(path):
+    ced = CED(CEDConfig(embed_dim=64, depth=1, num_heads=1))
+    ced.init_bn["1"].running_mean.fill_(-20.0)
+    ced.init_bn["1"].running_var.fill_(400.0)
+    torch.save(ced.state_dict(), path)
+    return path
+
+
+def test_frozen_encoders_are_awake_in_training_under_exact_alone(tmp_path, project):
+    file = torch.load(project.beats, weights_only=True)
+    file["cfg"]["encoder_layerdrop"] = 1.0  # never a layer
+    torch.save(file, tmp_path / "beats.pt")
+    clips = torch.randn(2, 20_000) * 0.1, torch.tensor([20_000, 16_000])
+
+    def heard(legacy, training):
+        model = make(project, legacy=legacy, beats_path=str(tmp_path / "beats.pt")).train(training)
+        frames = model.encode_frames(*clips)[1].frames
+        assert not model.encoders.encoders["beats"].training
+        return frames
+
+    assert torch.equal(heard("weights", True), heard("weights", False))
+    assert not torch.allclose(heard("exact", True), heard("exact", False))
+
+
+def test_ced_takes_the_batchs_statistics_in_training_under_exact_alone(tmp_path, project):
+    ced = str(write_ced(tmp_path / "ced.pt"))
+    clips = torch.randn(2, 20_000) * 0.1, torch.tensor([20_000, 16_000])
+    model = make(project, legacy="exact", beats_path="", ced_path=ced)
+    statistics = "encoders.encoders.ced.init_bn.1.running_mean"
+    before = model.state_dict()[statistics].clone()
+    quiet = model.encode_frames(*clips)[1].frames
+    assert torch.equal(model.state_dict()[statistics], before)
+    awake = model.train().encode_frames(*clips)[1].frames
+    assert not torch.allclose(awake, quiet)
+    drifted = model.state_dict()[statistics].clone()
+    assert not torch.equal(drifted, before)
+
+    save_adapter(model, tmp_path / "adapter")
+    again = make(project, legacy="exact", beats_path="", ced_path=ced)
+    load_adapter(again, tmp_path / "adapter")
+    assert torch.equal(again.state_dict()[statistics], drifted)
+
+    steady = make(project, legacy="weights", beats_path="", ced_path=ced).train()
+    steady.encode_frames(*clips)
+    assert torch.equal(steady.state_dict()[statistics], before)
+
+
+def test_ceds_statistics_come_from_the_file(tmp_path, project):
+    ced = str(write_ced(tmp_path / "ced.pt"))
+    model = make(project, beats_path="", ced_path=ced)
+    state = released_state(model)
+    state["ced.init_bn.1.running_mean"] = torch.randn(64)
+    state["ced.front_end.0.spectrogram.window"] = torch.ones(4)
+    report = load_legacy(model, write(tmp_path / "x.pth", state))
+    assert "ced.init_bn.1.running_mean" in report.matched
+    assert torch.equal(model.encoders.encoders["ced"].init_bn["1"].running_mean, state["ced.init_bn.1.running_mean"])
+
+
+def test_a_cache_of_encoder_outputs_is_refused_under_exact(tmp_path, project):
+    with pytest.raises(ValueError, match="encoders hear the batch"):
+        open_cache(tmp_path / "cache", make(project, legacy="exact"))
+
+
+def test_one_prompt_a_batch_without_multi_prompt(project):
+    config = load_config(project.config, ["model.multi_prompt=false", "model.legacy=exact"])
+    assert config.model.has_common_prompt
+    assert not replace(config.model, legacy="weights").has_common_prompt
+    assert not replace(config.model, multi_prompt=True).has_common_prompt
+
+    def sample(task, prompt):
+        annotation = Annotation(path="x", text="", task=task, source="", index=0)
+        return Sample(index=0, annotation=annotation, waveform=torch.zeros(4), prompt=prompt, text="")
+
+    same, mixed, asked = ("asr", "asr"), ("asr", "audiocaption"), ("QA", "QA")
+    for tasks, expected in ((same, ["a", "a"]), (mixed, ["a", "b"]), (asked, ["a", "b"])):
+        samples = [sample(task, prompt) for task, prompt in zip(tasks, "ab", strict=True)]
+        assert collate(samples, common_prompt=True).prompts == expected
+        assert collate(samples).prompts == ["a", "b"]
 
 
 def test_names_of_pad_rows():

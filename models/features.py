@@ -34,6 +34,8 @@ FBANK_MEAN, FBANK_STD = 15.41663, 6.55582  # of AudioSet, from BEATs' code
 PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
 
+VARIANCE_FLOOR = 1e-7  # added to variances by transformers' feature extractors
+
 PARAKEET_FFT = 512
 PARAKEET_GUARD = 2.0**-24  # added before the logarithm
 PARAKEET_EPSILON = 1e-5  # added to the standard deviation of a bin
@@ -149,6 +151,24 @@ def bin_statistics(spectrogram: Tensor, frame_lengths: LongTensor) -> tuple[Tens
     mean = zero_after(spectrogram, frame_lengths).sum(dim=1, keepdim=True) / counts
     deviation = zero_after(spectrogram - mean, frame_lengths)
     return mean, deviation.square().sum(dim=1, keepdim=True) / (counts - 1)
+
+
+@torch.no_grad()
+def stacked_fbank(waveforms: Tensor, lengths: LongTensor, *, bins: int, stride: int = 2) -> tuple[Tensor, LongTensor]:
+    """Wav2Vec2-BERT's input: Kaldi's fbank, each bin normalised over the clip, `stride` frames side by side.
+
+    [B, T] -> ([B, F / stride, stride · M] float32, frame lengths [B]), the last frames dropped that fill no stack.
+
+    Source: SeamlessM4TFeatureExtractor of transformers.
+    """
+    # In float64, as the library computes the spectrum: normalising magnifies the rounding of quiet bins.
+    fbank = kaldi_log_mel(waveforms, lengths, bins=bins, dtype=torch.float64)
+    counts = fbank_lengths(lengths)
+    mean, variance = bin_statistics(fbank, counts)
+    fbank = (fbank - mean) / (variance + VARIANCE_FLOOR).sqrt()
+    frame_lengths = counts // stride
+    stacked = fbank[:, : int(frame_lengths.max()) * stride].unflatten(1, (-1, stride)).flatten(2)
+    return zero_after(stacked.float(), frame_lengths), frame_lengths
 
 
 def parakeet_frames(samples: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -29,20 +29,20 @@ from models.features import (
     HOP,
     PARAKEET_FFT,
     SAMPLE_RATE,
+    VARIANCE_FLOOR,
     WINDOW,
-    bin_statistics,
     fbank_frames,
     fbank_lengths,
     kaldi_log_mel,
     parakeet_frames,
     parakeet_log_mel,
+    stacked_fbank,
 )
 from models.text import loading_problem, split_revision
 
 logger = logging.getLogger(__name__)
 
 MAX_S = 30  # of the encoders whose positions are relative; Whisper's, so that both cut a long clip at the same places
-VARIANCE_FLOOR = 1e-7  # added to variances by the feature extractors
 OFF = {
     "layerdrop": 0.0,
     "apply_spec_augment": False,
@@ -68,10 +68,13 @@ class HFEncoder(AudioEncoder):
     - Convolutional adapters behind the encoder, as fine-tuned speech recognisers may have, are left out.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin) -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
         super().__init__()
+        if window not in ("clip", "full"):
+            raise ValueError(f"window is {window!r}; expected 'clip' or 'full'")
         self.network = network
         self.extractor = extractor
+        self.window = window  # AST's alone; no other encoder here pads
         self.dim = network.config.hidden_size
         self._expect_extractor(sampling_rate=SAMPLE_RATE)
         self.train(self.training)
@@ -102,19 +105,17 @@ class HFEncoder(AudioEncoder):
         source = f"{str(folder)!r}"
         try:
             config = AutoConfig.from_pretrained(name, **options)
-        except OSError as error:
+        except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"cannot load {source}: {loading_problem(str(folder), error)}; expected a folder with config.json and "
-                "weights, or a hub name (owner/name or owner/name@revision)"
+                "weights of a model that transformers knows, or a hub name (owner/name or owner/name@revision)"
             ) from error
-        except (ValueError, KeyError) as error:  # a config.json without, or with an unknown, model_type
-            raise ValueError(f"{source} is no model that transformers knows: {_first_line(error)}") from error
         kind = _kind_of(config, source, kinds)
         try:
             with _quiet():
                 network, report = getattr(transformers, kind.network).from_pretrained(
                     name,
-                    config=_prepared(config, source),
+                    config=_prepared(config),
                     dtype=dtype,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # they are named below
@@ -128,7 +129,7 @@ class HFEncoder(AudioEncoder):
                 f"{source} lacks, or has in another shape, {len(broken)} weights of the encoder: "
                 f"{', '.join(broken[:8])}{' …' if len(broken) > 8 else ''}"
             )
-        return _join(kind, network, _extractor(kind, name, options), window, source).eval()
+        return _join(kind, network, _extractor(kind, name, options), window, source)
 
     @classmethod
     def from_config(
@@ -140,16 +141,8 @@ class HFEncoder(AudioEncoder):
         if extractor is None:
             with _quiet():
                 extractor = getattr(transformers, kind.extractor)()
-        network = getattr(transformers, kind.network)(_prepared(config, source))
-        return _join(kind, network, extractor, window, source).eval()
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.network.dtype
+        network = getattr(transformers, kind.network)(_prepared(config))
+        return _join(kind, network, extractor, window, source)
 
     def train(self, mode: bool = True) -> HFEncoder:
         super().train(mode)
@@ -163,12 +156,12 @@ class HFEncoder(AudioEncoder):
         config = {key: value for key, value in self.network.config.to_dict().items() if key not in unrelated}
         computed = {"mel_filters", "window"}  # by the library, from the others
         extractor = {key: value for key, value in self.extractor.to_dict().items() if key not in computed}
-        return {"encoder": self.network.config.model_type, "config": config, "extractor": extractor}
+        return {"encoder": type(self).__name__, "config": config, "extractor": extractor, "window": self.window}
 
     def forward(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
         """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B]."""
         self.check_lengths(lengths.tolist())
-        waveforms, lengths = waveforms.to(self.device), lengths.to(self.device)
+        waveforms, lengths = waveforms.to(self.network.device), lengths.to(self.network.device)
         frames, frame_lengths = self.encode(waveforms, lengths)
         return zero_after(frames, frame_lengths), frame_lengths
 
@@ -191,8 +184,8 @@ class WaveformEncoder(HFEncoder):
     its end are masked.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin) -> None:
-        super().__init__(network, extractor)
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+        super().__init__(network, extractor, window)
         for module in network.modules():
             if isinstance(module, WavLMAttention):
                 module.__class__ = FusedWavLMAttention
@@ -223,7 +216,7 @@ class WaveformEncoder(HFEncoder):
         if self.extractor.do_normalize:
             variance = waveform.var(correction=0)
             waveform = (waveform - waveform.mean()) / (variance + VARIANCE_FLOOR).sqrt()
-        hidden = waveform[None, None].to(self.dtype)
+        hidden = waveform[None, None].to(self.network.dtype)
         for layer in self.network.feature_extractor.conv_layers:
             hidden = layer(hidden)
         return hidden[0].T
@@ -253,32 +246,23 @@ class Wav2Vec2BertEncoder(HFEncoder):
     second. Its convolutions look back only, and keys past a clip's end are masked.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin) -> None:
-        super().__init__(network, extractor)
-        self.stride = extractor.stride
-        self._expect_extractor(num_mel_bins=network.config.feature_projection_input_dim // self.stride)
-        self.frame_rate_hz = SAMPLE_RATE / HOP / self.stride
-        self.min_samples = WINDOW + max(1, self.stride - 1) * HOP  # a variance needs two fbank frames
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+        super().__init__(network, extractor, window)
+        stride = extractor.stride
+        self._expect_extractor(num_mel_bins=network.config.feature_projection_input_dim // stride)
+        self.frame_rate_hz = SAMPLE_RATE / HOP / stride
+        self.min_samples = WINDOW + max(1, stride - 1) * HOP  # a variance needs two fbank frames
         self.max_samples = MAX_S * SAMPLE_RATE
 
     def frame_count(self, samples: int) -> int:
-        return fbank_frames(samples) // self.stride
-
-    def features(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
-        """[B, T], [B] samples -> stacked fbank [B, N, stride · M] float32, frame_lengths [B]."""
-        # In float64, as the library computes the spectrum: normalising magnifies the rounding of quiet bins.
-        fbank = kaldi_log_mel(waveforms, lengths, bins=self.extractor.num_mel_bins, dtype=torch.float64)
-        counts = fbank_lengths(lengths)
-        mean, variance = bin_statistics(fbank, counts)
-        fbank = (fbank - mean) / (variance + VARIANCE_FLOOR).sqrt()
-        frame_lengths = counts // self.stride
-        stacked = fbank[:, : int(frame_lengths.max()) * self.stride].unflatten(1, (-1, self.stride)).flatten(2)
-        return zero_after(stacked.float(), frame_lengths), frame_lengths
+        return fbank_frames(samples) // self.extractor.stride
 
     def encode(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
-        features, counts = self.features(waveforms, lengths)
+        features, counts = stacked_fbank(
+            waveforms, lengths, bins=self.extractor.num_mel_bins, stride=self.extractor.stride
+        )
         mask = _mask(counts, features)
-        return self.network(features.to(self.dtype), attention_mask=mask).last_hidden_state, counts
+        return self.network(features.to(self.network.dtype), attention_mask=mask).last_hidden_state, counts
 
 
 class ParakeetEncoder(HFEncoder):
@@ -287,8 +271,8 @@ class ParakeetEncoder(HFEncoder):
     Zeros stand after each clip's end before every convolution, keys past its end are masked.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin) -> None:
-        super().__init__(network, extractor)
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+        super().__init__(network, extractor, window)
         config = network.config
         self._expect_extractor(feature_size=config.num_mel_bins, hop_length=HOP, win_length=WINDOW, n_fft=PARAKEET_FFT)
         self.frame_rate_hz = SAMPLE_RATE / HOP / config.subsampling_factor
@@ -311,7 +295,7 @@ class ParakeetEncoder(HFEncoder):
             waveforms, lengths, bins=self.extractor.feature_size, preemphasis=self.extractor.preemphasis
         )
         mask = _mask(counts, features)
-        frames = self.network(features.to(self.dtype), attention_mask=mask).last_hidden_state
+        frames = self.network(features.to(self.network.dtype), attention_mask=mask).last_hidden_state
         return frames, self._subsampled(counts)
 
 
@@ -326,15 +310,10 @@ class ASTEncoder(HFEncoder):
     clip is padded to 10.24 s and all steps are frames, those of the silence included.
     """
 
-    _windows: ClassVar[tuple[str, ...]] = ("clip", "full")
-
     def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
-        super().__init__(network, extractor)
-        if window not in self._windows:
-            raise ValueError(f"window is {window!r}; expected 'clip' or 'full'")
+        super().__init__(network, extractor, window)
         config = network.config
         self._expect_extractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
-        self.window = window
         self.patch, self.stride = config.patch_size, config.time_stride
         self.bands, self.max_steps = network.embeddings.get_shape(config)
         self.frame_rate_hz = SAMPLE_RATE / HOP / self.stride
@@ -347,9 +326,6 @@ class ASTEncoder(HFEncoder):
 
     def content_frames(self, samples: int) -> int:
         return max(0, (fbank_frames(samples) - self.patch) // self.stride + 1)
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "window": self.window}
 
     def features(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
         """[B, T], [B] samples -> normalised fbank [B, F, M] float32, time steps [B] in it."""
@@ -370,7 +346,7 @@ class ASTEncoder(HFEncoder):
     def encode(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
         features, steps = self.features(waveforms, lengths)
         embeddings = self.network.embeddings
-        patches = embeddings.patch_embeddings(features.to(self.dtype)).unflatten(1, (self.bands, -1))
+        patches = embeddings.patch_embeddings(features.to(self.network.dtype)).unflatten(1, (self.bands, -1))
         count = int(steps.max())
         table = embeddings.position_embeddings  # [1, 2 + bands · max_steps, D]; the first two are no patches
         positions = table[:, 2:].unflatten(1, (self.bands, self.max_steps))
@@ -397,17 +373,16 @@ class Kind:
     extractor: str
 
 
-_PARAKEET = Kind(ParakeetEncoder, "ParakeetEncoder", "ParakeetFeatureExtractor")
 KINDS: dict[str, Kind] = {
     "wavlm": Kind(WaveformEncoder, "WavLMModel", "Wav2Vec2FeatureExtractor"),
     "hubert": Kind(WaveformEncoder, "HubertModel", "Wav2Vec2FeatureExtractor"),
     "wav2vec2": Kind(WaveformEncoder, "Wav2Vec2Model", "Wav2Vec2FeatureExtractor"),
     "wav2vec2-bert": Kind(Wav2Vec2BertEncoder, "Wav2Vec2BertModel", "SeamlessM4TFeatureExtractor"),
     "audio-spectrogram-transformer": Kind(ASTEncoder, "ASTModel", "ASTFeatureExtractor"),
-    "parakeet_encoder": _PARAKEET,
-    "parakeet_ctc": _PARAKEET,
-    "parakeet_rnnt": _PARAKEET,
-    "parakeet_tdt": _PARAKEET,
+    **dict.fromkeys(
+        ("parakeet_encoder", "parakeet_ctc", "parakeet_rnnt", "parakeet_tdt"),
+        Kind(ParakeetEncoder, "ParakeetEncoder", "ParakeetFeatureExtractor"),
+    ),
 }
 """`model_type` of a folder's config.json -> how it is built."""
 
@@ -421,14 +396,12 @@ def _kind_of(config: PretrainedConfig, source: str, kinds: Sequence[str] | None)
     return KINDS[found]
 
 
-def _prepared(config: PretrainedConfig, source: str) -> PretrainedConfig:
+def _prepared(config: PretrainedConfig) -> PretrainedConfig:
     """The encoder's configuration, without what training would drop and what recognisers add behind it."""
     config = getattr(config, "encoder_config", config)
     for key, value in OFF.items():
         if getattr(config, key, None) not in (None, value):
             setattr(config, key, value)
-            if key == "add_adapter":
-                logger.info("%s: the layers behind its encoder that shorten the output are left out", source)
     return config
 
 
@@ -465,9 +438,7 @@ def _join(
     kind: Kind, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window, source: str
 ) -> HFEncoder:
     try:
-        if kind.encoder is ASTEncoder:
-            return ASTEncoder(network, extractor, window)
-        return kind.encoder(network, extractor)
+        return kind.encoder(network, extractor, window).eval()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
@@ -476,7 +447,3 @@ def _mask(lengths: LongTensor, values: Tensor) -> BoolTensor | None:
     """[B, N] for values [B, N, ...]; None where no row is padded, so that attention takes a faster kernel."""
     mask = length_mask(lengths, values.shape[1])
     return None if bool(mask.all()) else mask
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

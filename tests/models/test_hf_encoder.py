@@ -201,7 +201,7 @@ def test_what_cannot_be_loaded_is_named(folders: dict[str, Path], tmp_path: Path
 
     with pytest.raises(ValueError, match="cannot load 'no/such folder'"):
         HFEncoder.from_pretrained("no/such folder")
-    refused("is no model that transformers knows: Unrecognized model")
+    refused("cannot load .* of a model that transformers knows")
     for file in folders["hubert base"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     refused("is of type 'hubert'; expected wavlm", kinds=("wavlm",))
@@ -228,7 +228,7 @@ def test_an_unknown_kind_is_an_error_that_lists_the_known(tmp_path: Path) -> Non
         HFEncoder.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "wavelet"}))
-    with pytest.raises(ValueError, match="is no model that transformers knows"):
+    with pytest.raises(ValueError, match=r"cannot load .*wavelet"):
         HFEncoder.from_pretrained(tmp_path)
     assert set(KINDS) >= {"wavlm", "hubert", "wav2vec2", "wav2vec2-bert", "audio-spectrogram-transformer"}
 

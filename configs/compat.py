@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from configs.parsing import ConfigError, shown
@@ -68,6 +69,9 @@ IGNORED = {
 }
 """Dotted key of the family -> why it has no effect here."""
 
+CED_NAMES = {f"ced_{size}": f"mispeech/ced-{size}" for size in ("tiny", "mini", "small", "base")}
+"""Names that nlp-07's code knows -> the hub's."""
+
 PLACEHOLDERS = ("<hf_token>", "")
 """What stands in the family's files where a secret was taken out."""
 
@@ -88,6 +92,11 @@ class _Reading:
     """Our key -> the name written, where they differ."""
     sections: dict[str, str] = field(default_factory=dict)
     """Our section -> the section written, where they differ."""
+    ignored: list[str] = field(default_factory=list)
+    """Keys without effect, each with the reason."""
+
+    def ignore(self, key: str, why: str) -> None:
+        self.ignored.append(f"{self.written(key)}: ignored, because {why}")
 
     def holder(self, section: str) -> dict[str, Any] | None:
         """The mapping at a dotted name, or None."""
@@ -141,15 +150,16 @@ def translate(given: dict[str, Any], file: str, overridden: frozenset[str]) -> t
             found, value = reading.pop(theirs)
             if found:
                 reading.put(ours, value, theirs)
-    ignored = []
     for key, why in IGNORED.items():
         for (place,) in _in_every_model(key):
             if reading.pop(place)[0]:
-                ignored.append(f"{reading.written(place)}: ignored, because {why}")
+                reading.ignore(place, why)
     _wandb(reading)
     for section in ("model", TEACHER):
-        _model(reading, section)
-    return reading.origins, ignored
+        if reading.holder(section) is not None:
+            _encoders(reading, section)
+            _model(reading, section)
+    return reading.origins, reading.ignored
 
 
 def _in_every_model(*keys: str) -> list[tuple[str, ...]]:
@@ -232,11 +242,29 @@ def _wandb(reading: _Reading) -> None:
     section.setdefault("mode", ("online" if has_key else "offline") if log else "disabled")
 
 
+def _encoders(reading: _Reading, section: str) -> None:
+    """One encoder in another's place: CED in BEATs', Canary's in Whisper's, under the switches of those."""
+    model = reading.holder(section)
+    found, use_beats = reading.pop(f"{section}.use_beats")
+    if found and use_beats is False:
+        model["beats_path"] = None
+    name = model.get("ced_path")
+    if name in CED_NAMES and not Path(name).exists():
+        model["ced_path"] = CED_NAMES[name]
+    if name and not model.get("beats_path") and "freeze_beats" in model:
+        model.setdefault("freeze_ced", model["freeze_beats"])
+    written = reading.origins.get(f"{section}.parakeet_path", "")
+    if written.endswith(".canary_path") and model.get("parakeet_path"):
+        if "freeze_whisper" in model:
+            model.setdefault("freeze_parakeet", model["freeze_whisper"])
+        if model.get("whisper_path") and not reading.is_overridden(f"{section}.whisper_path"):
+            model["whisper_path"] = None
+            reading.ignore(f"{section}.whisper_path", "Canary's encoder takes Whisper's place")
+
+
 def _model(reading: _Reading, section: str) -> None:
     """The family's switches whose sense another key of ours holds."""
     model = reading.holder(section)
-    if model is None:
-        return
     if model.get("token") in PLACEHOLDERS:
         model.pop("token", None)
     if isinstance(model.get("legacy"), bool):  # YAML also reads the bare words on and off as booleans
@@ -259,6 +287,3 @@ def _model(reading: _Reading, section: str) -> None:
                 f"for {present}; keep one"
             )
         model["quantization"] = back_end
-    found, use_beats = reading.pop(f"{section}.use_beats")
-    if found and use_beats is False:
-        model["beats_path"] = None

@@ -53,6 +53,9 @@ Further switches:
 | `model.qlora: true` | `model.quantization: nf4` |
 | `model.low_resource: true` | `model.quantization: int8` |
 | `model.use_beats: false` | `model.beats_path: null` |
+| `model.ced_path: ced_small` (`ced_tiny`, `ced_mini`, `ced_base`) | `mispeech/ced-small` and so on |
+| `model.freeze_beats`, with CED and without BEATs | `model.freeze_ced` |
+| `model.canary_path` | `model.parakeet_path`, `whisper_path: null`, and `freeze_whisper` is `freeze_parakeet` |
 | `model.legacy: true` | `model.legacy: exact` |
 | `wandb.log: true` | `wandb.mode: online` where a key is at hand, else `offline` |
 

@@ -139,7 +139,7 @@ def test_original(load) -> None:
 
 def test_two_stages_in_one_file(load) -> None:
     config = load(TWO_STAGES)
-    assert (config.model.beats_path, config.model.ced_path) == (None, "ced_small")
+    assert (config.model.beats_path, config.model.ced_path) == (None, "mispeech/ced-small")
     assert (config.datasets.train_ann_path, config.datasets.valid_ann_path) == ("one.json", None)
     assert (config.run.output_dir, config.run.optims.init_lr, config.run.optims.max_epoch) == ("out1", 1e-4, 1)
     assert (config.wandb.mode, config.wandb.entity) == ("offline", None)
@@ -265,3 +265,10 @@ def test_the_teachers_token_is_a_secret() -> None:
     for section in ("model", "model_S", "model_T", "distillation.teacher"):
         assert holds_secret(f"{section}.token=hf_secret")
         assert not holds_secret(f"{section}.llama_path=x")
+
+
+def test_a_folder_of_ceds_name_is_that_folder(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load("model: {ced_path: ced_mini}").model.ced_path == "mispeech/ced-mini"
+    (tmp_path / "ced_mini").mkdir()
+    assert load("model: {ced_path: ced_mini}").model.ced_path == "ced_mini"

@@ -94,7 +94,7 @@ def test_cv03_evaluate() -> None:
 def test_nlp07_train() -> None:
     config = load("nlp07_train")
     assert config.model.llama_path == "Qwen/Qwen2.5-0.5B-Instruct"
-    assert (config.model.beats_path, config.model.ced_path) == (None, "ced_small")
+    assert (config.model.beats_path, config.model.ced_path) == (None, "mispeech/ced-small")
     assert config.wandb.mode == "offline"
     assert (config.datasets.train_ann_path, config.datasets.valid_ann_path) == ("one.json", None)
     second = config.second_stage("best")
@@ -107,6 +107,18 @@ def test_nlp07_evaluate() -> None:
     config = load("nlp07_evaluate")
     assert (config.model.quantization, config.model.beats_path, config.model.legacy) == ("int8", None, "weights")
     assert config.run.device == "cuda:0"
+    assert not load("nlp07_evaluate", "model.freeze_beats=false").model.freeze_ced
+
+
+def test_nlp07_canary() -> None:
+    config = load("nlp07_canary")
+    model = config.model
+    assert (model.parakeet_path, model.whisper_path, model.beats_path) == ("nvidia/canary-1b", None, "weights/beats.pt")
+    assert (config.datasets.train_ann_path, config.datasets.train_stage2_path) == ("one.json", "two.json")
+    assert (config.datasets.test_ann_path_asr, config.datasets.test_ann_path_aac) == ("asr.json", "aac.json")
+    assert ignored(config) == {*LAUNCHED, *MANIFESTS, "datasets.whisper_path", "model.whisper_path"}
+    assert load("nlp07_canary", "model.whisper_path=w").model.whisper_path == "w"
+    assert not load("nlp07_canary", "model.freeze_whisper=false").model.freeze_parakeet
 
 
 def test_nlp07_distillation() -> None:

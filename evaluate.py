@@ -292,7 +292,7 @@ def _evaluate_modes(config: Config, arguments: argparse.Namespace, processes: Pr
     device = processes.device(pick_device(arguments.device or config.run.device))
     if processes.is_main:
         for note in config.ignored:
-            print(f"ignored: {note}")
+            print(note)
         if not config.model.ckpt:
             print("model.ckpt is not set: this evaluates an untrained connector", file=sys.stderr)
     torch.manual_seed(config.run.seed)  # an untrained connector is the same one every time, in every process

@@ -132,7 +132,7 @@ class Config:
             output_dir=self.run.output_dir_stage2 or f"{self.run.output_dir.rstrip('/')}_stage2",
         )
         model = dataclasses.replace(self.model, ckpt=ckpt)
-        return dataclasses.replace(self, model=model, datasets=datasets, run=run)
+        return dataclasses.replace(self, model=model, datasets=datasets, run=run, ignored=())  # said once
 
 
 def _plain(section: Any, secrets: bool) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def test_nlp07_train() -> None:
     assert config.wandb.mode == "offline"
     assert (config.datasets.train_ann_path, config.datasets.valid_ann_path) == ("one.json", None)
     second = config.second_stage("best")
-    assert (second.datasets.train_ann_path, second.model.ckpt) == ("two.json", "best")
+    assert (second.datasets.train_ann_path, second.model.ckpt, second.ignored) == ("two.json", "best", ())
     left_out = {"datasets.whisper_path", "datasets.stage1_use_valid", "datasets.stage2_use_valid"}
     assert ignored(config) == {*LAUNCHED, *left_out}
 

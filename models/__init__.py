@@ -59,9 +59,9 @@ def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") 
     rules = rules_of(config)
     encoders = rules.encoders.from_config(config, device)
     llm = LanguageModel.from_config(config, device)
-    connector = _build_connector(config, encoders, llm)
+    connector = build_connector(config, encoders, llm)
     model = rules.model(encoders, connector, llm, rules.text.from_config(config), config).to(device)
-    _freeze(model, config)
+    freeze_connector(model, config)
     if config.speech_llama_proj_model:
         load_projection(model, config.speech_llama_proj_model)
     if config.ckpt:
@@ -91,7 +91,8 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
     return model
 
 
-def _build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageModel) -> Connector:
+def build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageModel) -> Connector:
+    """A fresh connector between these encoders and this language model."""
     if not config.use_speech_Qformer:
         raise ValueError("model.use_speech_Qformer = false: the Q-Former is the only connector; set it to true.")
     return Connector(
@@ -112,7 +113,7 @@ def _build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageM
     )
 
 
-def _freeze(model: SALMONN, config: ModelConfig) -> None:
+def freeze_connector(model: SALMONN, config: ModelConfig) -> None:
     """Apply the configuration's freeze switches to the connector; encoders and LLM see to their own."""
     if config.freeze_speech_QFormer:
         model.connector.qformer.requires_grad_(False)

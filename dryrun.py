@@ -1,61 +1,227 @@
-"""`train.py --dryrun`: how large the model is, how much memory training needs, what the first batch looks like."""
+"""`train.py --dryrun`: how large the model is, how much memory it takes, what the first batch looks like.
 
+The plan needs neither weights nor data: what is not at hand is built from configs/architectures on the meta device.
+"""
+
+import dataclasses
+import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 
-from configs.schema import Config
+from configs.loading import program_file
+from configs.schema import Config, ModelConfig
 from data.audio import SAMPLE_RATE
-from dataset import AudioTextDataset, Batch
+from dataset import AudioTextDataset, Batch, PromptError, load_prompts
+from memory_plan import InferencePlan, TrainingPlan, Workload, part_sizes, plan_inference, plan_training
+from models import pick_device
+from models.encoders import ENCODERS
 from models.salmonn import SALMONN
-from provenance import GIB
+from models.skeleton import build_skeleton
+from provenance import GIB, ROOT
+from training_step import training_model_config
 
-ADAM_BYTES = 8  # two float32 moments a trained parameter
-GRADIENT_BYTES = 4
 SHOWN_CHARACTERS = 160
+CHARACTERS_A_TOKEN = 4  # of English, about; where there is no tokenizer to ask
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
-def describe(
-    config: Config, model: SALMONN, train_data: AudioTextDataset, valid_data: AudioTextDataset | None, first: Batch
-) -> str:
-    """The dry run's report; `first` is the first training batch."""
+def absent_weights(model: ModelConfig) -> dict[str, str]:
+    """Key -> path, of the language model, the encoders and the adapter that are neither on the disk nor in the hub's
+    cache."""
+    keys = ["llama_path", *(entry.path_key for entry in ENCODERS.values()), "ckpt", "speech_llama_proj_model"]
+    named = {f"model.{key}": getattr(model, key) for key in keys}
+    return {key: path for key, path in named.items() if path and not _at_hand(path)}
+
+
+def _at_hand(path: str) -> bool:
+    if Path(path).expanduser().exists():
+        return True
+    name, _, revision = path.partition("@")
+    try:
+        found = (try_to_load_from_cache(name, file, revision=revision or None) for file in WEIGHT_FILES)
+        return any(isinstance(file, str) for file in found)
+    except ValueError:  # it reads as a path, not as a hub name
+        return False
+
+
+def absent_data(config: Config) -> list[str]:
+    """Annotation and prompt files that training needs and that are not there: `key = path`."""
+    datasets = config.datasets
+    absent = [] if datasets.train_ann_path else ["datasets.train_ann_path is not set"]
+    for key in ("train_ann_path", "valid_ann_path"):
+        value = getattr(datasets, key) or ()
+        for path in (value,) if isinstance(value, str) else value:
+            places = [Path(path).expanduser(), Path(datasets.prefix or "").expanduser() / path]
+            if not any(place.is_file() for place in places):
+                absent.append(f"datasets.{key} = {path}")
+    if config.model.prompt_path and not program_file(config.model.prompt_path).is_file():
+        absent.append(f"model.prompt_path = {config.model.prompt_path}")
+    return absent
+
+
+def planned_device(config: Config) -> torch.device:
+    """The device that the file names, whether it is there or not; `auto` is what is there."""
+    named = config.run.device
+    return pick_device() if named == "auto" else torch.device(named.partition(":")[0])
+
+
+def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> str:
+    """The memory plan for `device`: parts, a clip's inference, a training step, the published figure.
+
+    `model` is the one to train, where its weights are at hand; None takes sizes from the architecture facts.
+
+    Raises:
+        ValueError: nothing is known of the architecture of a part.
+    """
+    serving = build_skeleton(config.model, device)
+    training_config = training_model_config(config, device)
+    training = serving if training_config == config.model else build_skeleton(training_config, device)
+    workload = _workload(config, model)
+    half = torch.bfloat16 if training.llm.dtype == torch.bfloat16 else torch.float16
+    amp = half if config.run.amp and device.type == "cuda" else None
+    batch = config.run.batch_size_train
     sections = [
         f"{config.path} -> {config.run.output_dir}",
-        _parameters(model),
-        _data("training", train_data),
-        *([_data("validation", valid_data)] if valid_data is not None else []),
+        _parameters(model or training, planned=model is None),
+        _inference(config, serving, plan_inference(serving, workload), workload, device),
+        _training(plan_training(training, workload, batch=batch, amp=amp), workload),
     ]
+    published = published_for(config.path)
+    if published is not None:
+        sections.append(_beside_published(published, config, workload, plan_inference(serving, workload)))
+    return "\n\n".join(sections)
+
+
+def describe(model: SALMONN, train_data: AudioTextDataset, valid_data: AudioTextDataset | None, first: Batch) -> str:
+    """Clips and first training batch of a run whose weights and data are at hand."""
+    sections = [describe_data(train_data, valid_data)]
     if len(first):
-        text, shapes = _first_batch(model, first)
-        sections += [_memory(config, model, shapes), text]
+        sections.append(_first_batch(model, first))
     else:
         reasons = "\n".join(f"  {clip.path}: {clip.reason}" for clip in first.bad)
         sections.append(f"first batch: no clip of it can be read\n{reasons}")
     return "\n\n".join(sections)
 
 
-def _parameters(model: SALMONN) -> str:
-    lines = [f"{'part':<12}{'parameters':>16}{'trainable':>16}{'MiB':>12}"]
+def describe_data(train_data: AudioTextDataset, valid_data: AudioTextDataset | None) -> str:
+    """Numbers of clips, task by task."""
+    lines = []
+    for name, data in (("training", train_data), ("validation", valid_data)):
+        if data is not None:
+            tasks = Counter(annotation.task for annotation in data.annotations)
+            counts = ", ".join(f"{task} {count:,}" for task, count in tasks.most_common())
+            lines.append(f"{name}: {len(data):,} clips ({counts})")
+    return "\n".join(lines)
+
+
+def published_for(config_path: str) -> dict | None:
+    """The row of benchmarks/published.json for the system whose folder a configuration lies in."""
+    system = _plain_name(Path(config_path).resolve().parent.name)
+    rows = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))["rows"]
+    return next((row for row in rows if _plain_name(row["name"]) == system), None)
+
+
+def as_published(config: ModelConfig) -> SALMONN:
+    """The skeleton as the published programs load it: 30 s for Whisper, every encoder in float32."""
+    released = dataclasses.replace(config, legacy="weights", ckpt=None)
+    return build_skeleton(released, "cuda", encoder_dtype=torch.float32)
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _workload(config: Config, model: SALMONN | None) -> Workload:
+    """A clip of 10 s under the template and a middling instruction."""
+    try:
+        prompts = load_prompts(config.model.test_prompt_path or config.model.prompt_path or "")
+        texts = sorted((text for task in prompts for text in prompts.choices(task)), key=len)
+        prompt = texts[len(texts) // 2]
+    except PromptError:
+        return Workload(generate=config.generate)
+    if model is not None:
+        text = model.text.batch([prompt])
+        count = len(text.before[0]) + len(text.after[0])
+    else:
+        written = config.model.prompt_template.replace("{}", prompt).replace("<SpeechHere>", "")
+        count = 1 + round(len(written) / CHARACTERS_A_TOKEN)
+    return Workload(prompt_tokens=count, generate=config.generate)
+
+
+def _parameters(model: SALMONN, *, planned: bool) -> str:
+    lines = [f"{'part':<12}{'parameters':>16}{'trainable':>16}{'MiB as loaded':>16}"]
     lines += [
-        f"{row.part:<12}{row.parameters:>16,}{row.trainable:>16,}{row.bytes / 2**20:>12,.1f}"
-        for row in model.parameter_table()
+        f"{row.part:<12}{row.parameters:>16,}{row.trainable:>16,}{row.bytes / 2**20:>16,.1f}"
+        for row in part_sizes(model)
     ]
+    if planned:
+        lines.append("(from architecture facts, no weight was read)")
     lines.append(f"language model's weights: {model.llm.kernel}")
     return "\n".join(lines)
 
 
-def _data(name: str, data: AudioTextDataset) -> str:
-    tasks = Counter(annotation.task for annotation in data.annotations)
-    return f"{name}: {len(data):,} clips ({', '.join(f'{task} {count:,}' for task, count in tasks.most_common())})"
+def _inference(config: Config, model: SALMONN, planned: InferencePlan, workload: Workload, device: torch.device) -> str:
+    generate = config.generate
+    lines = [
+        f"memory for inference on {device.type}, compute {str(model.llm.dtype).removeprefix('torch.')}: one clip of "
+        f"{workload.seconds:g} s, {planned.audio_tokens} audio tokens, {planned.sequence} tokens before the answer; "
+        f"{generate.num_beams} beams of up to {generate.max_new_tokens} tokens",
+        f"{'':<32}{'GiB':>10}",
+        _row("weights", planned.weights),
+    ]
+    for name, size in planned.activations.items():
+        lines.append(_row(f"activations, {name}", size))
+    lines.append(_row("  of it keys and values", planned.cache))
+    return "\n".join([*lines, _row("expected peak", planned.peak)])
 
 
-def _first_batch(model: SALMONN, batch: Batch) -> tuple[str, dict[str, int]]:
-    """Run the first batch up to the language model's input; the text, and the sizes that memory depends on."""
+def _training(planned: TrainingPlan, workload: Workload) -> str:
+    rows = {
+        "weights": planned.weights,
+        "gradients": planned.gradients,
+        "AdamW": planned.optimizer,
+        "activations": planned.activations,
+        "expected peak": planned.peak,
+    }
+    lines = [
+        f"memory for training: batches of {planned.batch} clips of {workload.seconds:g} s, {planned.sequence} tokens "
+        "each",
+        f"{'':<32}{'GiB':>10}",
+    ]
+    return "\n".join(lines + [_row(name, size) for name, size in rows.items()])
+
+
+def _row(name: str, size: int) -> str:
+    return f"{name:<32}{size / GIB:>10.3f}"
+
+
+def _beside_published(row: dict, config: Config, workload: Workload, ours: InferencePlan) -> str:
+    theirs = plan_inference(as_published(config.model), workload)
+    return "\n".join(
+        [
+            f"beside the published system {row['name']} ({row['parts']})",
+            f"{'':<32}{'GiB':>10}",
+            _row("this program, expected", ours.peak),
+            _row("its encoders in fp32, 30 s", theirs.peak),
+            f"{'published, ' + row['device']:<32}{row['peak_gb']:>10.3f}",
+        ]
+    )
+
+
+def _first_batch(model: SALMONN, batch: Batch) -> str:
+    """Run the first batch up to the language model's input."""
     with torch.no_grad():
         tokens, mask = model.encode_audio(batch.waveforms, batch.lengths)
         assembled = model.assemble(tokens, mask, batch.text_batch)
-    frames = max(model.encoders.frame_count(samples) for samples in batch.lengths.tolist())
-    shapes = {"B": len(batch), "N": frames, "A": tokens.shape[1], "L": assembled.embeds.shape[1]}
     seconds = ", ".join(f"{samples / SAMPLE_RATE:.2f}" for samples in batch.lengths.tolist())
     lines = [
         "first batch:",
@@ -65,40 +231,7 @@ def _first_batch(model: SALMONN, batch: Batch) -> tuple[str, dict[str, int]]:
     ]
     for task, prompt, reference in zip(batch.tasks, batch.prompts, batch.references, strict=True):
         lines.append(f"  {task}: {_short(model.text.in_template(prompt))!r} -> {_short(reference)!r}")
-    lines += [f"  not readable: {clip.path}: {clip.reason}" for clip in batch.bad]
-    return "\n".join(lines), shapes
-
-
-def _memory(config: Config, model: SALMONN, shapes: dict[str, int]) -> str:
-    """Weights as loaded, gradients, optimiser, and a rough figure for the activations at the first batch."""
-    total = model.parameter_table()[-1]
-    rows = {
-        "weights": total.bytes,
-        "gradients": GRADIENT_BYTES * total.trainable,
-        "AdamW": ADAM_BYTES * total.trainable,
-        "activations (rough)": _activation_bytes(config, model, shapes),
-    }
-    rows["together"] = sum(rows.values())
-    lines = [f"{'memory for training':<24}{'GiB':>10}"]
-    return "\n".join(lines + [f"{name:<24}{size / GIB:>10.3f}" for name, size in rows.items()])
-
-
-def _activation_bytes(config: Config, model: SALMONN, shapes: dict[str, int]) -> int:
-    """What the backward pass keeps: about 8 H + 3 F numbers a token and layer of the LLM (F: its feed-forward width),
-    its logits in float32 twice, 4 widths a frame and layer of the Q-Former, and 16 widths a frame and layer of each
-    trained encoder."""
-    size = 2 if config.run.amp else 4
-    llm = model.llm.config
-    per_token = 8 * llm.hidden_size + 3 * llm.intermediate_size
-    tokens = shapes["B"] * shapes["L"]
-    language = tokens * llm.num_hidden_layers * per_token * size + 2 * 4 * tokens * model.llm.vocab_size
-    frames = shapes["B"] * shapes["N"]
-    connector = frames * config.model.qformer_layers * 4 * config.model.qformer_hidden_size * size
-    encoders = 0
-    for name, encoder in model.encoders.encoders.items():
-        blocks = max((len(part) for part in encoder.modules() if isinstance(part, torch.nn.ModuleList)), default=1)
-        encoders += frames * encoder.dim * 16 * size * (1 if model.encoders.frozen[name] else blocks)
-    return language + connector + encoders
+    return "\n".join(lines + [f"  not readable: {clip.path}: {clip.reason}" for clip in batch.bad])
 
 
 def _short(text: str) -> str:

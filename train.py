@@ -20,9 +20,9 @@ from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from dataset import AudioTextDataset, load_prompts
-from distillation import build_distiller
-from dryrun import describe
-from models import build_model
+from distillation import Distiller, build_distiller
+from dryrun import absent_data, absent_weights, describe, describe_data, plan, planned_device
+from models import SALMONN, build_model
 from nonfinite import NonFiniteError
 from run_folder import RunFolder, RunFolderError, find_resume
 from runner import Runner, RunResult
@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="go on from the newest checkpoint of this run, or from the checkpoint or run folder PATH",
     )
     parser.add_argument(
-        "--dryrun", action="store_true", help="build model and data, print sizes, memory and the first batch, and stop"
+        "--dryrun",
+        action="store_true",
+        help="print sizes, a memory plan and the first batch, of what is at hand, and stop",
     )
     parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
     arguments = parser.parse_args(argv)
@@ -133,25 +135,57 @@ def _train_stage(
             "--resume, choose another run.output_dir, or delete the folder."
         )
     for note in config.ignored:
-        accelerator.print(f"ignored: {note}")
-    config.require_paths("model", "datasets.train_ann_path", "model.prompt_path")
-    if config.distillation.teacher is not None:
-        config.require_paths("distillation.teacher")
-    if config.datasets.valid_ann_path is not None:
-        config.require_paths("datasets.valid_ann_path")
-    train_data, valid_data = load_data(config)
-    torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
-    model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
-    distiller = build_distiller(config, model)
+        accelerator.print(note)
     if dryrun:
-        runner = Runner(config, model, train_data, valid_data, accelerator=accelerator)
-        accelerator.print(describe(config, model, train_data, valid_data, next(iter(runner.loader))))
-        if distiller is not None:
-            accelerator.print(f"\n{distiller.describe()}")
+        _dry_run(config, accelerator)
         return None
+    _require_data(config)
+    train_data, valid_data = load_data(config)
+    model, distiller = _build(config, accelerator)
     runner = Runner(config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller)
     accelerator.print(_opening_words(config, runner, resume))
     return runner.train()
+
+
+def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller | None]:
+    """The model to train, and the teacher where there is one; what they need is checked first."""
+    config.require_paths("model")
+    if config.distillation.teacher is not None:
+        config.require_paths("distillation.teacher")
+    torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
+    model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
+    return model, build_distiller(config, model)
+
+
+def _require_data(config: Config) -> None:
+    config.require_paths("datasets.train_ann_path", "model.prompt_path")
+    if config.datasets.valid_ann_path is not None:
+        config.require_paths("datasets.valid_ann_path")
+
+
+def _dry_run(config: Config, accelerator: Accelerator) -> None:
+    """Print the memory plan, and of data and weights what is at hand; an error only where no plan can be made."""
+    weights, data = absent_weights(config.model), absent_data(config)
+    model = distiller = None
+    if not weights:
+        model, distiller = _build(config, accelerator)
+    accelerator.print(plan(config, planned_device(config) if weights else accelerator.device, model))
+    if weights:
+        listed = "".join(f"\n  {key} = {path}" for key, path in weights.items())
+        accelerator.print(f"\nweights not at hand, so the plan comes from the architectures alone:{listed}")
+    if data:
+        listed = "".join(f"\n  {what}" for what in data)
+        accelerator.print(f"\ndata not at hand, so no clip was looked at:{listed}")
+    else:
+        _require_data(config)
+        train_data, valid_data = load_data(config)
+        if model is None:
+            accelerator.print(f"\n{describe_data(train_data, valid_data)}")
+        else:
+            runner = Runner(config, model, train_data, valid_data, accelerator=accelerator)
+            accelerator.print(f"\n{describe(model, train_data, valid_data, next(iter(runner.loader)))}")
+    if distiller is not None:
+        accelerator.print(f"\n{distiller.describe()}")
 
 
 def _resume_argument(config: Config, arguments: argparse.Namespace) -> str | None:

@@ -1,0 +1,165 @@
+"""Public models' architecture facts: what transformers' configurations need to build a network without its weights.
+
+One JSON file a model: `names` it goes by (hub names, file names of `.pt` files), `kind` (`llm`, `whisper`, `beats`,
+`ced`, or `audio`, any other audio encoder of transformers), `config` (the fields of its `config.json` that shape it),
+`quantized` (names of copies whose weights are stored quantised, and how) and `published` (its parameter count, to the
+`unit` that it was published in). Nothing here needs the network or the weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+FOLDER = Path(__file__).resolve().parent
+KINDS = {"whisper": "whisper", "beats": "beats", "ced": "ced"}
+"""`model_type` -> kind, where it is not a language model."""
+AUDIO_TYPES = (
+    "audio-spectrogram-transformer",
+    "hubert",
+    "parakeet_ctc",
+    "parakeet_encoder",
+    "parakeet_rnnt",
+    "parakeet_tdt",
+    "wav2vec2",
+    "wav2vec2-bert",
+    "wavlm",
+)
+
+
+class UnknownArchitectureError(ValueError):
+    """Nothing is known of a model: no folder with a config.json, and no row of this table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A parameter count as its authors gave it."""
+
+    parameters: int
+    unit: int
+    """It is rounded to a multiple of this."""
+    of: str
+    """What was counted."""
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What one model is made of."""
+
+    name: str
+    kind: str
+    """`llm`, `whisper`, `beats`, `ced` or `audio`."""
+    config: dict[str, Any]
+    """Fields of its configuration; `model_type` is there for every kind but `beats`."""
+    quantized: str | None = None
+    """How its weights are stored, where they are stored quantised."""
+    published: Published | None = None
+    source: str = ""
+    """Where the facts were read."""
+
+
+def find_architecture(path: str) -> Architecture:
+    """The facts of what a configuration names: a folder, a hub name (with or without revision), or a `.pt` file's name.
+
+    A `config.json` at hand, in the folder or in the hub's cache, comes first; then the table, by the whole name or by
+    its last part, so that `weights/Llama-3.2-1B-Instruct`, not downloaded yet, is known too.
+
+    Raises:
+        UnknownArchitectureError: with the names that are known.
+    """
+    described = _config_file(path)
+    if described is not None:
+        config = json.loads(described.read_text(encoding="utf-8"))
+        return Architecture(
+            name=path,
+            kind=_kind_of(config),
+            config=config,
+            quantized=_stored_quantization(config),
+            source=str(described),
+        )
+    table = _by_name()
+    name = path.partition("@")[0].rstrip("/")
+    for candidate in (name, Path(name).name):
+        if candidate.lower() in table:
+            return table[candidate.lower()]
+    nearest = difflib.get_close_matches(Path(name).name.lower(), [Path(known).name.lower() for known in table], n=1)
+    meant = [known for known in known_names() if nearest and Path(known).name.lower() == nearest[0]]
+    raise UnknownArchitectureError(
+        f"nothing is known of the architecture of {path!r}: it is no folder with a config.json, and no known model"
+        f"{f' (did you mean {meant[0]}?)' if meant else ''}. Give a folder with its config.json, or one of: "
+        f"{', '.join(known_names())}"
+    )
+
+
+def known_names() -> list[str]:
+    """Every name in the table, hub names first."""
+    names = {name for file in _files() for name in (*file["names"], *file.get("quantized", {}))}
+    return sorted(names, key=lambda name: ("/" not in name, name.lower()))
+
+
+def all_architectures() -> list[Architecture]:
+    """One a file of the table, under its first name."""
+    return [_row(file, file["names"][0]) for file in _files()]
+
+
+@functools.cache
+def _files() -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.json")))
+
+
+@functools.cache
+def _by_name() -> dict[str, Architecture]:
+    """Lower-case name, whole and last part -> facts."""
+    table: dict[str, Architecture] = {}
+    for file in _files():
+        for name in (*file["names"], *file.get("quantized", {})):
+            row = _row(file, name)
+            table[name.lower()] = row
+            table.setdefault(Path(name).name.lower(), row)
+    return table
+
+
+def _row(file: dict[str, Any], name: str) -> Architecture:
+    published = file.get("published")
+    return Architecture(
+        name=name,
+        kind=file["kind"],
+        config=dict(file["config"]),
+        quantized=file.get("quantized", {}).get(name),
+        published=None if published is None else Published(**published),
+        source="configs/architectures",
+    )
+
+
+def _config_file(path: str) -> Path | None:
+    """The config.json of a folder, or of a hub name that was downloaded before."""
+    local = Path(path).expanduser() / "config.json"
+    if local.is_file():
+        return local
+    name, _, revision = path.partition("@")
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
+    except ValueError:  # it reads as a path, not as a hub name
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _kind_of(config: dict[str, Any]) -> str:
+    model_type = config.get("model_type", "")
+    return "audio" if model_type in AUDIO_TYPES else KINDS.get(model_type, "llm")
+
+
+def _stored_quantization(config: dict[str, Any]) -> str | None:
+    stored = config.get("quantization_config")
+    if not stored:
+        return None
+    if stored.get("load_in_4bit"):
+        return "nf4"
+    return "int8" if stored.get("load_in_8bit") else str(stored.get("quant_method", "unknown"))

@@ -1,0 +1,177 @@
+"""A whole model without its weights: every part at full size on the meta device, from architecture facts alone.
+
+Takes no memory, no download and a second or two. Sizes, frame counts and, with memory_plan.py, the memory of a run
+can be read off it; numbers cannot.
+"""
+
+import dataclasses
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, WhisperConfig
+
+from configs.architectures import Architecture, find_architecture
+from configs.schema import ModelConfig
+from models import build_connector, freeze_connector, quantize
+from models.audio_encoder import AudioEncoder
+from models.beats import BEATs, BEATsConfig
+from models.ced import CED, CEDConfig
+from models.encoders import ENCODERS
+from models.legacy import rules_of
+from models.llm import PRECISIONS, LanguageModel, compute_dtype
+from models.packed import pack_linears
+from models.salmonn import SALMONN
+from models.whisper import WhisperEncoder
+
+META = torch.device("meta")
+LEGACY_CED = {"target_length": 3001, "rescale": True, "frequency_major": True}  # as models/encoders.py loads it
+
+
+def build_skeleton(
+    config: ModelConfig, device: str | torch.device = "cuda", *, encoder_dtype: torch.dtype | None = None
+) -> SALMONN:
+    """The model that `config` describes, on the meta device, in the types that it would have on `device`.
+
+    `device` need not be there. `encoder_dtype` overrides the type of the frozen encoders. The model has no tokenizer;
+    everything that takes a `TextBatch` works.
+
+    Raises:
+        ValueError: naming the key, where nothing is known of a part's architecture, or where parts do not fit.
+    """
+    device = torch.device(device)
+    rules = rules_of(config)
+    encoders: dict[str, AudioEncoder] = {}
+    frozen: dict[str, bool] = {}
+    for name, entry in ENCODERS.items():
+        path = getattr(config, entry.path_key)
+        if not path:
+            continue
+        frozen[name] = getattr(config, entry.freeze_key)
+        dtype = encoder_dtype or _encoder_dtype(config, device)
+        encoders[name] = _named(entry.path_key, _build_encoder, path, config, dtype if frozen[name] else torch.float32)
+    stack = rules.encoders(encoders, frozen)
+    llm = _named("llama_path", _build_llm, config.llama_path, config, device)
+    with META:
+        connector = build_connector(config, stack, llm)
+    model = rules.model(stack, connector, llm, None, config)
+    freeze_connector(model, config)
+    return model.eval()
+
+
+def _named(key: str, build: Any, path: str | None, *arguments: Any) -> Any:
+    """Call `build`, and name the key in its errors."""
+    if not path:
+        raise ValueError(f"model.{key} is not set")
+    try:
+        return build(path, *arguments)
+    except ValueError as error:
+        message = str(error)
+        raise type(error)(message if message.startswith("model.") else f"model.{key}: {message}") from error
+
+
+def _encoder_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """As `EncoderStack.from_config` chooses it."""
+    automatic = torch.float16 if device.type == "cuda" else torch.float32
+    return PRECISIONS.get(config.dtype, automatic)
+
+
+def _build_encoder(path: str, config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+    if Path(path).expanduser().is_file():
+        return _encoder_of_file(path, config, dtype)
+    facts = find_architecture(path)
+    fields = {key: value for key, value in facts.config.items() if key != "model_type"}
+    window = config.window if config.legacy == "off" else "full"
+    with META:
+        if facts.kind == "whisper":
+            return WhisperEncoder(WhisperConfig(**fields), window=window).to(dtype).eval()
+        if facts.kind == "beats":
+            return BEATs(BEATsConfig.from_released(fields), fbank_dtype=_fbank_dtype(config)).eval()
+        if facts.kind == "ced":
+            names = {field.name for field in dataclasses.fields(CEDConfig)}
+            known = {key: value for key, value in fields.items() if key in names}
+            return _ced(CEDConfig(**(known | _ced_rules(config))), dtype)
+        if facts.kind == "audio":
+            from models.hf_encoder import HFEncoder
+
+            described = AutoConfig.for_model(facts.config["model_type"], **fields)
+            return HFEncoder.from_config(described, _extractor(described), window=window).to(dtype).eval()
+    raise ValueError(f"{path!r} is a language model, expected an audio encoder")
+
+
+def _encoder_of_file(path: str, config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+    """A `.pt` file of BEATs or CED: the sizes are read, the weights left on the disk."""
+    try:
+        file = torch.load(Path(path).expanduser(), map_location=META, weights_only=True, mmap=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        raise ValueError(f"cannot read {path!r} as a tensor file: {error}") from error
+    if isinstance(file, dict) and {"cfg", "model"} <= file.keys():
+        with META:
+            return BEATs(BEATsConfig.from_released(file["cfg"]), fbank_dtype=_fbank_dtype(config)).eval()
+    del file
+    encoder = CED.from_checkpoint(path, dtype=dtype, **_ced_rules(config))  # at most 86 million weights
+    return encoder.to(META)
+
+
+def _ced(config: CEDConfig, dtype: torch.dtype) -> CED:
+    encoder = CED(config).to(dtype)
+    encoder.init_bn.float()
+    return encoder.eval()
+
+
+def _fbank_dtype(config: ModelConfig) -> torch.dtype:
+    return torch.float32 if config.legacy == "off" else torch.float64
+
+
+def _ced_rules(config: ModelConfig) -> dict[str, Any]:
+    return {} if config.legacy == "off" else LEGACY_CED
+
+
+def _extractor(config: PreTrainedConfig) -> Any:
+    """A feature extractor of the configuration's own width, where the library's default has another."""
+    if not config.model_type.startswith("parakeet"):
+        return None
+    encoder = getattr(config, "encoder_config", config)
+    return transformers.ParakeetFeatureExtractor(feature_size=encoder.num_mel_bins)
+
+
+def _build_llm(path: str, config: ModelConfig, device: torch.device) -> LanguageModel:
+    facts = find_architecture(path)
+    if facts.kind != "llm":
+        raise ValueError(f"{path!r} is an audio encoder ({facts.kind}), expected a language model")
+    back_end = _back_end(config, facts)
+    fields = {key: value for key, value in facts.config.items() if key not in ("model_type", "quantization_config")}
+    described = AutoConfig.for_model(facts.config["model_type"], **fields)
+    dtype = _llm_dtype(config, device, described.get_text_config().model_type)
+    with META:
+        network = AutoModelForCausalLM.from_config(described, dtype=dtype)
+        if back_end != "none":
+            pack_linears(network, back_end, dtype, skip=network.get_output_embeddings())
+        llm = LanguageModel(network, backend=quantize.BACKENDS.get(back_end, quantize.BACKENDS["none"]))
+        if config.lora:
+            llm.add_lora(
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                target_modules=config.lora_target_modules,
+            )
+    llm.kernel = f"{back_end}, planned, compute {str(dtype).removeprefix('torch.')}, {device.type}"
+    return llm
+
+
+def _back_end(config: ModelConfig, facts: Architecture) -> str:
+    if facts.quantized is not None and config.quantization not in ("none", facts.quantized):
+        raise ValueError(
+            f"model.quantization is {config.quantization!r}, but {config.llama_path} holds weights already quantised "
+            f"as {facts.quantized!r}; remove the option, or give the unquantised model."
+        )
+    return facts.quantized or config.quantization
+
+
+def _llm_dtype(config: ModelConfig, device: torch.device, model_type: str) -> torch.dtype:
+    """As `LanguageModel.from_config` chooses it; where the CUDA device is not there to be asked, it has bfloat16."""
+    if config.dtype == "auto" and device.type == "cuda" and not torch.cuda.is_available():
+        return torch.bfloat16 if model_type.startswith("gemma") else torch.float16
+    return compute_dtype(config.dtype, device, model_type)

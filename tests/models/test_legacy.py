@@ -224,6 +224,15 @@ def test_code_in_a_file_is_never_run(model, tmp_path, zipped):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("key", ["ckpt", "speech_llama_proj_model", "beats_path", "ced_path"])
+def test_code_in_a_file_that_the_configuration_names_is_never_run(project, tmp_path, key):
+    mark, path = tmp_path / "was_here", tmp_path / "x.pth"
+    torch.save({"model": {"a": torch.ones(2)}, "cfg": Malicious(str(mark))}, path)
+    with pytest.raises(ValueError, match=r"x\.pth"):
+        make(project, **{key: str(path)})
+    assert not mark.exists()
+
+
 def damaged(kind, state, path):
     """Write a file that is wrong in one way."""
     name = "speech_llama_proj.weight"
@@ -425,6 +434,22 @@ def test_ced_takes_the_batchs_statistics_in_training_under_exact_alone(tmp_path,
     steady = make(project, legacy="weights", beats_path="", ced_path=ced).train()
     steady.encode_frames(*clips)
     assert torch.equal(steady.state_dict()[statistics], before)
+
+
+def test_a_batch_of_one_is_the_same_in_both_modes_and_every_row_of_weights(tmp_path, project):
+    ced = str(write_ced(tmp_path / "ced.pt"))
+    clips, lengths = torch.randn(2, 24_000) * torch.tensor([[0.3], [1e-4]]), torch.tensor([24_000, 17_000])
+    with torch.no_grad():
+        heard = {}
+        for legacy in ("weights", "exact"):
+            torch.manual_seed(0)
+            model = make(project, legacy=legacy, beats_path="", ced_path=ced)
+            alone, mask = model.encode_audio(clips[1:, :17_000], lengths[1:])
+            together, masks = model.encode_audio(clips, lengths)
+            heard[legacy] = alone[0][mask[0]], together[1][masks[1]]
+    torch.testing.assert_close(heard["weights"][0], heard["exact"][0])
+    torch.testing.assert_close(heard["weights"][1], heard["weights"][0])
+    assert not torch.allclose(heard["exact"][1], heard["exact"][0], atol=1e-4)
 
 
 def test_ceds_statistics_come_from_the_file(tmp_path, project):

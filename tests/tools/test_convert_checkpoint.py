@@ -10,7 +10,7 @@ from configs.schema import load_config
 from models import build_model, load_model
 from models.checkpoint import load_legacy, save_adapter
 from tests import tiny
-from tests.models.test_legacy import PROMPT, make, pad_rows, released_state, write
+from tests.models.test_legacy import PROMPT, Malicious, make, pad_rows, released_state, write, write_ced
 from tools.convert_checkpoint import main
 
 CLIPS = torch.randn(2, 30_000, generator=torch.Generator().manual_seed(1)) * 0.1
@@ -57,6 +57,40 @@ def test_there_and_back(tmp_path, family):
     assert {key: after[key] for key in before if key != "model"} == {
         key: before[key] for key in before if key != "model"
     }
+
+
+def test_ceds_statistics_go_there_and_back(tmp_path):
+    ced = write_ced(tmp_path / "ced.pt")
+    project = tiny.write_project(tmp_path / "project", model={"beats_path": "", "ced_path": str(ced)})
+    source = make(project)
+    state = released_state(source)
+    state["ced.init_bn.1.running_mean"] = torch.randn(64)
+    state["ced.init_bn.1.running_var"] = torch.rand(64) + 300
+    file = write(tmp_path / "checkpoint_0.pth", state)
+    load_legacy(source, file)
+
+    folder, back = tmp_path / "adapter", tmp_path / "again.pth"
+    assert main([str(file), str(folder), "--cfg-path", str(project.config)]) == 0
+    converted = load_model(folder, "cpu")
+    assert tokens_of(converted) == tokens_of(source)
+    assert main([str(folder), str(back)]) == 0
+    again = make(project)
+    load_legacy(again, back)
+    assert tokens_of(again) == tokens_of(source)
+    after = torch.load(back, weights_only=True)["model"]
+    assert list(after) == list(state)
+    assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
+
+
+def test_what_was_kept_beside_the_adapter_runs_nothing(tmp_path, shared_tiny_project, capsys):
+    file = write(tmp_path / "x.pth", released_state(make(shared_tiny_project)))
+    folder, mark = tmp_path / "adapter", tmp_path / "was_here"
+    assert main([str(file), str(folder), "--cfg-path", str(shared_tiny_project.config)]) == 0
+    torch.save({"model": {}, "names": Malicious(str(mark))}, folder / "released.pt")
+    assert main([str(folder), str(tmp_path / "y.pth")]) == 1
+    assert "released.pt" in capsys.readouterr().err
+    assert not mark.exists()
+    assert not (tmp_path / "y.pth").exists()
 
 
 def test_secrets_stay_behind(tmp_path, shared_tiny_project):

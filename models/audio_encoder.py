@@ -26,6 +26,9 @@ class AudioEncoder(nn.Module):
     """The shortest clip that gives a frame; `EncoderStack` extends shorter ones with silence."""
     max_samples: int | None
     """The longest clip the network takes, None for no limit; `EncoderStack` cuts longer ones."""
+    cut_grain: int = 320
+    """Samples, of which cuts are multiples, so that parts joined again keep in time: 20 ms, or a step of the network
+    where its steps are longer."""
 
     @abstractmethod
     def frame_count(self, samples: int) -> int:

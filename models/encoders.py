@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CUT_GRAIN = 320  # samples: parts of a long clip begin at a 20 ms frame, so that no frame lies across a cut
 PARTS_AT_ONCE = 8  # at least; a long clip's parts are encoded in groups, for memory's sake
 
 
@@ -209,16 +208,16 @@ def _as_stored(device_type: str) -> Iterator[None]:
         yield
 
 
-def cut_points(samples: int, max_samples: int | None) -> list[int]:
-    """Where a clip is cut: 0, …, samples; parts are equal up to 20 ms and none is longer than `max_samples`."""
+def cut_points(samples: int, max_samples: int | None, grain: int = AudioEncoder.cut_grain) -> list[int]:
+    """Where a clip is cut: 0, …, samples; parts are equal up to `grain` and none is longer than `max_samples`."""
     if max_samples is None or samples <= max_samples:
         return [0, samples]
-    parts = -(-samples // (max_samples - max_samples % CUT_GRAIN))
-    return [-(-samples * part // (parts * CUT_GRAIN)) * CUT_GRAIN for part in range(parts)] + [samples]
+    parts = -(-samples // (max_samples - max_samples % grain))
+    return [-(-samples * part // (parts * grain)) * grain for part in range(parts)] + [samples]
 
 
 def _count_joined(encoder: AudioEncoder, samples: int) -> int:
-    cuts = cut_points(samples, encoder.max_samples)
+    cuts = cut_points(samples, encoder.max_samples, encoder.cut_grain)
     if len(cuts) == 2:
         return encoder.frame_count(samples)
     return sum(encoder.content_frames(stop - start) for start, stop in itertools.pairwise(cuts))
@@ -233,7 +232,7 @@ def _encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTe
     parts: list[Tensor] = []
     owners: list[tuple[int, int | None]] = []  # row of the batch; frames to keep, None for all
     for row, size in enumerate(samples):
-        cuts = cut_points(size, encoder.max_samples)
+        cuts = cut_points(size, encoder.max_samples, encoder.cut_grain)
         for start, stop in itertools.pairwise(cuts):
             parts.append(waveforms[row, start:stop])
             owners.append((row, None if len(cuts) == 2 else encoder.content_frames(stop - start)))

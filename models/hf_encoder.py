@@ -95,8 +95,7 @@ class HFEncoder(AudioEncoder):
 
         Args:
             kinds: what may be there, of `KINDS`; None allows all.
-            window: `full` gives AST the 10 s that its feature extractor pads every clip to, `clip` the clip's own
-                length. No other encoder here pads.
+            window: `full` gives AST the 10 s that its feature extractor pads every clip to, `clip` the clip's length.
 
         Raises ValueError if nothing can be loaded, if it is of another kind, or if it lacks weights of the encoder.
         """
@@ -275,7 +274,8 @@ class ParakeetEncoder(HFEncoder):
         super().__init__(network, extractor, window)
         config = network.config
         self._expect_extractor(feature_size=config.num_mel_bins, hop_length=HOP, win_length=WINDOW, n_fft=PARAKEET_FFT)
-        self.frame_rate_hz = SAMPLE_RATE / HOP / config.subsampling_factor
+        self.frame_rate_hz = SAMPLE_RATE / (config.subsampling_factor * HOP)
+        self.cut_grain = config.subsampling_factor * HOP
         self.min_samples = 2 * HOP  # a variance needs two spectrogram frames
         self.max_samples = MAX_S * SAMPLE_RATE
 
@@ -305,9 +305,10 @@ class ASTEncoder(HFEncoder):
     A step in time has 12 tokens, from low to high frequencies. Their mean is the frame (as in LTU, Gong et al. 2023,
     arXiv:2305.10790): 10 a second, so that AST beside a speech encoder leaves its frames and windows as they are.
 
-    The library's model takes 10.24 s, whatever the clip. With `window="clip"` each clip has the time steps whose
-    patches it fills, under the first of the positions, and keys past its end are masked. With `window="full"` every
-    clip is padded to 10.24 s and all steps are frames, those of the silence included.
+    The library's model takes 10.24 s, whatever the clip. With `window="clip"` a clip has a time step for every whole
+    100 ms, the last one's patches filled up as the feature extractor fills, under the first of the positions; keys past
+    its end are masked. With `window="full"` every clip is padded to 10.24 s and all steps are frames, those of the
+    silence included.
     """
 
     def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
@@ -316,16 +317,16 @@ class ASTEncoder(HFEncoder):
         self._expect_extractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
         self.patch, self.stride = config.patch_size, config.time_stride
         self.bands, self.max_steps = network.embeddings.get_shape(config)
-        self.frame_rate_hz = SAMPLE_RATE / HOP / self.stride
-        self.min_samples = WINDOW + (self.patch - 1) * HOP
-        # The last patch ends a little before the spectrogram does.
-        self.max_samples = self.min_samples + (self.max_steps - 1) * self.stride * HOP
+        self.cut_grain = self.stride * HOP
+        self.frame_rate_hz = SAMPLE_RATE / self.cut_grain
+        self.min_samples = max(WINDOW, self.cut_grain)
+        self.max_samples = self.max_steps * self.cut_grain
 
     def frame_count(self, samples: int) -> int:
         return self.max_steps if self.window == "full" else self.content_frames(samples)
 
     def content_frames(self, samples: int) -> int:
-        return max(0, (fbank_frames(samples) - self.patch) // self.stride + 1)
+        return samples // self.cut_grain
 
     def features(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
         """[B, T], [B] samples -> normalised fbank [B, F, M] float32, time steps [B] in it."""
@@ -333,12 +334,11 @@ class ASTEncoder(HFEncoder):
         fbank = kaldi_log_mel(
             waveforms, lengths, bins=extractor.num_mel_bins, window="hann", gain=1.0, dtype=torch.float64
         )
-        counts = fbank_lengths(lengths)
-        fbank = zero_after(fbank, counts)
-        steps = (counts - self.patch) // self.stride + 1
+        steps = lengths // self.cut_grain
         if self.window == "full":
             steps = torch.full_like(steps, self.max_steps)
-            fbank = nn.functional.pad(fbank, (0, 0, 0, extractor.max_length - fbank.shape[1]))
+        size = (int(steps.max()) - 1) * self.stride + self.patch
+        fbank = nn.functional.pad(zero_after(fbank, fbank_lengths(lengths)), (0, 0, 0, size - fbank.shape[1]))
         if extractor.do_normalize:
             fbank = (fbank - extractor.mean) / (2 * extractor.std)
         return fbank.float(), steps

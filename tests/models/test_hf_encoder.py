@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from models.encoders import EncoderStack, cut_points
 from models.hf_encoder import KINDS, ASTEncoder, HFEncoder
 from tests import tiny
 
@@ -75,9 +76,9 @@ def test_ast_at_a_clips_own_length_is_the_library_s_with_a_shorter_table(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     encoder = HFEncoder.from_pretrained(folders["ast"])
-    samples = 16_000
+    samples = 17_500
     steps = encoder.frame_count(samples)
-    length = encoder.patch + (steps - 1) * encoder.stride  # of the fbank frames, those that fill a patch
+    length = encoder.patch + (steps - 1) * encoder.stride  # fbank frames that the steps' patches span
     for file in folders["ast"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     for file in ("config.json", "preprocessor_config.json"):
@@ -222,6 +223,61 @@ def test_what_cannot_be_loaded_is_named(folders: dict[str, Path], tmp_path: Path
     refused("its feature extractor has sampling_rate = 8000; expected 16000")
 
 
+@torch.no_grad()
+def test_parts_of_a_long_clip_keep_in_time(folders: dict[str, Path]) -> None:
+    """AST's steps are 100 ms: parts that began between two of them would each lose some."""
+    stack = EncoderStack({name: HFEncoder.from_pretrained(folders[name]) for name in ("wavlm base", "ast")})
+    samples = 25 * 16_000 + 1_234
+    streams = stack(0.1 * torch.randn(1, samples), torch.tensor([samples]))
+    assert [int(stream.lengths[0]) for stream in streams] == [1253, 250]
+    parts = cut_points(samples, stack.encoders["ast"].max_samples, stack.encoders["ast"].cut_grain)
+    assert len(parts) == 4 and all(part % 1_600 == 0 for part in parts[:-1])
+
+
+def test_names_in_files_of_older_versions_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As the hub has them: halves of a weight norm in a .bin, and AST's layers before they were renamed."""
+    older = {
+        "wavlm large": [
+            ("parametrizations.weight.original0", "weight_g"),
+            (".parametrizations.weight.original1", ".weight_v"),
+        ],
+        "ast": [
+            ("layers.", "encoder.layer."),
+            (".attention.o_proj", ".attention.output.dense"),
+            (".mlp.fc1", ".intermediate.dense"),
+            (".mlp.fc2", ".output.dense"),
+            *(
+                (f".attention.{short}_proj", f".attention.attention.{name}")
+                for short, name in zip("qkv", ("query", "key", "value"), strict=True)
+            ),
+        ],
+    }
+    for name, renames in older.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in folders[name].glob("*.json"):
+            (folder / file.name).write_bytes(file.read_bytes())
+        weights = {}
+        for key, value in load_file(folders[name] / "model.safetensors").items():
+            for new, old in renames:
+                key = key.replace(new, old)
+            weights[f"audio_spectrogram_transformer.{key}" if name == "ast" else key] = value
+        torch.save(weights, folder / "pytorch_model.bin")
+        encoder, original = HFEncoder.from_pretrained(folder), HFEncoder.from_pretrained(folders[name])
+        waveforms, lengths = _clips(encoder)
+        assert torch.equal(encoder(waveforms, lengths)[0], original(waveforms, lengths)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unfrozen_encoders_train_under_autocast(folders: dict[str, Path], name: str) -> None:
+    encoder = HFEncoder.from_pretrained(folders[name]).train()
+    waveforms, lengths = _clips(encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        frames, _ = encoder(waveforms[2:4], lengths[2:4])
+    frames.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
+
+
 def test_an_unknown_kind_is_an_error_that_lists_the_known(tmp_path: Path) -> None:
     tiny.write_whisper(tmp_path)
     with pytest.raises(ValueError, match="is of type 'whisper', which is no known encoder; known are wavlm, hubert"):
@@ -237,4 +293,4 @@ def test_an_encoder_can_be_planned_without_its_weights() -> None:
     with torch.device("meta"):
         encoder = HFEncoder.from_config(transformers.ASTConfig())
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 86_187_264
-    assert encoder.frame_count(160_000) == 99
+    assert encoder.frame_count(160_000) == 100

@@ -184,6 +184,8 @@ class AudioTextDataset(Dataset):
         augment: applied with `training` only.
         join: which clips are put in a row, with `training` only.
         max_audio_s: cut longer clips.
+        as_released: read as the public code does, for `model.legacy: exact`: of several channels the first, and without
+            `training` a prompt's `{}` stays as it is.
 
     Raises:
         PromptError: a task has no prompt, or a prompt needs a `Q` that an annotation lacks.
@@ -199,8 +201,10 @@ class AudioTextDataset(Dataset):
         augment: Augment | Mapping[str, Any] | None = None,
         join: JoinClipsConfig | None = None,
         max_audio_s: float | None = None,
+        as_released: bool = False,
     ) -> None:
         self.annotations = list(annotations)
+        self.as_released = as_released
         self.joiner = Joiner(join, self.annotations) if join is not None and training else None
         self.prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
         self.seed = seed
@@ -215,7 +219,7 @@ class AudioTextDataset(Dataset):
         self.max_audio_s = max_audio_s
         for annotation in self.annotations:
             for prompt in self._choices(annotation):
-                fill_prompt(prompt, annotation, self.prompts.source)
+                self.filled(prompt, annotation)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -238,7 +242,12 @@ class AudioTextDataset(Dataset):
         choices = self._choices(annotation)
         prompt = choices[rng.integers(len(choices))]
         try:
-            waveform, capped = load_clip(annotation.path, expand=annotation.expand_wav, max_audio_s=self.max_audio_s)
+            waveform, capped = load_clip(
+                annotation.path,
+                expand=annotation.expand_wav,
+                max_audio_s=self.max_audio_s,
+                first_channel=self.as_released,
+            )
         except AudioError as error:
             reason = error.reason if error.clip == annotation.path else str(error)
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
@@ -253,10 +262,16 @@ class AudioTextDataset(Dataset):
             index=annotation.index,
             annotation=annotation,
             waveform=waveform,
-            prompt=fill_prompt(prompt, annotation, self.prompts.source),
+            prompt=self.filled(prompt, annotation),
             text=text,
             capped=capped,
         )
+
+    def filled(self, prompt: str, annotation: Annotation) -> str:
+        """The prompt with the annotation's question; `PromptError` where it needs one that is not there."""
+        if self.as_released and not self.training:
+            return prompt
+        return fill_prompt(prompt, annotation, self.prompts.source)
 
     def _joined(self, waveform: Tensor, text: str, annotation: Annotation, key: SampleKey) -> tuple[Tensor, str]:
         """The clip and others after it, as `join_clips` says, and their texts."""

@@ -16,7 +16,7 @@ import metrics
 from configs.schema import Config
 from data.annotations import Annotation
 from data.audio import SAMPLE_RATE
-from dataset import AudioTextDataset, Batch, build_loader, clip_durations, collate, fill_prompt
+from dataset import AudioTextDataset, Batch, build_loader, clip_durations, collate
 from models import SALMONN
 from models.encoders import FrameCache, Frames
 from predictions import Prediction, PredictionStore
@@ -184,14 +184,20 @@ def evaluate_annotations(
 def prompts_for(annotations: Sequence[Annotation], prompts: Mapping[str, object], config: Config) -> AudioTextDataset:
     """The clips with their prompts; an error where a task has none."""
     return AudioTextDataset(
-        list(annotations), prompts, seed=config.run.seed, training=False, max_audio_s=config.datasets.max_audio_s
+        list(annotations),
+        prompts,
+        seed=config.run.seed,
+        training=False,
+        max_audio_s=config.datasets.max_audio_s,
+        as_released=config.model.legacy == "exact",
     )
 
 
 def frames_from_cache(model: SALMONN, config: Config) -> FrameSource | None:
-    """Encoder outputs through `datasets.cache_encoder_outputs`; None where it is not set or an encoder is trained."""
+    """Encoder outputs through `datasets.cache_encoder_outputs`; None where it is not set, an encoder is trained, or
+    encoders hear the batch (`model.legacy: exact`)."""
     folder = config.datasets.cache_encoder_outputs
-    if not folder or not all(model.encoders.frozen.values()):
+    if not folder or not all(model.encoders.frozen.values()) or model.config.legacy == "exact":
         return None
     cache = FrameCache(folder, model.encoders.fingerprint)
 
@@ -286,18 +292,19 @@ def _predict(
 
     made = []
     for bad in batch.bad:
-        prompt = fill_prompt(dataset.prompts.choices(clips[bad.index].task)[0], clips[bad.index])
+        prompt = dataset.filled(dataset.prompts.choices(clips[bad.index].task)[0], clips[bad.index])
         made.append(prediction(bad.index, prompt=prompt, hypothesis="", error=bad.reason))
     if not batch.ids:
         return made
     generations = _generate(model, batch.waveforms, batch.lengths, batch.prompts, config, frames)
+    as_released = model.config.legacy == "exact"  # what the end symbol leaves of special tokens stays in
     special = getattr(model.text.tokenizer, "all_special_tokens", ())
     for row, (index, generation) in enumerate(zip(batch.ids, generations, strict=True)):
         made.append(
             prediction(
                 index,
                 prompt=batch.prompts[row],
-                hypothesis=metrics.clean_hypothesis(generation.text, special),
+                hypothesis=generation.text if as_released else metrics.clean_hypothesis(generation.text, special),
                 seconds=batch.lengths[row].item() / SAMPLE_RATE,
                 cut=batch.cut[row],
                 tokens=len(generation.tokens),

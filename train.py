@@ -111,6 +111,7 @@ def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None
         augment=datasets.augmentation,
         join=datasets.join_clips,
         max_audio_s=datasets.max_audio_s,
+        as_released=config.model.legacy == "exact",
     )
     if datasets.valid_ann_path is None:
         return train_data, None

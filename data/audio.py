@@ -73,18 +73,25 @@ def load_waveform(source: Source, *, expand: Sequence[str | Path] = (), max_audi
 
 
 def load_clip(
-    source: Source, *, expand: Sequence[str | Path] = (), max_audio_s: float | None = None
+    source: Source,
+    *,
+    expand: Sequence[str | Path] = (),
+    max_audio_s: float | None = None,
+    first_channel: bool = False,
 ) -> tuple[Tensor, bool]:
-    """As `load_waveform`, returning (waveform `[T]`, whether `max_audio_s` cut it) and warning of nothing."""
+    """As `load_waveform`, returning (waveform `[T]`, whether `max_audio_s` cut it) and warning of nothing.
+
+    `first_channel` takes the first of several channels in place of their mean.
+    """
     limit = None if max_audio_s is None else round(max_audio_s * SAMPLE_RATE)
-    waveform = _decode(source, limit)
+    waveform = _decode(source, limit, first_channel)
     if expand:
         parts = [waveform]
         total = len(waveform)
         for extra in expand:
             if limit is not None and total > limit:
                 break
-            further = _decode(extra, limit)
+            further = _decode(extra, limit, first_channel)
             parts += [np.zeros(EXPAND_SILENCE_SAMPLES, np.float32), further]
             total += EXPAND_SILENCE_SAMPLES + len(further)
         waveform = np.concatenate(parts)
@@ -152,7 +159,7 @@ def _check_length(source: Source, sound: soundfile.SoundFile) -> None:
         raise AudioError(clip_name(source), "its header does not say how long it is; encode it again from a file")
 
 
-def _decode(source: Source, limit: int | None) -> np.ndarray:
+def _decode(source: Source, limit: int | None, first_channel: bool) -> np.ndarray:
     """One file as float32 `[T]`, mono, 16 kHz; where `limit` (in 16 kHz samples) is given, at least limit + 1 of it."""
     name = clip_name(source)
     with _open(source) as sound:
@@ -167,7 +174,7 @@ def _decode(source: Source, limit: int | None) -> np.ndarray:
         raise AudioError(
             name, f"truncated: its header promises {wanted} samples, {len(samples)} were read; copy or encode it again"
         )
-    waveform = _mix_down(samples)
+    waveform = _mix_down(samples[:, 0].copy() if first_channel and samples.ndim > 1 else samples)
     is_int16 = samples.dtype == np.int16  # cannot be out of range
     if not is_int16:
         _check_finite(name, waveform)

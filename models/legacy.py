@@ -17,11 +17,12 @@
 - All rows stop when the first, or its best running beam, has generated token id 2, whichever token that is.
 - In training frozen encoders behave as if they trained: BEATs leaves layers out, CED's BatchNorm takes the batch's
   statistics, and its own drift.
-- Besides (outside the model): warm-up restarts each epoch (`schedule.py`), and with `multi_prompt: false` a batch of
-  one task has one prompt (`dataset.py`).
+- Hypotheses keep special tokens; only the end symbol, as text, ends them.
+- Besides (outside the model): warm-up restarts each epoch (`schedule.py`); with `multi_prompt: false` a batch of one
+  task has one prompt, clips keep their first channel, and `{}` stays in an evaluation's prompts (`dataset.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -59,6 +60,16 @@ class ReleasedText(TextProcessor):
     def _target_ids(self, text: str) -> Tensor:
         ids = self.tokenizer.encode(text + self.end_sym, add_special_tokens=False) if text + self.end_sym else []
         return torch.tensor(ids[: self.max_txt_len], dtype=torch.long)
+
+
+class ExactText(ReleasedText):
+    """Special tokens stay in a hypothesis, and only the first end symbol ends it."""
+
+    def decode_raw(self, ids: Iterable[int] | Tensor) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def cut_at_stop(self, text: str) -> str:
+        return text.split(self.end_sym, 1)[0] if self.end_sym else text
 
 
 class ExactSALMONN(SALMONN):
@@ -164,7 +175,7 @@ class Rules:
 RULES: dict[str, Rules] = {
     "off": Rules(),
     "weights": Rules(encoders=ReleasedEncoders, text=ReleasedText),
-    "exact": Rules(encoders=ReleasedEncoders, text=ReleasedText, model=ExactSALMONN),
+    "exact": Rules(encoders=ReleasedEncoders, text=ExactText, model=ExactSALMONN),
 }
 
 

@@ -259,3 +259,16 @@ def test_flac_of_unknown_length_is_refused(tmp_path: Path) -> None:
     data[22:26] = bytes(4)  # total samples, 36 bits: 0 means unknown
     path.write_bytes(data)
     check_named(path, "does not say how long")
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_the_first_channel_alone(tmp_path: Path, subtype: str) -> None:
+    left, right = np.full(1600, 0.5, np.float32), np.full(1600, -0.25, np.float32)
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([left, right], axis=1), SAMPLE_RATE, subtype=subtype)
+    for options, level in (({"first_channel": True}, 0.5), ({}, 0.125)):
+        waveform, _ = load_clip(path, **options)
+        assert waveform.is_contiguous()
+        torch.testing.assert_close(waveform, torch.full((1600,), level), atol=1e-4, rtol=0)
+    soundfile.write(path, left, SAMPLE_RATE, subtype=subtype)
+    assert torch.equal(load_clip(path, first_channel=True)[0], load_clip(path)[0])

@@ -5,13 +5,16 @@ import os
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import save_file
 
 from configs.schema import load_config
 from data.annotations import Annotation
-from dataset import Sample, collate
+from dataset import AudioTextDataset, PromptError, Sample, collate
+from inference import prompts_for
 from models import beam_search, build_model, decoding
 from models.adapter_tensors import named_tensors
 from models.ced import CED, CEDConfig
@@ -483,6 +486,31 @@ def test_one_prompt_a_batch_without_multi_prompt(project):
         samples = [sample(task, prompt) for task, prompt in zip(tasks, "ab", strict=True)]
         assert collate(samples, common_prompt=True).prompts == expected
         assert collate(samples).prompts == ["a", "b"]
+
+
+def test_clips_and_prompts_are_read_as_released_under_exact(project, tmp_path):
+    question = Annotation(path=str(tmp_path / "clip.wav"), text="a", task="QA")
+    sound = np.stack([np.full(1600, 0.5), np.full(1600, -0.5)], axis=1)
+    soundfile.write(question.path, sound, 16_000)
+    prompts = {"QA": "<Speech><SpeechHere></Speech> Answer: {}"}
+    config = load_config(project.config, ["model.legacy=exact"])
+    sample = prompts_for([question], prompts, config)[0, 0]
+    assert sample.prompt == prompts["QA"]
+    assert sample.waveform.mean().item() == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(PromptError, match="no 'Q'"):
+        prompts_for([question], prompts, load_config(project.config))
+    with pytest.raises(PromptError, match="no 'Q'"):
+        AudioTextDataset([question], prompts, training=True, as_released=True)
+
+
+def test_special_tokens_stay_in_hypotheses_under_exact_alone(project):
+    exact, weights = make(project, legacy="exact").text, make(project).text
+    word = exact.tokenizer.encode("one two", add_special_tokens=False)
+    ids = [exact.tokenizer.bos_token_id, *word, *exact.end_ids, *word]
+    assert weights.decode(ids) == "one two"
+    assert exact.decode(ids).endswith("one two")
+    assert exact.tokenizer.bos_token in exact.decode(ids)
+    assert exact.end_sym not in exact.decode(ids)
 
 
 def test_names_of_pad_rows():

@@ -225,3 +225,11 @@ def test_greedy_tokens_of_the_batch(exact, folder, clips, outputs):
     assert torch.equal(assembled.mask.long(), outputs["generate.batch_attention_mask"])
     results = exact.generate(*clips, prompts, return_details=True, num_beams=1, max_new_tokens=facts["max_new_tokens"])
     assert [row.tokens for row in results] == facts["greedy_batch_of_2"]["tokens"]
+
+
+def test_hypotheses_as_the_evaluator_writes_them(exact, weights, folder):
+    facts = json.loads((folder / "generate.json").read_text())
+    for kind in ("greedy_one_by_one", "beam4_one_by_one"):
+        for one in facts[kind]:
+            tokens, expected = one["tokens"][0], one["hyp_by_evaluator"][0]
+            assert exact.text.decode(tokens).lower() == expected.strip()

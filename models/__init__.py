@@ -95,10 +95,13 @@ def build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageMo
     """A fresh connector between these encoders and this language model."""
     if not config.use_speech_Qformer:
         raise ValueError("model.use_speech_Qformer = false: the Q-Former is the only connector; set it to true.")
+    rates_hz = encoders.frame_rates_hz
+    if config.legacy != "off":  # the public code lays streams side by side by index, whatever their rates
+        rates_hz = [max(rates_hz)] * len(rates_hz)
     return Connector(
         list(encoders.encoders),
         encoders.dims,
-        encoders.frame_rates_hz,
+        rates_hz,
         llm.hidden_size,
         hidden_size=config.qformer_hidden_size,
         num_heads=config.qformer_num_heads,

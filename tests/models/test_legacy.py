@@ -455,6 +455,18 @@ def test_a_batch_of_one_is_the_same_in_both_modes_and_every_row_of_weights(tmp_p
     assert not torch.allclose(heard["exact"][1], heard["exact"][0], atol=1e-4)
 
 
+@pytest.mark.parametrize("legacy", ["weights", "exact"])
+def test_streams_of_different_rates_stand_side_by_side_by_index(tmp_path, project, legacy):
+    model = make(project, legacy=legacy, beats_path="", ced_path=str(write_ced(tmp_path / "ced.pt")))
+    with torch.no_grad():
+        whisper, ced = model.encode_frames(torch.randn(1, 20_000) * 0.1, torch.tensor([20_000]))
+        (fused,) = model.connector.fuse([whisper, ced]).frames
+        heard = model.connector.norms["ced"](ced.frames[0])
+    assert len(fused) == 1500
+    torch.testing.assert_close(fused[: len(heard), whisper.frames.shape[-1] :], heard)
+    assert not fused[len(heard) :, whisper.frames.shape[-1] :].any()
+
+
 def test_ceds_statistics_come_from_the_file(tmp_path, project):
     ced = str(write_ced(tmp_path / "ced.pt"))
     model = make(project, beats_path="", ced_path=ced)

@@ -69,6 +69,7 @@ IGNORED = {
 }
 """Dotted key of the family -> why it has no effect here."""
 
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CED_NAMES = {f"ced_{size}": f"mispeech/ced-{size}" for size in ("tiny", "mini", "small", "base")}
 """Names that nlp-07's code knows -> the hub's."""
 
@@ -157,6 +158,7 @@ def translate(given: dict[str, Any], file: str, overridden: frozenset[str]) -> t
     _wandb(reading)
     for section in ("model", TEACHER):
         if reading.holder(section) is not None:
+            _program_defaults(reading, section)
             _encoders(reading, section)
             _model(reading, section)
     return reading.origins, reading.ignored
@@ -240,6 +242,18 @@ def _wandb(reading: _Reading) -> None:
     section = reading.given["wandb"]
     has_key = bool(section.get("key") or os.environ.get("WANDB_API_KEY"))
     section.setdefault("mode", ("online" if has_key else "offline") if log else "disabled")
+
+
+def _program_defaults(reading: _Reading, section: str) -> None:
+    """What two programs have in their code and not in their files, where the file is recognisably theirs."""
+    model = reading.holder(section)
+    llm = str(model.get("llama_path") or "").lower()
+    wrote_qwen_path = reading.origins.get(f"{section}.llama_path", "").endswith(".qwen_path")
+    if (wrote_qwen_path or model.get("ced_path") in CED_NAMES) and "qwen" in llm:
+        model.setdefault("bos_token", "<|im_start|>")
+        model.setdefault("lora_target_modules", ["q_proj", "v_proj", "gate_proj"])
+    if "qlora" in model and not reading.is_overridden(f"{section}.qlora"):  # cv-16
+        model.setdefault("lora_target_modules", list(ALL_LINEAR))
 
 
 def _encoders(reading: _Reading, section: str) -> None:

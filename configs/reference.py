@@ -52,6 +52,8 @@ Further switches:
 |---|---|
 | `model.qlora: true` | `model.quantization: nf4` |
 | `model.low_resource: true` | `model.quantization: int8` |
+| `model.qlora` (true or false), without `lora_target_modules` | all seven, as in cv-16's code |
+| `model.qwen_path`, or a Qwen and `ced_path: ced_small` | nlp-07's BOS and LoRA on `gate_proj` too, unless given |
 | `model.use_beats: false` | `model.beats_path: null` |
 | `model.ced_path: ced_small` (`ced_tiny`, `ced_mini`, `ced_base`) | `mispeech/ced-small` and so on |
 | `model.freeze_beats`, with CED and without BEATs | `model.freeze_ced` |

@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from configs.schema import ModelConfig
 from models.adapter_tensors import PAD_ROWS, CheckpointError, LoadReport, compare, loaded_names, misfit, named_tensors
-from models.legacy_names import HEAD, WITHOUT_EFFECT, own_name, released_name
+from models.legacy_names import HEAD, WITHOUT_EFFECT, lora_targets, own_name, released_name
 from models.llm import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def load_legacy(
         kind = "matched" if tied and head.shape[1:] == (model.llm.hidden_size,) else "unexpected"
         report = replace(report, **{kind: (*getattr(report, kind), *(n for n in entries if HEAD.match(n)))})
     if not report.fits:
-        raise CheckpointError(f"{misfit(path, report)}\n  {_encoder_hint(report)}".rstrip())
+        hints = [_encoder_hint(report), _lora_hint(model.config, state)]
+        raise CheckpointError("\n  ".join([misfit(path, report), *filter(None, hints)]))
     with torch.no_grad():
         for name, tensor in state.items():
             own[name][0].copy_(tensor)
@@ -256,6 +258,13 @@ def _check_pad_rows(llm: LanguageModel, rows: Mapping[str, Tensor]) -> None:
 def _in_their_words(text: str, origin: Mapping[str, list[str]]) -> str:
     ours, _, shapes = text.partition(": ")
     return f"{origin[ours][0]}: {shapes}"
+
+
+def _lora_hint(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
+    targets = lora_targets(state)
+    if not config.lora or not targets or set(targets) == set(config.lora_target_modules):
+        return ""
+    return f"the file's low-rank adapters are on {', '.join(targets)}: set model.lora_target_modules to these."
 
 
 def _encoder_hint(report: LoadReport) -> str:

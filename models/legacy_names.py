@@ -1,7 +1,7 @@
 """The parameter names of SALMONN's released checkpoints and of the trainers made from it, and ours, both ways."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -38,6 +38,8 @@ _PREFIXES: tuple[tuple[str, str], ...] = (
 _LORA = re.compile(r"^[a-z0-9_]+_model\.(?:[a-z_]+\.)*?(layers\.\d+\..+\.lora_[AB])(?:\.default)?\.weight$")
 _OWN_LORA = re.compile(r"^llm\.(layers\.\d+\..+\.lora_[AB])\.weight$")
 _RELEASED_LORA = r"llama_model.base_model.model.model.\1.default.weight"
+
+LORA_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # BEATs shares one table of positions among its layers; a file holds it under the names that the optimiser never saw.
 _SHARED_BIAS = re.compile(r"^(encoders\.encoders\.beats\.encoder\.layers\.)\d+(\.self_attn\.relative_attention_bias\.)")
@@ -81,6 +83,13 @@ def own_name(released: str, audio: str = "beats") -> str | None:
                 name = re.sub(r"^(encoders\.encoders\.ced\.init_bn\.)(?!1\.)", r"\g<1>1.", name)
             return _SHARED_BIAS.sub(r"\g<1>0\2", name)
     return None
+
+
+def lora_targets(own: Iterable[str]) -> tuple[str, ...]:
+    """The linear layers that have low-rank adapters, by tensors' names of ours; in the order of a layer's parts."""
+    found = {name.split(".")[-3] for name in own if _OWN_LORA.match(name)}
+    known = [target for target in LORA_ORDER if target in found]
+    return (*known, *sorted(found - set(known)))
 
 
 def released_name(own: str) -> str | None:

@@ -3,7 +3,8 @@
     python -m tools.convert_checkpoint checkpoint_best.pth outputs/salmonn --cfg-path configs/salmonn_3b/evaluate.yaml
     python -m tools.convert_checkpoint outputs/salmonn checkpoint_again.pth
 
-The folder loads by itself (`models.load_model`), and evaluates with `--ckpt`; its config.yaml says `legacy: weights`.
+The folder loads by itself (`models.load_model`), and evaluates with `--ckpt`; its config.yaml says `legacy: weights`,
+and on which layers the file has low-rank adapters, whatever the YAML says.
 Every tensor keeps its bits. What has no place in an adapter (buffers, optimiser, epoch) is kept in `released.pt`, so
 that the way back gives the whole file again; secrets in its configuration are left out. An adapter that was trained
 here has no such file: it gives a `.pth` of the trained parameters alone.
@@ -26,7 +27,7 @@ from configs.schema import Config, ConfigError, ModelConfig, load_config
 from models.adapter_tensors import PAD_ROWS
 from models.checkpoint import CheckpointError, checkpoint_of, read_adapter, write_adapter
 from models.legacy_checkpoint import pad_rows_of_head, read_pad_rows, read_released, sorted_out
-from models.legacy_names import HEAD, released_name
+from models.legacy_names import HEAD, lora_targets, released_name
 from models.text import split_revision
 
 LEFTOVER_FILE = "released.pt"
@@ -55,7 +56,12 @@ def to_folder(source: Path, folder: Path, config: Config, pad_rows: Path | None 
         "order": list(entries),
         "rest": _without_secrets(content),
     }
-    model = replace(config.model, ckpt=None, legacy="exact" if config.model.legacy == "exact" else "weights")
+    model = replace(
+        config.model,
+        ckpt=None,
+        legacy="exact" if config.model.legacy == "exact" else "weights",
+        lora_target_modules=lora_targets(state) or config.model.lora_target_modules,
+    )
     write_adapter(
         adapter,
         folder,

@@ -96,6 +96,11 @@ def test_nlp07_train() -> None:
     assert config.model.llama_path == "Qwen/Qwen2.5-0.5B-Instruct"
     assert (config.model.beats_path, config.model.ced_path) == (None, "mispeech/ced-small")
     assert config.wandb.mode == "offline"
+    assert (config.model.bos_token, config.model.lora_target_modules) == (
+        "<|im_start|>",
+        ("q_proj", "v_proj", "gate_proj"),
+    )
+    assert load("nlp07_train", "model.bos_token=x").model.bos_token == "x"
     assert (config.datasets.train_ann_path, config.datasets.valid_ann_path) == ("one.json", None)
     second = config.second_stage("best")
     assert (second.datasets.train_ann_path, second.model.ckpt, second.ignored) == ("two.json", "best", ())
@@ -107,6 +112,7 @@ def test_nlp07_evaluate() -> None:
     config = load("nlp07_evaluate")
     assert (config.model.quantization, config.model.beats_path, config.model.legacy) == ("int8", None, "weights")
     assert config.run.device == "cuda:0"
+    assert config.model.bos_token == "<|im_start|>"
     assert not load("nlp07_evaluate", "model.freeze_beats=false").model.freeze_ced
 
 
@@ -137,6 +143,9 @@ def test_nlp07_distillation() -> None:
 def test_cv16_train() -> None:
     config = load("cv16_train")
     assert (config.model.quantization, config.run.valid_scoring, config.run.valid_freq) == ("nf4", True, 3)
+    assert len(config.model.lora_target_modules) == 7
+    assert load("cv16_train", "model.lora_target_modules=[q_proj]").model.lora_target_modules == ("q_proj",)
+    assert load("nota_train", "model.qlora=true").model.lora_target_modules == ("q_proj", "v_proj")
     assert config.datasets.augmentation["Gain"] == {"use": False, "p": 0.3}
     assert ignored(config) == {*LAUNCHED, "datasets.whisper_path"}
 

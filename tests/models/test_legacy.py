@@ -141,6 +141,8 @@ def test_gate_projections(project, tmp_path):
     load_legacy(model, write(tmp_path / "x.pth", state))
     found = {released_name(own): tensor for own, (tensor, _) in named_tensors(model).items()}
     assert torch.equal(found[name], state[name])
+    with pytest.raises(CheckpointError, match=r"set model.lora_target_modules|are on q_proj, v_proj, gate_proj"):
+        load_legacy(make(project), tmp_path / "x.pth")
 
 
 def test_without_beats(project, model, file, tmp_path):

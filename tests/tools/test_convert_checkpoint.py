@@ -59,6 +59,16 @@ def test_there_and_back(tmp_path, family):
     }
 
 
+def test_the_folder_knows_where_the_file_has_low_rank_adapters(tmp_path, shared_tiny_project):
+    source = make(shared_tiny_project, lora_target_modules=("q_proj", "v_proj", "gate_proj"))
+    file = write(tmp_path / "x.pth", released_state(source))
+    load_legacy(source, file)
+    assert main([str(file), str(tmp_path / "adapter"), "--cfg-path", str(shared_tiny_project.config)]) == 0
+    converted = load_model(tmp_path / "adapter", "cpu")
+    assert converted.config.lora_target_modules == ("q_proj", "v_proj", "gate_proj")
+    assert tokens_of(converted) == tokens_of(source)
+
+
 def test_ceds_statistics_go_there_and_back(tmp_path):
     ced = write_ced(tmp_path / "ced.pt")
     project = tiny.write_project(tmp_path / "project", model={"beats_path": "", "ced_path": str(ced)})

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from configs.loading import program_file
-from configs.schema import Config, ModelConfig
+from configs.schema import Config, GenerateConfig, ModelConfig, load_config
 from data.audio import SAMPLE_RATE
 from dataset import AudioTextDataset, Batch, PromptError, load_prompts
 from memory_plan import InferencePlan, TrainingPlan, Workload, part_sizes, plan_inference, plan_training
@@ -85,19 +85,20 @@ def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> 
     serving = build_skeleton(config.model, device)
     training_config = training_model_config(config, device)
     training = serving if training_config == config.model else build_skeleton(training_config, device)
-    workload = _workload(config, model)
+    workload = ten_second_clip(config, model)
     half = torch.bfloat16 if training.llm.dtype == torch.bfloat16 else torch.float16
     amp = half if config.run.amp and device.type == "cuda" else None
     batch = config.run.batch_size_train
+    serving_plan = plan_inference(serving, workload)
     sections = [
         f"{config.path} -> {config.run.output_dir}",
         _parameters(model or training, planned=model is None),
-        _inference(config, serving, plan_inference(serving, workload), workload, device),
+        _inference(config, serving, serving_plan, workload, device),
         _training(plan_training(training, workload, batch=batch, amp=amp), workload),
     ]
-    published = published_for(config.path)
+    published = published_for(config)
     if published is not None:
-        sections.append(_beside_published(published, config, workload, plan_inference(serving, workload)))
+        sections.append(_beside_published(published, config, workload, serving_plan))
     return "\n\n".join(sections)
 
 
@@ -123,24 +124,35 @@ def describe_data(train_data: AudioTextDataset, valid_data: AudioTextDataset | N
     return "\n".join(lines)
 
 
-def published_for(config_path: str) -> dict | None:
-    """The row of benchmarks/published.json for the system whose folder a configuration lies in."""
-    system = _plain_name(Path(config_path).resolve().parent.name)
+def published_for(config: Config) -> dict | None:
+    """The row of benchmarks/published.json for the system that a configuration describes: by its folder's name, where
+    its networks are those of the folder's evaluate.yaml (variants of a system have others)."""
+    folder = Path(config.path).resolve().parent
     rows = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))["rows"]
-    return next((row for row in rows if _plain_name(row["name"]) == system), None)
+    row = next((row for row in rows if _plain_name(row["name"]) == _plain_name(folder.name)), None)
+    main = folder / "evaluate.yaml"
+    if row is None or not main.is_file() or _networks(load_config(main).model) != _networks(config.model):
+        return None
+    return row
 
 
-def as_published(config: ModelConfig) -> SALMONN:
-    """The skeleton as the published programs load it: 30 s for Whisper, every encoder in float32."""
+def _networks(model: ModelConfig) -> list[str | None]:
+    return [model.llama_path, *(getattr(model, entry.path_key) for entry in ENCODERS.values())]
+
+
+def plan_as_published(config: ModelConfig, workload: Workload) -> InferencePlan:
+    """The plan for the published programs' way: every encoder in float32, 30 s for Whisper, one decode step."""
     released = dataclasses.replace(config, legacy="weights", ckpt=None)
-    return build_skeleton(released, "cuda", encoder_dtype=torch.float32)
+    skeleton = build_skeleton(released, "cuda", encoder_dtype=torch.float32)
+    step = GenerateConfig(num_beams=1, max_new_tokens=2)
+    return plan_inference(skeleton, dataclasses.replace(workload, generate=step))
 
 
 def _plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _workload(config: Config, model: SALMONN | None) -> Workload:
+def ten_second_clip(config: Config, model: SALMONN | None = None) -> Workload:
     """A clip of 10 s under the template and a middling instruction."""
     try:
         prompts = load_prompts(config.model.test_prompt_path or config.model.prompt_path or "")
@@ -205,7 +217,7 @@ def _row(name: str, size: int) -> str:
 
 
 def _beside_published(row: dict, config: Config, workload: Workload, ours: InferencePlan) -> str:
-    theirs = plan_inference(as_published(config.model), workload)
+    theirs = plan_as_published(config.model, workload)
     return "\n".join(
         [
             f"beside the published system {row['name']} ({row['parts']})",

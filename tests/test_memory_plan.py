@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dryrun
+import provenance
 from configs.schema import GenerateConfig, load_config
 from memory_plan import AllocationTracker, Workload, part_sizes, plan_inference, plan_training
 from models import build_model
@@ -200,5 +201,10 @@ def test_shared_storages_count_once():
 
 
 def test_the_published_figure_is_found_by_the_folder():
-    assert dryrun.published_for("configs/salmonn_3b/stage1.yaml")["name"] == "SALMONN-3B"
-    assert dryrun.published_for("configs/demo/stage1.yaml") is None
+    def row(path):
+        return dryrun.published_for(load_config(provenance.ROOT / "configs" / path))
+
+    assert row("salmonn_3b/stage1.yaml")["name"] == "SALMONN-3B"
+    assert row("cv16/stage2.yaml")["name"] == "cv16"
+    assert row("cv16/qwen.yaml") is None  # a variant
+    assert row("demo/stage1.yaml") is None

@@ -1,0 +1,218 @@
+"""Every published system's configurations: they load, they build at full size, and their parts have the published
+sizes. On the meta device: no weights, no memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, WhisperForConditionalGeneration
+
+import dryrun
+from configs.architectures import (
+    Architecture,
+    UnknownArchitectureError,
+    all_architectures,
+    find_architecture,
+    known_names,
+)
+from configs.schema import load_config
+from data.augment import Augment
+from dataset import load_prompts
+from memory_plan import part_sizes
+from models.beats import BEATs, BEATsConfig
+from models.ced import CED, CEDConfig
+from models.skeleton import build_skeleton
+from provenance import ROOT
+
+SYSTEMS = ("salmonn_13b", "salmonn_7b", "salmonn_3b", "cv03", "nlp07", "cv16", "three_encoders")
+FILES = [path for system in SYSTEMS for path in sorted((ROOT / "configs" / system).glob("*.yaml"))]
+TRAINED_MILLIONS = {"salmonn_13b": 33}  # Tang et al. 2024, section 4.1: "33 million"
+CLOSE = 0.005
+MEMORY_CLOSE = 0.10
+
+
+def name_of(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+@functools.cache
+def configured(path):
+    return load_config(path)
+
+
+@functools.cache
+def _sizes(model, device):
+    return {row.part: row for row in part_sizes(build_skeleton(model, device))}
+
+
+def sizes(path):
+    """Part -> its row; stages of one system share a build."""
+    config = configured(path)
+    plain = {"ckpt": None, "legacy": "off", "prompt_template": "{}", "end_sym": ""}
+    return _sizes(dataclasses.replace(config.model, **plain), dryrun.planned_device(config))
+
+
+every_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+
+
+def test_every_system_has_its_stages_and_an_evaluation():
+    stages = {
+        "salmonn_13b": {"stage1", "stage2", "stage3", "evaluate"},
+        "salmonn_7b": {"stage1", "stage2", "stage3", "evaluate"},
+        "salmonn_3b": {"stage1", "stage2", "evaluate"},
+        "cv03": {"stage1", "stage2", "evaluate"},
+        "nlp07": {"train", "evaluate", "canary", "distillation"},
+        "cv16": {"stage1", "stage2", "evaluate", "without_beats", "deepseek", "qwen"},
+        "three_encoders": {"stage1", "stage2"},
+    }
+    for system, files in stages.items():
+        assert files <= {path.stem for path in FILES if path.parent.name == system}, system
+
+
+@every_file
+def test_a_configuration_loads_whole(path):
+    config = configured(path)
+    assert not config.ignored
+    assert config.model.quantization in ("none", "nf4", "gptq")
+    Augment.from_config(config.datasets.augmentation)
+    prompts = load_prompts(config.model.prompt_path)
+    assert {"asr", "audiocaption"} <= set(prompts)
+    header = path.read_text(encoding="utf-8").split("\n\n")[0]
+    assert f"--cfg-path configs/{name_of(path)}.yaml" in header  # the command that runs it
+    assert config.run.output_dir.startswith(f"outputs/{path.parent.name}")
+
+
+@every_file
+def test_language_model_and_encoders_have_the_published_sizes(path):
+    model, parts = configured(path).model, sizes(path)
+    published = {"llm": find_architecture(model.llama_path).published}
+    for part in ("beats", "ced"):
+        if part in parts:
+            published[part] = find_architecture(getattr(model, f"{part}_path")).published
+    for part, row in published.items():
+        slack = max(CLOSE * row.parameters, row.unit)
+        assert abs(parts[part].parameters - row.parameters) <= slack, (part, parts[part].parameters, row)
+        assert parts[part].trainable == 0
+    if "whisper" in parts and "large" in model.whisper_path:
+        assert parts["whisper"].parameters == pytest.approx(637e6, rel=CLOSE)
+
+
+@every_file
+def test_what_is_trained_is_counted_exactly(path):
+    """Against sums written out here, not against the modules."""
+    model, parts = configured(path).model, sizes(path)
+    llm = find_architecture(model.llama_path).config
+    width, inner = llm["hidden_size"], llm["intermediate_size"]
+    head = llm.get("head_dim") or width // llm["num_attention_heads"]
+    queries, keys = llm["num_attention_heads"] * head, llm["num_key_value_heads"] * head
+    shapes = {
+        "q_proj": (width, queries),
+        "k_proj": (width, keys),
+        "v_proj": (width, keys),
+        "o_proj": (queries, width),
+        "gate_proj": (width, inner),
+        "up_proj": (width, inner),
+        "down_proj": (inner, width),
+    }
+    a_layer = sum(sum(shapes[name]) for name in model.lora_target_modules) * model.lora_rank
+    assert parts["lora"].parameters == parts["lora"].trainable == a_layer * llm["num_hidden_layers"]
+    if model.fusion == "concat":
+        assert parts["connector"].trainable == connector_parameters(model, width)
+    assert parts["total"].trainable == parts["connector"].trainable + parts["lora"].trainable
+
+
+def connector_parameters(model, llm_width):
+    widths = {"whisper": "d_model", "beats": "encoder_embed_dim", "ced": "embed_dim"}
+    streams = [
+        find_architecture(getattr(model, f"{name}_path")).config[widths.get(name, "hidden_size")]
+        for name in ("whisper", "beats", "ced", "parakeet", "wavlm", "ast")
+        if getattr(model, f"{name}_path")
+    ]
+    hidden = model.qformer_hidden_size
+    inner = model.qformer_intermediate_size or 4 * hidden
+    norm = 2 * hidden
+    self_attention = 4 * (hidden * hidden + hidden) + norm
+    cross_attention = 2 * (hidden * hidden + hidden) + 2 * (sum(streams) * hidden + hidden) + norm
+    feed_forward = hidden * inner + inner + inner * hidden + hidden + norm
+    layers = model.qformer_layers * (self_attention + cross_attention + feed_forward)
+    return 2 * sum(streams) + model.num_speech_query_token * hidden + norm + layers + hidden * llm_width + llm_width
+
+
+@pytest.mark.parametrize("system", sorted(TRAINED_MILLIONS))
+def test_as_many_parameters_are_trained_as_the_paper_says(system):
+    for path in FILES:
+        if path.parent.name == system:
+            assert round(sizes(path)["total"].trainable / 1e6) == TRAINED_MILLIONS[system]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["salmonn_7b", "salmonn_3b", "cv03", "nlp07", "cv16"])
+def test_the_published_memory_is_explained(system):
+    """With the encoders in float32 and 30 s, as the published programs have them, the plan meets their figure."""
+    config = load_config(ROOT / "configs" / system / "evaluate.yaml")
+    row = dryrun.published_for(config)
+    theirs = dryrun.plan_as_published(config.model, dryrun.ten_second_clip(config))
+    assert theirs.peak / 2**30 == pytest.approx(row["peak_gb"], rel=MEMORY_CLOSE)
+
+
+@pytest.mark.parametrize("facts", all_architectures(), ids=lambda facts: facts.name)
+def test_an_architecture_has_its_published_size(facts: Architecture):
+    if facts.published is None:
+        pytest.skip("no count was published of this part")
+    fields = {key: value for key, value in facts.config.items() if key != "model_type"}
+    with torch.device("meta"):
+        if facts.kind == "beats":
+            network = BEATs(BEATsConfig(**fields))
+        elif facts.kind == "ced":
+            network = CED(CEDConfig(**fields), head=True)
+        else:
+            config = AutoConfig.for_model(facts.config["model_type"], **fields)
+            build = {"llm": AutoModelForCausalLM.from_config, "whisper": WhisperForConditionalGeneration}
+            network = build.get(facts.kind, AutoModel.from_config)(config)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    exact = facts.published.unit == 1
+    slack = 0 if exact else max(CLOSE * facts.published.parameters, facts.published.unit)
+    assert abs(count - facts.published.parameters) <= slack, count
+
+
+def test_models_are_found_by_hub_name_revision_and_last_part():
+    name = "meta-llama/Llama-3.2-1B-Instruct"
+    for path in (name, f"{name}@main", "weights/Llama-3.2-1B-Instruct", "LLAMA-3.2-1b-instruct/"):
+        assert find_architecture(path).config["num_hidden_layers"] == 16, path
+    beats = find_architecture("checkpoints/BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt")
+    assert beats.kind == "beats"
+    assert find_architecture("unsloth/Llama-3.2-1B-Instruct-bnb-4bit").quantized == "nf4"
+    assert find_architecture("ced_small").config["embed_dim"] == 384
+
+
+def test_a_folder_s_own_config_comes_before_the_table(tmp_path):
+    folder = tmp_path / "Llama-3.2-1B-Instruct"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}')
+    facts = find_architecture(str(folder))
+    assert (facts.kind, facts.quantized, facts.source) == ("llm", "gptq", str(folder / "config.json"))
+
+
+def test_an_unknown_model_is_an_error_that_names_the_known_ones():
+    with pytest.raises(UnknownArchitectureError, match=r"did you mean Qwen/Qwen2.5-0.5B-Instruct") as caught:
+        find_architecture("Qwen/Qwen2.5-0.5B-Instrukt")
+    assert all(name in str(caught.value) for name in known_names())
+
+
+def test_an_encoder_in_the_language_model_s_place_is_named():
+    config = configured(ROOT / "configs" / "salmonn_3b" / "stage1.yaml").model
+    wrong = load_config(
+        ROOT / "configs" / "salmonn_3b" / "stage1.yaml", ["model.llama_path=openai/whisper-large-v2"]
+    ).model
+    with pytest.raises(ValueError, match=r"model.llama_path: 'openai/whisper-large-v2' is an audio encoder"):
+        build_skeleton(wrong)
+    twice = load_config(
+        ROOT / "configs" / "salmonn_3b" / "stage1.yaml",
+        ["model.llama_path=unsloth/Llama-3.2-3B-Instruct-bnb-4bit", "model.quantization=int8"],
+    ).model
+    with pytest.raises(ValueError, match=r"already quantised as 'nf4'"):
+        build_skeleton(twice)
+    assert config.llama_path

@@ -16,7 +16,7 @@ prompt template.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -26,9 +26,11 @@ from torch import LongTensor, Tensor, nn
 
 from configs.schema import Config, DistillationConfig, ModelConfig
 from dataset import Batch
+from memory_plan import part_sizes
 from models import build_model
-from models.encoders import EncoderStack, FrameCache, Frames
+from models.encoders import ENCODERS, EncoderStack, FrameCache, Frames
 from models.salmonn import SALMONN, LossOutput
+from models.skeleton import build_skeleton
 from models.text import TextBatch
 from provenance import GIB
 
@@ -71,7 +73,7 @@ class Distiller:
         self.student = student
         self.teacher = teacher.requires_grad_(False).eval()
         self.config = config
-        self.weights = {term: getattr(config, term) for term in TERMS if getattr(config, term) > 0}
+        self.weights = _weights(config)
         problems = misfits(student, teacher, self.weights)
         if problems:
             raise ValueError("\n  ".join(["distillation: teacher and student do not fit:", *problems]))
@@ -122,18 +124,8 @@ class Distiller:
 
     def describe(self) -> str:
         """For a dry run: what is compared with what weight, and how large the teacher is."""
-        weights = ", ".join(f"{term} {weight:g}" for term, weight in self.weights.items())
-        if "logits" in self.weights:
-            weights += f" (temperature {self.config.temperature:g})"
-        lines = [f"distillation: {weights}", f"teacher {self.teacher.config.ckpt or self.teacher.config.llama_path}"]
-        rows = self.teacher.parameter_table()
-        shared = set(self.student.encoders.encoders) if self.shares_encoders else set()
-        for row in rows[:-1]:
-            held = "the student's own" if row.part in shared else f"{row.bytes / GIB:.3f} GiB"
-            lines.append(f"  {row.part:<12}{row.parameters:>16,}  {held}")
-        more = sum(row.bytes for row in rows[:-1] if row.part not in shared)
-        lines.append(f"  beside the student: {more / GIB:.3f} GiB")
-        return "\n".join(lines)
+        shared = tuple(self.student.encoders.encoders) if self.shares_encoders else ()
+        return _description(self.config, self.teacher, shared)
 
     def _teach(
         self, batch: Batch, waveforms: Tensor, lengths: LongTensor, frames: list[Frames] | None
@@ -172,6 +164,47 @@ def build_distiller(config: Config, student: SALMONN) -> Distiller | None:
     return Distiller(student, teacher, config.distillation, cache_folder=config.datasets.cache_encoder_outputs)
 
 
+def describe_plan(config: Config, device: torch.device) -> str:
+    """`Distiller.describe` from architecture facts alone, where weights are not at hand.
+
+    Raises:
+        ValueError: nothing is known of a part's architecture, or widths do not fit.
+    """
+    described = config.distillation.teacher
+    student = build_skeleton(config.model, device)
+    try:
+        teacher = build_skeleton(frozen(described), device)
+    except ValueError as error:
+        raise type(error)(f"distillation.teacher: {error}") from error
+    problems = misfits(student, teacher, _weights(config.distillation))
+    if problems:
+        raise ValueError("\n  ".join(["distillation: teacher and student do not fit:", *problems]))
+    paths = [entry.path_key for entry in ENCODERS.values()]
+    same = all(getattr(config.model, key) == getattr(described, key) for key in paths)
+    shares = same and all(student.encoders.frozen.values()) and config.model.legacy == described.legacy
+    alike = shares and _settings(student.encoders) == _settings(teacher.encoders)
+    return _description(config.distillation, teacher, tuple(student.encoders.encoders) if alike else ())
+
+
+def _weights(config: DistillationConfig) -> dict[str, float]:
+    return {term: getattr(config, term) for term in TERMS if getattr(config, term) > 0}
+
+
+def _description(config: DistillationConfig, teacher: SALMONN, shared: Sequence[str]) -> str:
+    """`shared` are the parts that the teacher has of the student."""
+    weights = _weights(config)
+    words = ", ".join(f"{term} {weight:g}" for term, weight in weights.items())
+    if "logits" in weights:
+        words += f" (temperature {config.temperature:g})"
+    lines = [f"distillation: {words}", f"teacher {teacher.config.llama_path}, adapter {teacher.config.ckpt}"]
+    rows = part_sizes(teacher)[:-1]
+    for row in rows:
+        held = "the student's own" if row.part in shared else f"{row.bytes / GIB:.3f} GiB"
+        lines.append(f"  {row.part:<12}{row.parameters:>16,}  {held}")
+    more = sum(row.bytes for row in rows if row.part not in shared)
+    return "\n".join([*lines, f"  beside the student: {more / GIB:.3f} GiB"])
+
+
 def frozen(config: ModelConfig) -> ModelConfig:
     """The same model with every `freeze_…` switch on."""
     switches = [field.name for field in fields(config) if field.name.startswith("freeze_")]
@@ -181,7 +214,7 @@ def frozen(config: ModelConfig) -> ModelConfig:
 def misfits(student: SALMONN, teacher: SALMONN, weights: dict[str, float]) -> list[str]:
     """What keeps each of the weighted terms from being compared, with what was found and how to mend it."""
     problems = []
-    if weights.keys() & set(LANGUAGE_TERMS):
+    if weights.keys() & set(LANGUAGE_TERMS) and teacher.text is not None:  # a skeleton has no tokenizer
         problems += _text_misfits(student, teacher, " and ".join(term for term in LANGUAGE_TERMS if term in weights))
     if "hidden" in weights and student.llm.hidden_size != teacher.llm.hidden_size:
         problems.append(

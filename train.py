@@ -20,7 +20,7 @@ from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from dataset import AudioTextDataset, load_prompts
-from distillation import Distiller, build_distiller
+from distillation import Distiller, build_distiller, describe_plan
 from dryrun import absent_data, absent_weights, describe, describe_data, plan, planned_device
 from models import SALMONN, build_model
 from nonfinite import NonFiniteError
@@ -167,6 +167,10 @@ def _require_data(config: Config) -> None:
 def _dry_run(config: Config, accelerator: Accelerator) -> None:
     """Print the memory plan, and of data and weights what is at hand; an error only where no plan can be made."""
     weights, data = absent_weights(config.model), absent_data(config)
+    teacher = config.distillation.teacher
+    if teacher is not None:
+        absent = absent_weights(teacher)
+        weights |= {key.replace("model.", "distillation.teacher.", 1): path for key, path in absent.items()}
     model = distiller = None
     if not weights:
         model, distiller = _build(config, accelerator)
@@ -187,6 +191,8 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
             accelerator.print(f"\n{describe(model, train_data, valid_data, next(iter(runner.loader)))}")
     if distiller is not None:
         accelerator.print(f"\n{distiller.describe()}")
+    elif teacher is not None:
+        accelerator.print(f"\n{describe_plan(config, planned_device(config))}")
 
 
 def _resume_argument(config: Config, arguments: argparse.Namespace) -> str | None:

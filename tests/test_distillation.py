@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import yaml
 import train
 from configs.schema import DistillationConfig, load_config
 from dataset import collate
-from distillation import Distiller, build_distiller, divergence, frozen, hidden_distance
+from distillation import Distiller, build_distiller, describe_plan, divergence, frozen, hidden_distance
 from models import build_model
 from models.checkpoint import save_adapter
 from tests import tiny
@@ -242,9 +243,28 @@ def test_the_dry_run_shows_the_teacher(project, capsys):
     assert "beside the student:" in printed
 
 
-def test_the_command_line_names_what_is_missing(project, capsys):
+def test_the_dry_run_needs_no_weights(project, capsys):
     options = ["--cfg-path", project.config, "--dryrun", "--options"]
-    assert run(*options, "distillation.teacher.whisper_path=nowhere/at/all") == 1
-    assert "distillation.teacher.whisper_path: 'nowhere/at/all' does not exist" in capsys.readouterr().err
+    assert run(*options, "distillation.teacher.whisper_path=openai/whisper-tiny") == 0
+    printed = capsys.readouterr().out
+    assert "distillation.teacher.whisper_path = openai/whisper-tiny" in printed
+    assert "distillation: labels 0.7, logits 0.3, hidden 1, qformer 1 (temperature 3)" in printed
+    assert "beside the student: " in printed
+    assert "the student's own" not in printed
+
+
+def test_the_recipe_fits():
+    config = load_config(Path(__file__).resolve().parent.parent / "configs" / "nlp07" / "distillation.yaml")
+    assert "qformer 1 (temperature 3)" in describe_plan(config, torch.device("cuda"))
+    wider = replace(config, distillation=replace(config.distillation, hidden=1.0))
+    with pytest.raises(ValueError, match="are 2048 wide, the teacher's 3072"):
+        describe_plan(wider, torch.device("cuda"))
+
+
+def test_the_command_line_names_what_is_missing(project, tmp_path, capsys):
+    options = ["--cfg-path", project.config, "--dryrun", "--options"]
+    nowhere = "distillation.teacher.whisper_path=tests/nowhere"
+    assert run(*options[:2], "--options", f"run.output_dir={tmp_path}", nowhere) == 1
+    assert "distillation.teacher.whisper_path: 'tests/nowhere' does not exist" in capsys.readouterr().err
     assert run(*options, "distillation.teacher.ckpt=") == 1
     assert "distillation.teacher.ckpt is not set" in capsys.readouterr().err

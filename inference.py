@@ -197,7 +197,7 @@ def frames_from_cache(model: SALMONN, config: Config) -> FrameSource | None:
     """Encoder outputs through `datasets.cache_encoder_outputs`; None where it is not set, an encoder is trained, or
     encoders hear the batch (`model.legacy: exact`)."""
     folder = config.datasets.cache_encoder_outputs
-    if not folder or not all(model.encoders.frozen.values()) or model.config.legacy == "exact":
+    if not folder or not all(model.encoders.frozen.values()) or config.model.legacy == "exact":
         return None
     cache = FrameCache(folder, model.encoders.fingerprint)
 
@@ -297,7 +297,7 @@ def _predict(
     if not batch.ids:
         return made
     generations = _generate(model, batch.waveforms, batch.lengths, batch.prompts, config, frames)
-    as_released = model.config.legacy == "exact"  # what the end symbol leaves of special tokens stays in
+    as_released = config.model.legacy == "exact"  # what the end symbol leaves of special tokens stays in
     special = getattr(model.text.tokenizer, "all_special_tokens", ())
     for row, (index, generation) in enumerate(zip(batch.ids, generations, strict=True)):
         made.append(

@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,6 +214,25 @@ def log_of(folder):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     timings = ("seconds", "samples_per_s")
     return [{k: v for k, v in line.items() if k not in timings} for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_two_processes_train_by_one_term_alone(project, tmp_path):
+    """The loss then does not reach the language model, for whose gradients the processes wait."""
+    options = ["distillation.labels=0", "distillation.logits=0", "distillation.hidden=0", "run.optims.max_epoch=1"]
+    options.append("model.qformer_dropout=0")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"),
+        *("--cfg-path", str(project.config), "--options", *options),
+        *("run.batch_size_train=2", f"run.output_dir={tmp_path / 'two'}"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(train.__file__).parent
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert run("--cfg-path", project.config, "--options", *options, f"run.output_dir={tmp_path / 'one'}") == 0
+    two, one = log_of(tmp_path / "two"), log_of(tmp_path / "one")
+    assert [line["loss_qformer"] for line in two] == pytest.approx([line["loss_qformer"] for line in one], rel=1e-4)
 
 
 def test_a_stopped_run_goes_on_exactly(project, tmp_path, monkeypatch):

@@ -1,0 +1,55 @@
+"""Random weights are read by the lines that read real ones, at every system's shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import random_weights
+from benchmarks.bare_machine import PlainYaml
+from configs.schema import load_config
+from models import build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "<Speech><SpeechHere></Speech> Write down what is said."
+
+
+def test_a_small_system_is_written_once_and_generates(tmp_path: Path) -> None:
+    config = dataclasses.replace(load_config(ROOT / "configs/salmonn_3b/evaluate.yaml").model, dtype="float32")
+    written = random_weights.write_weights(config, tmp_path, small=True)
+    whisper = Path(written.whisper_path)
+    before = {file: file.stat().st_mtime_ns for file in whisper.iterdir()}
+    assert random_weights.write_weights(config, tmp_path, small=True) == written
+    assert before == {file: file.stat().st_mtime_ns for file in whisper.iterdir()}
+
+    model = build_model(written)
+    waveform = 0.1 * torch.randn(1, 12_000, generator=torch.Generator().manual_seed(0))
+    options = {"num_beams": 1, "max_new_tokens": 4, "min_length": 4, "return_details": True}
+    (answer,) = model.generate(waveform, torch.tensor([12_000]), [PROMPT], **options)
+    assert len(answer.tokens) == 4 and all(torch.isfinite(torch.tensor(answer.logprobs)))
+    assert len(set(answer.tokens)) > 1 and answer.text.startswith("w")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ced_and_frozen_types(dtype: torch.dtype) -> None:
+    config = load_config(ROOT / "configs/nlp07/evaluate.yaml").model
+    model = random_weights.build_random(config, small=True, dtype=dtype)
+    assert list(model.encoders.encoders) == ["whisper", "ced"]
+    assert model.llm.dtype == model.encoders.encoders["whisper"].conv1.weight.dtype == dtype
+    assert model.connector.dtype == torch.float32
+
+
+def test_quantised_copies_are_refused(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs/nlp07/evaluate.yaml").model
+    config = dataclasses.replace(config, llama_path="unsloth/Qwen2.5-0.5B-Instruct-bnb-4bit")
+    with pytest.raises(ValueError, match=r"model\.llama_path.*stored as nf4"):
+        random_weights.write_weights(config, tmp_path, small=True)
+
+
+def test_yaml_without_omegaconf() -> None:
+    content = PlainYaml.create("model:\n  lora: true\nrun: {seed: 1}")
+    merged = PlainYaml.merge(content, PlainYaml.from_dotlist(["model.dtype=float16", "run.seed=2", "model.ckpt="]))
+    assert merged == {"model": {"lora": True, "dtype": "float16", "ckpt": ""}, "run": {"seed": 2}}

@@ -103,9 +103,13 @@ class SALMONN(nn.Module):
         rows = list(zip(text_batch.before, text_batch.after, answers, audio_counts, strict=True))
         text_ids = torch.cat([piece for before, after, answer, _ in rows for piece in (before, after, answer)])
         text_embeds = self.llm.embed(text_ids.to(device))  # [S, H]
-        source = torch.cat(
-            [text_embeds, tokens.flatten(0, 1).to(text_embeds.dtype), text_embeds.new_zeros(1, text_embeds.shape[-1])]
+        pieces = (
+            text_embeds,
+            tokens.flatten(0, 1).to(text_embeds.dtype),
+            text_embeds.new_zeros(1, self.llm.hidden_size),
         )
+        with torch.autocast(device.type, enabled=False):  # to fp16, it refuses bfloat16 embeddings (Gemma's)
+            source = torch.cat(pieces)
         row_lengths = [len(before) + count + len(after) + len(answer) for before, after, answer, count in rows]
         longest = max(row_lengths)
         index = torch.full((batch, longest), len(source) - 1)  # [B, L] into `source`; the last row there is the pad

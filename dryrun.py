@@ -56,7 +56,7 @@ def _at_hand(path: str) -> bool:
 def absent_data(config: Config) -> list[str]:
     """Annotation and prompt files that training needs and that are not there: `key = path`."""
     datasets = config.datasets
-    absent = [] if datasets.train_ann_path else ["datasets.train_ann_path is not set"]
+    absent = [] if datasets.train_ann_path else ["datasets.train_ann_path is not set: planned for inference alone"]
     for key in ("train_ann_path", "valid_ann_path"):
         value = getattr(datasets, key) or ()
         for path in (value,) if isinstance(value, str) else value:
@@ -77,25 +77,29 @@ def planned_device(config: Config) -> torch.device:
 def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> str:
     """The memory plan for `device`: parts, a clip's inference, a training step, the published figure.
 
-    `model` is the one to train, where its weights are at hand; None takes sizes from the architecture facts.
+    `model` is the one to train, where its weights are at hand; None takes sizes from the architecture facts. A file
+    that names nothing to train on is planned for inference alone.
 
     Raises:
         ValueError: nothing is known of the architecture of a part.
     """
-    serving = build_skeleton(config.model, device)
-    training_config = training_model_config(config, device)
-    training = serving if training_config == config.model else build_skeleton(training_config, device)
+    serving = training = build_skeleton(config.model, device)
     workload = ten_second_clip(config, model)
-    half = torch.bfloat16 if training.llm.dtype == torch.bfloat16 else torch.float16
-    amp = half if config.run.amp and device.type == "cuda" else None
-    batch = config.run.batch_size_train
+    training_config = training_model_config(config, device) if config.datasets.train_ann_path else config.model
+    if training_config != config.model:
+        training = build_skeleton(training_config, device)
     serving_plan = plan_inference(serving, workload)
     sections = [
         f"{config.path} -> {config.run.output_dir}",
         _parameters(model or training, planned=model is None),
         _inference(config, serving, serving_plan, workload, device),
-        _training(plan_training(training, workload, batch=batch, amp=amp), workload),
     ]
+    if config.datasets.train_ann_path:
+        half = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float16
+        amp = half if config.run.amp and device.type == "cuda" else None
+        sections.append(
+            _training(plan_training(training, workload, batch=config.run.batch_size_train, amp=amp), workload)
+        )
     published = published_for(config)
     if published is not None:
         sections.append(_beside_published(published, config, workload, serving_plan))
@@ -186,7 +190,7 @@ def _inference(config: Config, model: SALMONN, planned: InferencePlan, workload:
     lines = [
         f"memory for inference on {device.type}, compute {str(model.llm.dtype).removeprefix('torch.')}: one clip of "
         f"{workload.seconds:g} s, {planned.audio_tokens} audio tokens, {planned.sequence} tokens before the answer; "
-        f"{generate.num_beams} beams of up to {generate.max_new_tokens} tokens",
+        f"{generate.num_beams} beam{'s' * (generate.num_beams > 1)} of up to {generate.max_new_tokens} tokens",
         f"{'':<32}{'GiB':>10}",
         _row("weights", planned.weights),
     ]

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten_libraries()
     try:
         config = config_from_arguments(arguments)
-        if config.run.evaluate:
+        if config.run.evaluate and not arguments.dryrun:
             return _evaluate(arguments)
         return _train_stages(config, arguments)
     except (ValueError, NonFiniteError, OSError) as error:
@@ -172,7 +172,7 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
         absent = absent_weights(teacher)
         weights |= {key.replace("model.", "distillation.teacher.", 1): path for key, path in absent.items()}
     model = distiller = None
-    if not weights:
+    if not weights and config.datasets.train_ann_path:
         model, distiller = _build(config, accelerator)
     accelerator.print(plan(config, planned_device(config) if weights else accelerator.device, model))
     if weights:

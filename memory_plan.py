@@ -217,6 +217,8 @@ def _decode(
     cache.lengths = torch.full_like(cache.lengths, capacity - 1)
     cache.valid.fill_(True)
     _choose(logits)
+    if options.num_beams > 1:
+        cache.reorder(torch.arange(options.num_beams), sequence)
     logits = decode_step(model.llm, torch.zeros(options.num_beams, dtype=torch.long), cache)
     _choose(logits)
     activations["decode"] = tracker.peak

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from models.beam_search import beam_search
 from models.kv_cache import KeyValueCache
 from models.llm import Assembled, LanguageModel
-from models.steps import GenerateOptions, decode_step, hits_stop_string, prefill, process_scores, seeded
+from models.steps import GenerateOptions, choose, decode_step, hits_stop_string, prefill, process_scores, seeded
 from models.text import UNDECODED, TextProcessor
 
 __all__ = ["GenerateOptions", "Generation", "KeyValueCache", "decode_step", "generate", "prefill", "stream"]
@@ -113,13 +113,10 @@ def search(
     history = torch.empty(len(rows), 0, dtype=torch.long, device=logits.device)  # [B, G]
     for step in range(options.max_new_tokens):
         scores = process_scores(logits, history, text.eos_ids, options)
-        if options.do_sample:
-            ids = torch.multinomial(F.softmax(scores, dim=-1), 1, generator=generator)[:, 0]
-        else:
-            ids = scores.argmax(dim=-1)
+        ids = choose(scores, options, [generator])
         logprobs = F.log_softmax(logits, dim=-1).gather(1, ids[:, None])[:, 0]
         for row, token, logprob in zip(alive, ids.tolist(), logprobs.tolist(), strict=True):
-            _append(rows[row], token, logprob, text)
+            append_token(rows[row], token, logprob, text)
         yield rows
         kept = [index for index, row in enumerate(alive) if not rows[row].done]
         halted = halt_id is not None and rows[0].tokens[-1] == halt_id
@@ -143,7 +140,8 @@ def finished(tokens: list[int], logprobs: list[float], text: TextProcessor, halt
     return Generation(text.decode(tokens), tokens, logprobs, reason)
 
 
-def _append(row: Hypothesis, token: int, logprob: float, text: TextProcessor) -> None:
+def append_token(row: Hypothesis, token: int, logprob: float, text: TextProcessor) -> None:
+    """Note the token that was chosen for a row, unless the row is done."""
     if row.done:
         return
     row.tokens.append(token)

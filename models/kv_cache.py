@@ -1,8 +1,20 @@
 """Keys and values of earlier tokens, with a write position per row."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from transformers import Cache
+
+
+class Beginning(Protocol):
+    """Keys and values that a row may begin with; a layer: `[1, heads, L, head width]`."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def __len__(self) -> int: ...
 
 
 class KeyValueCache(Cache):
@@ -21,8 +33,10 @@ class KeyValueCache(Cache):
         self.next_positions = self.lengths  # [B], position of the next token; `prefill` sets it
         self.keys: list[Tensor] = []  # a layer: [B, heads, S, head width]
         self.values: list[Tensor] = []
-        self._slots = self.lengths[:, None]
-        self._level = True  # all rows end at `span`: plain slices will do
+        self._slots = self.lengths[:, None]  # [B, L] of the tokens being written
+        self._rows = torch.arange(rows, device=device)[:, None]
+        self._level = True  # all rows end at `span`
+        self._level_before = True  # and did before the tokens being written: plain slices will do
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -31,12 +45,28 @@ class KeyValueCache(Cache):
     def nbytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
 
+    def start(self, beginnings: Sequence[Beginning]) -> int:
+        """Begin each row with keys and values at hand, as many slots as the shortest of them has: their number."""
+        assert not self.keys and self.span == 0 and len(beginnings) == len(self.lengths)
+        width = min(map(len, beginnings))
+        alike = all(beginning is beginnings[0] for beginning in beginnings)
+        for name, layers in (("keys", self.keys), ("values", self.values)):
+            for index, like in enumerate(getattr(beginnings[0], name)):
+                layers.append(self._allocate(like, len(beginnings)))
+                given = [getattr(row, name)[index][:, :, :width] for row in beginnings[: 1 if alike else None]]
+                layers[index][:, :, :width] = given[0] if alike else torch.cat(given)
+        self.valid[:, :width] = True
+        self.lengths = self.lengths + width
+        self.span = width
+        return width
+
     def begin(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Make room for tokens with `mask` `[B, L]`: their slots `[B, L]`, and which slots hold content `[B, span]`."""
         width = mask.shape[1]
         assert self.span + width <= self.capacity, (self.span, width, self.capacity)
         steps = torch.arange(width, device=mask.device)
         self._slots = self.lengths[:, None] + steps
+        self._level_before = self._level
         if width > 1 and self._level:  # asked once, of the prompt; a step adds one token to every row
             self._level = bool(mask.all())
         self.valid.scatter_(1, self._slots, mask)
@@ -50,11 +80,10 @@ class KeyValueCache(Cache):
             self.keys.append(self._allocate(key_states))
             self.values.append(self._allocate(value_states))
         for stored, new in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
-            if self._level or new.shape[2] == self.span:  # the first tokens stand at slot 0 in every row
+            if self._level_before:
                 stored[:, :, self.span - new.shape[2] : self.span] = new
             else:
-                rows = torch.arange(new.shape[0], device=new.device)[:, None]
-                stored[rows, :, self._slots] = new.transpose(1, 2)
+                stored[self._rows, :, self._slots] = new.transpose(1, 2)
         return self.keys[layer_idx][:, :, : self.span], self.values[layer_idx][:, :, : self.span]
 
     def select(self, rows: Tensor, capacity: int | None = None) -> None:
@@ -69,11 +98,37 @@ class KeyValueCache(Cache):
         self.valid = valid
         self.lengths = self.lengths[rows]
         self.next_positions = self.next_positions[rows]
+        self._rows = torch.arange(len(rows), device=rows.device)[:, None]
 
     def reorder(self, rows: Tensor, start: int) -> None:
         """Give each row the content of another row that is equal to it up to slot `start`, as beams of a clip are."""
         for stored in (*self.keys, *self.values):
             stored[:, :, start : self.span] = stored[rows, :, start : self.span]
+
+    def put(self, rows: Tensor, other: "KeyValueCache") -> None:
+        """Replace these rows by the rows of another cache, which fit into the capacity."""
+        assert other.span <= self.capacity and len(other.keys) == len(self.keys), (other.span, self.capacity)
+        for stored, new in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            stored[rows, :, : other.span] = new[:, :, : other.span]
+        self.valid[rows] = False  # what the row held before may reach further than what it holds now
+        self.valid[rows, : other.span] = other.valid[:, : other.span]
+        self.lengths = self.lengths.index_copy(0, rows, other.lengths)
+        self.next_positions = self.next_positions.index_copy(0, rows, other.next_positions)
+        self.span = max(self.span, other.span)
+        self._level = False
+
+    def vacate(self, rows: Tensor) -> None:
+        """Empty these rows. Tokens written to one go to its first slot on."""
+        self.valid[rows] = False
+        self.lengths = self.lengths.index_fill(0, rows, 0)
+        self.next_positions = self.next_positions.index_fill(0, rows, 0)
+        self._level = False
+
+    def trim(self, span: int) -> None:
+        """Attend to `span` slots from now on: no row is longer."""
+        assert span <= self.span, (span, self.span)
+        self._level = self._level and span == self.span
+        self.span = span
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.span

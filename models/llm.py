@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from configs.schema import ModelConfig
 from models import quantize
 from models.kv_cache import KeyValueCache
+from models.prefix_cache import PrefixCache
 from models.text import loading_problem, split_revision
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class Assembled:
     """`[B, L]`: the answer's ids where they stand, -100 elsewhere; None for generation."""
     ends: Tensor | None = None
     """`[B]`: where generation goes on, if not behind each row's last content."""
+    prefixes: tuple[tuple[int, ...], ...] | None = None
+    """Ids of the text that each row begins with, at positions 0 on, where its keys and values may be reused."""
 
     def __len__(self) -> int:
         return self.embeds.shape[0]
@@ -63,6 +66,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.backend = backend
+        self.prefixes = PrefixCache()
         self.config: PreTrainedConfig = model.config.get_text_config()
         self._layer_types = _layer_types(self.config)
         self.kernel = quantize.kernel_report(model, backend, self.device, self.dtype)
@@ -176,9 +180,16 @@ class LanguageModel(nn.Module):
         """Only LoRA's dropout ever trains; the frozen base stays in eval, where it has no dropout."""
         super().train(False)
         self.training = mode
+        if mode:
+            self.prefixes.clear()
         for layer in self.lora_layers():
             layer.lora_dropout.train(mode)
         return self
+
+    def _apply(self, *arguments, **options) -> "LanguageModel":
+        """What moves or converts all weights ends here."""
+        self.prefixes.clear()
+        return super()._apply(*arguments, **options)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids `[...]` to embeddings `[..., H]` in the very space that `forward` takes (Gemma's are scaled here)."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import GenerateConfig
@@ -33,13 +34,18 @@ class GenerateOptions(GenerateConfig):
 
 
 def prefill(llm: LanguageModel, assembled: Assembled, cache: KeyValueCache) -> Tensor:
-    """Run the whole prompt once: logits `[B, V]` of each row's first new token. The head sees one token a row."""
-    hidden = llm(assembled.embeds, assembled.mask, assembled.positions, cache)
+    """Run the whole prompt once: logits `[B, V]` of each row's first new token. The head sees one token a row.
+
+    Of rows whose first texts were met before, only what follows is run.
+    """
+    known = llm.prefixes.of_rows(llm, assembled.prefixes)
+    start = cache.start(known) if known else 0
+    hidden = llm(assembled.embeds[:, start:], assembled.mask[:, start:], assembled.positions[:, start:], cache)
     rows = torch.arange(len(assembled), device=hidden.device)
     cache.next_positions = assembled.positions[rows, cache.lengths - 1] + 1
     if assembled.ends is not None:
         cache.lengths = assembled.ends
-    return llm.logits(hidden[rows, cache.lengths - 1])
+    return llm.logits(hidden[rows, cache.lengths - 1 - start])
 
 
 def decode_step(llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache) -> Tensor:
@@ -51,20 +57,33 @@ def decode_step(llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache) -> 
 
 
 def process_scores(
-    scores: Tensor, history: Tensor, eos_ids: frozenset[int], options: GenerateOptions, *, keep: int = 1
+    scores: Tensor,
+    history: Tensor,
+    eos_ids: frozenset[int],
+    options: GenerateOptions,
+    *,
+    keep: int = 1,
+    counts: Sequence[int] | None = None,
 ) -> Tensor:
     """Apply repetition penalty, least length and, for sampling, temperature, top-k and top-p.
 
     `scores` `[R, V]` are logits or log-probabilities, `history` `[R, G]` the ids generated so far (never the prompt's),
-    `keep` how many tokens must stay possible. In the order, and with the results, of transformers' processors.
+    `keep` how many tokens must stay possible. Where rows have generated differently many, `counts` says how many, and
+    the rest of a row's history repeats its own ids. In the order, and with the results, of transformers' processors.
     """
     if options.repetition_penalty != 1.0 and history.shape[1]:
         seen = scores.gather(1, history)
         seen = torch.where(seen < 0, seen * options.repetition_penalty, seen / options.repetition_penalty)
         scores = scores.scatter(1, history, seen)
-    if history.shape[1] < options.min_length and eos_ids:
+    counts = [history.shape[1]] * len(scores) if counts is None else counts
+    if min(counts, default=0) < options.min_length and eos_ids:
         ends = [token for token in sorted(eos_ids) if token < scores.shape[1]]
-        scores = scores.index_fill(1, torch.tensor(ends, dtype=torch.long, device=scores.device), -torch.inf)
+        forbidden = scores.index_fill(1, torch.tensor(ends, dtype=torch.long, device=scores.device), -torch.inf)
+        short = [count < options.min_length for count in counts]
+        if all(short):
+            scores = forbidden
+        else:
+            scores = torch.where(torch.tensor(short, device=scores.device)[:, None], forbidden, scores)
     if not options.do_sample:
         return scores
     if options.temperature != 1.0:
@@ -78,6 +97,17 @@ def process_scores(
         out[:, -keep:] = False
         scores = scores.masked_fill(out.scatter(1, order, out), -torch.inf)
     return scores
+
+
+def choose(scores: Tensor, options: GenerateOptions, generators: Sequence[torch.Generator | None] = (None,)) -> Tensor:
+    """Ids `[R]` from processed scores `[R, V]`: the best, or drawn, with one generator for all rows or one for each."""
+    if not options.do_sample:
+        return scores.argmax(dim=-1)
+    chances = F.softmax(scores, dim=-1)
+    if len(generators) == 1:
+        return torch.multinomial(chances, 1, generator=generators[0])[:, 0]
+    rows = zip(chances.split(1), generators, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=own)[:, 0] for row, own in rows])
 
 
 def seeded(options: GenerateOptions, device: torch.device) -> torch.Generator | None:

@@ -217,6 +217,9 @@ class AudioTextDataset(Dataset):
                     f"{', '.join(sorted(set(self.tasks)))}"
                 )
         self.max_audio_s = max_audio_s
+        # A text whose end is cut off would teach the model to invent.
+        limits = [limit for limit in (max_audio_s, join and join.max_s) if limit is not None]
+        self._longest_row_s = min(limits, default=float("inf"))
         for annotation in self.annotations:
             for prompt in self._choices(annotation):
                 self.filled(prompt, annotation)
@@ -284,10 +287,9 @@ class AudioTextDataset(Dataset):
             except AudioError:
                 continue  # it is named when it is drawn itself
             texts.append(further.text)
-        if self.max_audio_s is not None:  # a text whose end nobody hears would teach the model to invent
-            while len(waveforms) > 1 and self.joiner.longest_s(waveforms) > self.max_audio_s:
-                waveforms.pop()
-                texts.pop()
+        while len(waveforms) > 1 and self.joiner.longest_s(waveforms) > self._longest_row_s:
+            waveforms.pop()
+            texts.pop()
         return self.joiner.join(waveforms, rng), " ".join(texts)
 
     def _reference(self, annotation: Annotation, key: SampleKey) -> str:

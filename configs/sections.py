@@ -262,6 +262,8 @@ class JoinClipsConfig:
     """Tasks whose texts may stand in a row."""
     same: str | None = None
     """A field of the annotations, such as `speaker`, in which all clips of a row agree."""
+    max_s: float | None = option(None, above=0)
+    """Longest row, in seconds: clips that would make it longer are left out; null bounds it by `max_audio_s` alone."""
     min_pause_s: float = option(0.0, minimum=0)
     """Shortest silence between two clips, in seconds."""
     max_pause_s: float = option(0.3, minimum=0)

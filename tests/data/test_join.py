@@ -58,10 +58,14 @@ def test_what_is_heard_is_what_is_written(annotations: list[Annotation]) -> None
 def test_none_outside_training_and_none_past_the_longest(annotations: list[Annotation]) -> None:
     join = JoinClipsConfig(p=1, most=5, max_pause_s=0.0)
     assert AudioTextDataset(annotations, PROMPTS, training=False, join=join)[0, 2].text == "2"
-    data = AudioTextDataset(annotations, PROMPTS, training=True, join=join, max_audio_s=0.25)
-    for index in range(6):
-        sample = data[0, index]
-        assert len(sample.text.split()) == 2 and len(sample.waveform) == 3_200
+    shorter = JoinClipsConfig(p=1, most=5, max_pause_s=0.0, max_s=0.25)
+    for data in (
+        AudioTextDataset(annotations, PROMPTS, training=True, join=join, max_audio_s=0.25),
+        AudioTextDataset(annotations, PROMPTS, training=True, join=shorter, max_audio_s=1.0),
+    ):
+        for index in range(6):
+            sample = data[0, index]
+            assert len(sample.text.split()) == 2 and len(sample.waveform) == 3_200
 
 
 def test_a_clip_that_cannot_be_read_is_left_out_with_its_text(annotations: list[Annotation], tmp_path: Path) -> None:

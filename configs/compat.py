@@ -164,6 +164,16 @@ def translate(given: dict[str, Any], file: str, overridden: frozenset[str]) -> t
     return reading.origins, reading.ignored
 
 
+def our_key(key: str) -> str:
+    """The dotted key here of one that a user wrote, whether the family's or ours."""
+    section, _, rest = key.partition(".")
+    if section in STUDENT_AND_TEACHER:
+        key = f"{STUDENT_AND_TEACHER[section]}.{rest}"
+    if key.startswith("run.output_dir."):
+        return "run.output_dir"
+    return next((ours for pair in RENAMED.items() for theirs, ours in _in_every_model(*pair) if theirs == key), key)
+
+
 def _in_every_model(*keys: str) -> list[tuple[str, ...]]:
     """The same keys of the model and of the teacher; keys of other sections as they are."""
     if not keys[0].startswith("model."):

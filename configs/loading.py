@@ -13,7 +13,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs import compat
-from configs.parsing import ConfigError, Origin, build, yaml_lines, yaml_type
+from configs.parsing import (
+    ConfigError,
+    Origin,
+    annotation_of,
+    build,
+    nullable,
+    takes_list,
+    takes_text,
+    yaml_lines,
+    yaml_type,
+)
 from configs.sections import ENCODER_PATHS
 
 if TYPE_CHECKING:
@@ -27,12 +37,13 @@ PROGRAM = Path(__file__).resolve().parent.parent
 SECTIONS = ("wandb", "model", "distillation", "generate", "datasets", "run")
 MODELS = ("model", "distillation.teacher")
 """Where a whole model is described."""
+YAML_NULLS = ("", "~", "null", "Null", "NULL")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # name, org/name, org/name@revision
 
 
-def read(path: str, overrides: list[str]) -> tuple[dict[str, Any], Origin, list[str]]:
+def read(path: str, overrides: list[str], schema: type) -> tuple[dict[str, Any], Origin, list[str]]:
     """The file's content with overrides applied, interpolations resolved and the family's keys renamed; the places it
-    came from; and the keys without effect.
+    came from; and the keys without effect. `schema` is the dataclass of all sections: it says what is text.
 
     Raises:
         ConfigError: unreadable file, broken YAML, an override that is not `key=value`, an interpolation that fails.
@@ -56,14 +67,20 @@ def read(path: str, overrides: list[str]) -> tuple[dict[str, Any], Origin, list[
         )
 
     raw = _split_overrides(overrides)
+    settings = OmegaConf.create({})
+    for key, text in raw.items():
+        try:
+            OmegaConf.update(settings, key, _value_of(text, annotation_of(compat.our_key(key), schema)))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"--options (over {path}): {key}: {' '.join(str(error).split())}") from None
     try:
-        merged = OmegaConf.merge(content, OmegaConf.from_dotlist(overrides))
-        given = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        given = OmegaConf.to_container(OmegaConf.merge(content, settings), resolve=True)
+    except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     for section, value in given.items():
-        if value is not None and not isinstance(value, dict) and section in SECTIONS:
-            raise ConfigError(f"{path}: {section}: expected a mapping, found {yaml_type(value)}")
+        if (value is not None or section in raw) and not isinstance(value, dict) and section in SECTIONS:
+            place = f"--options (over {path})" if section in raw else path
+            raise ConfigError(f"{place}: {section}: expected a mapping, found {yaml_type(value)}")
     given = {section: value for section, value in given.items() if value is not None or section not in SECTIONS}
     renamed, ignored = compat.translate(given, path, frozenset(raw))
     return given, Origin(file=path, lines=lines, overrides=raw, renamed=renamed), ignored
@@ -75,8 +92,24 @@ def _split_overrides(overrides: list[str]) -> dict[str, str]:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--options: expected section.key=value, found {override!r}")
+        raw.pop(key.strip(), None)  # the last one wins, over `section.key` within a section given before, too
         raw[key.strip()] = value
     return raw
+
+
+def _value_of(text: str, annotation: Any) -> Any:
+    """The value that the text after `key=` means to a field. Where text is expected it is that very text, whatever
+    YAML makes of it (`#`, `@x`, `USER: {}`), without the quotes around it; what may be null is null when empty."""
+    bare = text.strip()
+    in_quotes = len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'"
+    if takes_text(annotation) and not in_quotes and not (takes_list(annotation) and bare.startswith("[")):
+        if bare in YAML_NULLS:
+            return None if bare or nullable(annotation) else ""
+        return text
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except yaml.YAMLError:
+        return text  # no value of the type that is expected: an error with the key's name, later
 
 
 def _nearest_file(file: Path) -> str:

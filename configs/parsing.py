@@ -132,6 +132,25 @@ def nullable(annotation: Any) -> bool:
     return types.NoneType in typing.get_args(annotation)
 
 
+def takes_text(annotation: Any) -> bool:
+    """Whether a field may hold text, or a list of it."""
+    return annotation is str or takes_list(annotation) or str in typing.get_args(annotation)
+
+
+def takes_list(annotation: Any) -> bool:
+    """Whether a field may hold a list of text."""
+    return any(typing.get_origin(choice) is tuple for choice in (annotation, *typing.get_args(annotation)))
+
+
+def annotation_of(key: str, schema: type) -> Any:
+    """What the field with a dotted key holds, from the dataclass of all sections; None where there is no such key."""
+    annotation: Any = schema
+    for name in key.split("."):
+        section = _dataclass_of(annotation)
+        annotation = field_types(section).get(name) if section is not None else None
+    return annotation
+
+
 class _Mismatch(Exception):
     """The value does not fit the annotation; the caller knows the key and words the error."""
 
@@ -214,15 +233,20 @@ def build(cls: type[T], given: Mapping[str, Any], prefix: str, origin: Origin, e
             raise ConfigError(_unknown(name, value, prefix, fields, origin, elsewhere))
         annotation = annotations[name]
         nested = _dataclass_of(annotation)
+        text = origin.overrides.get(origin.renamed.get(key, key))
         if value is None and not nullable(annotation):
-            continue  # null stands for "not given"
+            if text is None:
+                continue  # null stands for "not given" in a file: the family writes it so
+            raise ConfigError(
+                f"{origin.of(key)}: {origin.name(key)}: expected {described(annotation)}, found {text!r}, which is null"
+            )
         if value == "" and nullable(annotation):
             value = None  # the family writes "" where nothing is given
         if nested is not None and isinstance(value, Mapping):
             values[name] = build(nested, value, f"{key}.", origin, elsewhere)
             continue
         try:
-            converted = _convert(value, annotation, origin.overrides.get(origin.renamed.get(key, key)))
+            converted = _convert(value, annotation, text)
         except _Mismatch:
             secret = fields[name].metadata.get("secret")
             found = yaml_type(value) if secret else shown(value)

@@ -155,12 +155,14 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """Read a YAML file and apply `section.key=value` overrides.
 
     Keys of the SALMONN family with a better name here are mapped, those without effect are listed in `Config.ignored`.
-    OmegaConf's interpolation (`${run.seed}`, `${oc.env:HOME}`) works.
+    OmegaConf's interpolation (`${run.seed}`, `${oc.env:HOME}`) works. Overrides are YAML, but for keys that hold text:
+    there everything behind `=` is the text, unless it stands in quotes. `key=` and `key=null` take a value away, if the
+    key may be null.
 
     Raises:
         ConfigError: naming file, line, key, what was found and the nearest valid name.
     """
-    given, origin, ignored = loading.read(os.fspath(path), list(overrides))
+    given, origin, ignored = loading.read(os.fspath(path), list(overrides), Config)
     elsewhere = {
         name: f"{section}.{name}" for section in loading.SECTIONS for name in field_types(field_types(Config)[section])
     }

@@ -149,6 +149,64 @@ class TestOverrides:
     def test_null_takes_a_value_away(self, write) -> None:
         assert load_config(write("model: {beats_path: a.pt}"), ["model.beats_path=null"]).model.beats_path is None
 
+    @pytest.mark.parametrize("taken", ["", "null", "~"])
+    def test_what_may_be_null_is_taken_away(self, write, taken: str) -> None:
+        path = write("model: {ckpt: a/best, bos_token: <s>}\nrun: {max_grad_norm: 2}\ndatasets: {valid_ann_path: a}")
+        keys = ("model.ckpt", "model.bos_token", "run.max_grad_norm", "datasets.valid_ann_path")
+        config = load_config(path, [f"{key}={taken}" for key in keys])
+        assert (config.model.ckpt, config.model.bos_token) == (None, None)
+        assert (config.run.max_grad_norm, config.datasets.valid_ann_path) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("override", "expected"),
+        [
+            ("run.seed=", "a whole number, found '', which is null"),
+            ("run.seed=#", "a whole number, found '#', which is null"),
+            ("run.num_workers=null", "a whole number, found 'null', which is null"),
+            ("run.output_dir=null", "text, found 'null', which is null"),
+            ("run.use_wandb=#", None),
+            ("run.wandb_project=~", "text, found '~', which is null"),
+            ("run.optims=", "a mapping, found '', which is null"),
+            ("run=", "a mapping, found null"),
+            ("run.seed=@x", "a whole number, found '@x' (text)"),
+            ("model.lora_rank=a: b: c", "a whole number, found 'a: b: c' (text)"),
+        ],
+    )
+    def test_null_does_not_mean_the_default(self, write, override: str, expected: str | None) -> None:
+        path = write("run: {seed: 7, output_dir: mine}")
+        if expected is None:  # the family's switch may be null
+            load_config(path, [override])
+            return
+        message = error(path, override)
+        assert message.startswith(f"--options (over {path}): {override.partition('=')[0]}")
+        assert message.endswith(f": expected {expected}")
+
+    @pytest.mark.parametrize(
+        "text",
+        ["#", "###", "@x", "[END]", "<|im_end|>", "a # b", "a: b", "007", "1e3", "{", "'", "it's", "%", "&a", "- x"],
+    )
+    def test_text_is_taken_as_it_is(self, write, text: str) -> None:
+        overrides = [f"model.end_sym={text}", f"model.ckpt={text}", f"run.wandb_project={text}"]
+        config = load_config(write("model: {end_sym: </s>}"), overrides)
+        assert (config.model.end_sym, config.model.ckpt, config.wandb.project) == (text, text, text)
+
+    def test_templates_lists_and_quotes(self, write) -> None:
+        def given(*overrides: str) -> Config:
+            return load_config(write("{}"), list(overrides))
+
+        template = "USER: {}\nASSISTANT:"
+        assert given(f"model.prompt_template={template}").model.prompt_template == template
+        quoted = r'model.prompt_template="USER: {}\nASSISTANT:"'
+        assert given(quoted).model.prompt_template == template
+        assert given("datasets.train_ann_path=[a.json, b.json]").datasets.train_ann_path == ("a.json", "b.json")
+        assert given("datasets.train_ann_path=a #1,b.json").datasets.train_ann_path == "a #1,b.json"
+        assert given("model.stop_strings=###").model.stop_strings == ("###",)
+        assert given("model_T.llama_path=#x").distillation.teacher.llama_path == "#x"
+
+    def test_a_broken_interpolation_names_the_key(self, write) -> None:
+        message = error(write(""), "run.seed=1", "run.output_dir=${run.seed")
+        assert "--options" in message and "run.output_dir" in message
+
     def test_an_alias_given_as_override_wins(self, write) -> None:
         path = write("model: {llama_path: a/a, qlora: true}")
         assert load_config(path, ["model.gemma_path=b/b"]).model.llama_path == "b/b"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 REFERENCE_FIELDS = ("texts", "captions", "references")
-"""Fields that may hold a list of references, the first of them found is used."""
+"""Fields that may hold a list of references besides `text`; the first of them found is used."""
 KNOWN_FIELDS = frozenset({"path", "text", "task", "Q", "testset_id", "expand_wav"})
 PROBED_CLIPS = 16
 """Clips of a file that are looked for on disk to find the folder that relative paths start from."""
@@ -46,7 +46,7 @@ class Annotation:
     index: int = 0
     """Position among all entries of all files."""
     texts: tuple[str, ...] = ()
-    """All references; at least `text` where the entry has one, even an empty one."""
+    """All references, `text` first; at least `text` where the entry has one, even an empty one."""
 
 
 def load_annotations(
@@ -197,12 +197,14 @@ def _annotation(
     clip = _text_field(entry, "path", place, required=True)
     task = _text_field(entry, "task", place, required=True)
     references_field = next((name for name in REFERENCE_FIELDS if isinstance(entry.get(name), list)), None)
-    texts = tuple(_text_list(entry[references_field], references_field, place)) if references_field else ()
-    text = _text_field(entry, "text", place, required=require_text and not texts)
-    if text is None:
-        text = texts[0] if texts else ""
-    elif not texts:
-        texts = (text,)
+    listed = _text_list(entry[references_field], references_field, place) if references_field else []
+    text = _text_field(entry, "text", place, required=require_text and not listed)
+    if listed:
+        text = text or listed[0]  # beside a list, an empty text is none
+        texts = (text, *(reference for reference in listed if reference != text))
+    else:
+        texts = () if text is None else (text,)
+        text = text or ""
     testset_id = entry.get("testset_id")
     if isinstance(testset_id, bool) or not isinstance(testset_id, str | int | None):
         raise AnnotationError(

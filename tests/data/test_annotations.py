@@ -57,9 +57,29 @@ def test_optional_fields(tmp_path: Path) -> None:
     assert (first.Q, first.testset_id, first.expand_wav) == ("Who?", "7", (str(tmp_path / "b.wav"),))
     assert first.extra == {"speaker": {"age": 3}}
     assert (second.Q, second.testset_id, len(second.expand_wav)) == (None, "x", 2)
-    assert (second.text, second.texts) == ("hello", ("hi", "hello"))
+    assert (second.text, second.texts) == ("hello", ("hello", "hi"))
     assert (third.text, third.texts, third.expand_wav, third.extra) == ("one", ("one", "two"), (), {})
     assert fourth.extra == {"references": "not a list: carried"}
+
+
+@pytest.mark.parametrize("field", ["texts", "captions", "references"])
+@pytest.mark.parametrize(
+    ("text", "listed", "expected"),
+    [
+        ("own", ["one", "two"], ("own", "one", "two")),
+        ("two", ["one", "two"], ("two", "one")),
+        ("one", ["one", "two"], ("one", "two")),
+        ("one", ["one", "one", "one"], ("one",)),
+        ("", ["one", "two"], ("one", "two")),
+        (None, ["one", "two"], ("one", "two")),
+    ],
+)
+def test_text_is_the_first_reference(
+    tmp_path: Path, field: str, text: str | None, listed: list[str], expected: tuple[str, ...]
+) -> None:
+    file = write(tmp_path / "a.json", [{**ENTRY, "text": text, field: listed}])
+    for annotation in (*load_annotations(file), *load_annotations(file, require_text=False)):
+        assert (annotation.text, annotation.texts) == (expected[0], expected)
 
 
 def test_text_may_be_absent_where_it_is_not_needed(tmp_path: Path) -> None:

@@ -114,12 +114,27 @@ def _read(file: Path) -> list[tuple[str, dict[str, Any]]]:
         entries = _read_lines(file, content)
     else:
         entries = _read_json(file, content)
+    escapes = r"\ud" in content or r"\uD" in content  # the only way to half a surrogate pair in a file in UTF-8
     for place, entry in entries:
         if not isinstance(entry, dict):
             raise AnnotationError(f"{place}: expected an object with path, text and task, found {_shown(entry)}")
+        if escapes:
+            _check_characters(entry, place)
     if not entries:
         raise AnnotationError(f"{file}: no entries; expected at least one")
     return entries
+
+
+def _check_characters(entry: dict[str, Any], place: str) -> None:
+    """Raise for half of a surrogate pair (`"\\ud800"` alone): it is no character and could not be written again."""
+    for name, value in entry.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise AnnotationError(
+                f"{place}: field {name!r}: holds {half!r}, half of a surrogate pair; expected whole characters"
+            ) from None
 
 
 def _is_json_lines(content: str) -> bool:

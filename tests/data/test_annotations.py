@@ -62,6 +62,25 @@ def test_optional_fields(tmp_path: Path) -> None:
     assert fourth.extra == {"references": "not a list: carried"}
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("text", "a \ud800 b"), ("Q", "\udc00"), ("captions", ["one", "\uD83D"]), ("note", {"by": "\udead"})],
+)
+def test_half_a_character_is_an_error(tmp_path: Path, name: str, field: str, value: object) -> None:
+    entries = [ENTRY, {**ENTRY, field: value}]
+    lines = name.endswith("l")
+    content = "\n".join(json.dumps(entry) for entry in entries) if lines else json.dumps(entries)
+    message = error(tmp_path / name, content)
+    assert ("line 2" if lines else "annotation[1]") in message and f"field '{field}'" in message
+    assert "half of a surrogate pair" in message and message.isprintable()
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    (annotation,) = load_annotations(write(tmp_path / "a.json", r'[{"path": "a", "task": "asr", "text": "\ud83d\ude00"}]'))
+    assert annotation.text == "\U0001f600"
+
+
 @pytest.mark.parametrize("field", ["texts", "captions", "references"])
 @pytest.mark.parametrize(
     ("text", "listed", "expected"),

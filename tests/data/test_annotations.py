@@ -77,7 +77,8 @@ def test_half_a_character_is_an_error(tmp_path: Path, name: str, field: str, val
 
 
 def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
-    (annotation,) = load_annotations(write(tmp_path / "a.json", r'[{"path": "a", "task": "asr", "text": "\ud83d\ude00"}]'))
+    entry = r'[{"path": "a", "task": "asr", "text": "\ud83d\ude00"}]'
+    (annotation,) = load_annotations(write(tmp_path / "a.json", entry))
     assert annotation.text == "\U0001f600"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,9 @@ class Quarantine:
 
     Give `path=None` to the processes that only count: with several processes, every one adds every clip (gathered by
     the caller), so that all of them stop together, and one writes. A file that is there is continued: what it names is
-    not written again. Clips of another set are `note`d beside them, with its name as `split`, and not counted.
+    not written again. Clips of another set are `note`d beside them, with its name as `split`, and not counted. What was
+    counted before a restart is not read from the file, which may know more than the checkpoint that the run goes on
+    from: it is `take_up`'s.
     """
 
     def __init__(self, path: str | Path | None, total: int, max_bad_fraction: float = 0.001) -> None:
@@ -55,6 +58,13 @@ class Quarantine:
         self._write(clip, {})
         if len(self.clips) > self.max_bad_fraction * self.total:
             raise TooManyBadClips(self._too_many())
+
+    def take_up(self, clips: Iterable[BadClip]) -> None:
+        """Count the clips that the run had counted when it stopped, so that it ends where it would have ended."""
+        for clip in clips:
+            if clip.index not in self.clips:
+                self.clips[clip.index] = clip
+                self._write(clip, {})
 
     def note(self, clip: BadClip, split: str) -> None:
         """Name a clip of another set than the one that is counted."""

@@ -5,7 +5,8 @@
             trainer_state/      progress.json, optimizer.pt, rng.pt
         last -> checkpoint_000300
         best -> checkpoint_000200
-        log.jsonl, loss.png, quarantine.jsonl
+        abandoned_checkpoint_000400/    set aside: the run went on from an older checkpoint
+        log.jsonl, loss.png, quarantine.jsonl, wandb_run_id
 
 A checkpoint appears under its name only when all of it is on disk; a folder under another name is debris of a killed
 save and is never read. So the newest `checkpoint_*` is always whole, whatever the pointers say.
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 STATE_FOLDER = "trainer_state"
+ABANDONED = "abandoned_"  # before the name of a checkpoint that the run has left behind
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 
 
@@ -49,6 +51,8 @@ class Progress:
     nonfinite_in_a_row: int = 0
     overflow_steps: int = 0
     """fp16 steps skipped while the loss scale was being lowered: ordinary."""
+    bad_clips: list[dict] = field(default_factory=list)
+    """{"index", "path", "reason"} of each clip set aside so far."""
     clips: int = 0
     """Clips trained on, over all ranks."""
     target_tokens: int = 0
@@ -69,6 +73,8 @@ class Progress:
     """{"step", "criterion", "value", "scores"} of the best validation so far; higher values are better."""
     shape: dict = field(default_factory=dict)
     """What must not change for a resumed run to be the same run: seed, clips, global batch, …"""
+    prompts: str = ""
+    """Digest of the training prompts: a change is said, and the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -143,19 +149,30 @@ class RunFolder:
     def quarantine_path(self) -> Path:
         return self.path / "quarantine.jsonl"
 
+    @property
+    def wandb_path(self) -> Path:
+        """Holds the id of the run at Weights & Biases."""
+        return self.path / "wandb_run_id"
+
     def checkpoint_path(self, step: int) -> Path:
         return self.path / f"checkpoint_{step:06d}"
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
+        return [child for _, child in self._by_step()]
+
+    def _by_step(self) -> list[tuple[int, Path]]:
         if not self.path.is_dir():
             return []
-        found = [
+        return sorted(
             (int(match[1]), child)
             for child in self.path.iterdir()
             if (match := _CHECKPOINT.fullmatch(child.name)) and (child / STATE_FOLDER).is_dir()
-        ]
-        return [child for _, child in sorted(found)]
+        )
+
+    def holds(self, checkpoint: Path) -> bool:
+        """Whether this is a checkpoint of the folder, not another run's nor one set aside."""
+        return checkpoint.resolve() in [own.resolve() for own in self.checkpoints()]
 
     def last(self) -> Path | None:
         """The newest whole checkpoint: found by its name, since a kill may fall between save and pointer."""
@@ -174,12 +191,12 @@ class RunFolder:
         os.replace(temporary, self.path / name)
 
     def prune(self, keep: int | None) -> None:
-        """Delete all but the `keep` newest checkpoints and the best one (None: keep all)."""
+        """Delete all but the `keep` newest checkpoints and those that pointers point to (None: keep all)."""
         if keep is None:
             return
-        best = self.best()
+        pointed = {(self.path / name).resolve() for name in ("last", "best")}
         for checkpoint in self.checkpoints()[: -max(keep, 1)]:
-            if best is None or checkpoint.resolve() != best:
+            if checkpoint.resolve() not in pointed:
                 doomed = checkpoint.with_name(f".deleted_{checkpoint.name}")  # half a checkpoint must not keep its name
                 os.replace(checkpoint, doomed)
                 shutil.rmtree(doomed)
@@ -188,6 +205,54 @@ class RunFolder:
         """Delete what killed saves and deletions left behind."""
         for child in self.path.glob(".*checkpoint_*"):
             shutil.rmtree(child, ignore_errors=True)
+
+    def go_on_from(self, step: int, best_step: int | None = None) -> list[str]:
+        """Make the folder what it was at `step` of its run; returns what a user should know.
+
+        Later checkpoints belong to a branch that the run leaves: they are set aside, so that none of them is taken for
+        the newest. Later lines of the log go; at Weights & Biases, where none can go, a new run begins. The pointers
+        are set anew, wherever a kill left them: `last` to the newest checkpoint, `best` to that of `best_step`; where
+        that one is not here there is no `best`.
+        """
+        notes = []
+        if step == 0 or any(number > step for number, _ in self._by_step()):
+            self.wandb_path.unlink(missing_ok=True)  # first: a kill after the renaming would hide that there is a need
+        aside = self._set_aside(step)
+        if aside:
+            notes.append(
+                f"{self.path}: going on from step {step}, so the later checkpoints are set aside as "
+                f"{', '.join(path.name for path in aside)}; delete them if you do not want them."
+            )
+        self.cut_log(step)
+        self._point_or_remove("last", self.last())
+        best = None if best_step is None else self.checkpoint_path(best_step)
+        if best is not None and not self.holds(best):
+            best = None
+            notes.append(
+                f"{self.path}: the best checkpoint so far, of step {best_step}, is not in this folder; the next "
+                "validation sets `best` anew."
+            )
+        self._point_or_remove("best", best)
+        return notes
+
+    def _set_aside(self, step: int) -> list[Path]:
+        """Rename the checkpoints after `step`, the newest first: after a kill, what is left has no gap."""
+        renamed = []
+        for number, checkpoint in reversed(self._by_step()):
+            if number <= step:
+                break
+            name = f"{ABANDONED}{checkpoint.name}"
+            names = (name, *(f"{name}_{count}" for count in range(2, 1_000_000)))
+            target = next(path for other in names if not (path := self.path / other).exists())
+            os.replace(checkpoint, target)
+            renamed.insert(0, target)
+        return renamed
+
+    def _point_or_remove(self, name: str, checkpoint: Path | None) -> None:
+        if checkpoint is None:
+            (self.path / name).unlink(missing_ok=True)
+        else:
+            self.point(name, checkpoint)
 
     def cut_log(self, step: int) -> None:
         """Drop log lines after `step`: the run goes on from there and will write them again."""

@@ -1,7 +1,7 @@
 """What a run says while it trains: progress bar, log.jsonl, the loss curve, Weights & Biases."""
 
 import json
-import math
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,22 @@ from typing import Any
 from tqdm import tqdm
 
 from configs.schema import Config
+from run_folder import RunFolder
+from strict_json import jsonable
 
 
 class RunLog:
     """Log of one run; silent where `active` is False (every rank but the first)."""
 
-    def __init__(self, config: Config, folder: Path, *, total_steps: int, done_steps: int, active: bool = True) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, *, total_steps: int, done_steps: int, active: bool = True
+    ) -> None:
         self.folder = folder
         self.active = active
         self._bar = tqdm(
             total=total_steps,
             initial=done_steps,
-            desc=folder.name,
+            desc=folder.path.name,
             unit="step",
             dynamic_ncols=True,
             mininterval=0.5,
@@ -38,8 +42,8 @@ class RunLog:
         """Append one line to log.jsonl; non-finite numbers become null, so that every line is JSON."""
         if not self.active:
             return
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _jsonable(value) for key, value in entry.items()}) + "\n")
+        with open(self.folder.log_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(jsonable(entry)) + "\n")
         if self._wandb is not None:
             numbers = {key: value for key, value in entry.items() if isinstance(value, (int, float))}
             self._wandb.log(numbers, step=entry["step"])
@@ -98,8 +102,10 @@ def draw_curve(
     pyplot.close(figure)
 
 
-def start_wandb(config: Config, folder: Path) -> Any | None:
+def start_wandb(config: Config, folder: RunFolder) -> Any | None:
     """A Weights & Biases run where `wandb.mode` is online or offline, else None.
+
+    Its id is kept in the folder, so that a resumed run goes on in the same one.
 
     Raises:
         ValueError: where it is asked for and the package is not installed.
@@ -116,19 +122,15 @@ def start_wandb(config: Config, folder: Path) -> Any | None:
         ) from error
     if settings.mode == "online" and settings.key:
         wandb.login(key=settings.key)
+    if not folder.wandb_path.exists():
+        folder.wandb_path.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
     return wandb.init(
         mode=settings.mode,
+        id=folder.wandb_path.read_text(encoding="utf-8").strip(),
+        resume="allow",
         project=settings.project,
         entity=settings.entity,
-        name=settings.name or folder.name,
-        dir=settings.dir or str(folder),
+        name=settings.name or folder.path.name,
+        dir=settings.dir or str(folder.path),
         config=config.to_dict(),  # without secrets
     )
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    return value

@@ -6,13 +6,11 @@ split into batches nor the number of processes changes what is learnt, and long 
 """
 
 import functools
-import hashlib
 import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,18 +18,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
 from configs.schema import Config
-from dataset import AudioTextDataset, Batch, BatchLoader, GlobalBatchSampler, Quarantine, build_loader, collate
+from dataset import AudioTextDataset, BadClip, Batch, BatchLoader, GlobalBatchSampler, Quarantine, build_loader, collate
 from distillation import Distiller
 from models.checkpoint import load_adapter, save_adapter
 from models.salmonn import SALMONN
+from resuming import data_digest, describe_changes, prompts_digest, require_same_run
 from run_folder import Progress, RunFolder, RunFolderError, TrainerState, rng_state, set_rng_state
 from run_log import RunLog, draw_curve
 from schedule import build_optimizer, learning_rate
+from stopping import StopRequest
+from strict_json import jsonable
 from training_step import StepResult, TrainingStep, make_accelerator, open_cache, prepare_trained_parameters
 from validation import Interrupted, Validator, criterion, is_better, shown_scores
 
 SMOOTHING = 0.98  # of the running loss in the progress bar
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RANK_SEED_STRIDE = 1_000_003  # processes draw dropout from seeds far apart
 
 
@@ -88,7 +88,9 @@ class Runner:
             weight_decay=self.run.optims.weight_decay,
             beta2=self.run.optims.beta2,
         )
-        self.progress = Progress(shape=self._shape(), sampler=self.sampler.state_dict())
+        self.progress = Progress(
+            shape=self._shape(), prompts=prompts_digest(train_data), sampler=self.sampler.state_dict()
+        )
         self._rng: dict | None = None
         self._saved_step: int | None = None
         if resume is not None:
@@ -111,7 +113,8 @@ class Runner:
             total=len(train_data),
             max_bad_fraction=config.datasets.max_bad_fraction,
         )
-        self._stop_signal: signal.Signals | None = None
+        self.quarantine.take_up(BadClip(**clip) for clip in self.progress.bad_clips)
+        self._stop = StopRequest()
         self._interval_clips = 0
         self._clock = self._interval_clock = time.monotonic()
 
@@ -138,23 +141,35 @@ class Runner:
             TooManyBadClips: more clips than `datasets.max_bad_fraction` cannot be read.
             RunFolderError: a checkpoint cannot be written.
         """
-        if self.accelerator.is_main_process:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            self.folder.sweep()
+        notes = self._prepare_folder()
         self.log = RunLog(
             self.config,
-            self.folder.path,
+            self.folder,
             total_steps=self.total_steps,
             done_steps=self.progress.step,
             active=self.accelerator.is_main_process,
         )
+        for note in notes:
+            self.log.say(note)
         self._clock = self._interval_clock = time.monotonic()
         try:
-            with self._signals_noted():
+            with self._stop.noted(self.log.say):
                 self._train()
         finally:
             self.log.close()
         return self._result()
+
+    def _prepare_folder(self) -> list[str]:
+        """Make the folder ready for the steps to come; returns what a user should know. Every process takes part."""
+        progress, notes, lost = self.progress, [], False
+        if self.accelerator.is_main_process:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.folder.sweep()
+            notes = self.folder.go_on_from(progress.step, progress.best and progress.best["step"])
+            lost = progress.best is not None and self.folder.best() is None
+        if any(self._sum_over_processes(lost)):
+            progress.best = None
+        return notes
 
     def _train(self) -> None:
         if self._rng is not None:
@@ -173,6 +188,8 @@ class Runner:
                     return
             elif self.run.checkpoint_every_steps and self.progress.step % self.run.checkpoint_every_steps == 0:
                 self._save()
+        if self._saved_step != self.progress.step:  # nothing was left to do, and the checkpoint is another folder's
+            self._save()
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The batches of each step still to do; the last window of an epoch may hold fewer."""
@@ -194,13 +211,14 @@ class Runner:
             sum(batch.text_batch.target_tokens for batch in window if len(batch)),
             sum(len(batch) for batch in window),
             sum(len(batch.bad) for batch in window),
-            self._stop_signal is not None,
+            bool(self._stop),
         )
         if stop:
             return False
         if bad:
             for clip in gather_object([clip for batch in window for clip in batch.bad]):
                 self.quarantine.add(clip)
+            self.progress.bad_clips = [asdict(clip) for clip in self.quarantine.clips.values()]
         progress = self.progress
         rate = self._set_learning_rate(progress.iteration + len(window) - 1)
         result = self.training_step.take(window, tokens)
@@ -288,7 +306,7 @@ class Runner:
         wanted = epoch % self.run.valid_freq == 0 or epoch == self.run.optims.max_epoch
         if self.validator is not None and wanted:
             try:
-                scores = self.validator.scores(stop=lambda: self._stop_signal is not None)
+                scores = self.validator.scores(stop=lambda: bool(self._stop))
             except Interrupted:
                 self._save()
                 return False
@@ -325,7 +343,7 @@ class Runner:
             state = TrainerState(
                 self.progress, self.optimizer.state_dict(), scaler.state_dict() if scaler is not None else None, rng
             )
-            metrics = metrics or self._metrics()
+            metrics = jsonable(metrics or self._metrics())
             target = self.folder.checkpoint_path(self.progress.step)
             try:
                 save_adapter(self.model, target, config=self.config, metrics=metrics, extra=state.write)
@@ -351,18 +369,17 @@ class Runner:
     def _restore(self, checkpoint: Path) -> None:
         """Take up a run exactly where `checkpoint` left it."""
         state = TrainerState.read(checkpoint)
-        wanted, found = self._shape(), state.progress.shape
-        changed = [f"{key}: {found.get(key)} -> {value}" for key, value in wanted.items() if found.get(key) != value]
-        if changed:
-            raise RunFolderError(
-                f"{checkpoint}: cannot resume, the run is not the same ({'; '.join(changed)}). Undo the change, or "
-                "start a new run from this adapter with model.ckpt and another run.output_dir."
-            )
+        fresh = self.progress
+        require_same_run(checkpoint, state.progress.shape, fresh.shape)
+        changes = describe_changes(checkpoint, self.config, other_prompts=state.progress.prompts != fresh.prompts)
+        if changes is not None:
+            self.accelerator.print(changes)
         load_adapter(self.model, checkpoint)
         self.optimizer.load_state_dict(state.optimizer)
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.progress = state.progress
+        self.progress.prompts = fresh.prompts
         if checkpoint.resolve() == self.folder.checkpoint_path(self.progress.step).resolve():
             self._saved_step = self.progress.step
         self.sampler.load_state_dict(state.progress.sampler)
@@ -374,8 +391,6 @@ class Runner:
                 f"resuming with {ranks} processes instead of {len(state.rng)}: the same clips in the same steps, but "
                 "dropout differs from here on."
             )
-        if self.accelerator.is_main_process:
-            self.folder.cut_log(self.progress.step)
 
     def _shape(self) -> dict:
         return {
@@ -384,15 +399,8 @@ class Runner:
             "global_batch": self.run.batch_size_train * self.accelerator.num_processes,
             "accum_grad_iters": self.run.accum_grad_iters,
             "iters_per_epoch": self.iters_per_epoch,
-            "annotations": self._annotation_digest(),
+            "annotations": data_digest(self.train_data),
         }
-
-    def _annotation_digest(self) -> str:
-        """Of what the clips are, in order; not of where they lie, since a corpus may be moved."""
-        digest = hashlib.blake2b(digest_size=8)
-        for annotation in self.train_data.annotations:
-            digest.update(f"{Path(annotation.path).name}\n{annotation.task}\n{annotation.text}\n".encode())
-        return digest.hexdigest()
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
@@ -427,23 +435,6 @@ class Runner:
         total = self.accelerator.reduce(torch.tensor(values, dtype=torch.int64, device=self.device), "sum")
         return tuple(total.tolist())
 
-    @contextmanager
-    def _signals_noted(self) -> Iterator[None]:
-        """Note SIGTERM and SIGINT for the end of the step under way; a second one ends the process at once."""
-
-        def note(number: int, _frame: object) -> None:
-            self._stop_signal = signal.Signals(number)
-            self.log.say(f"{self._stop_signal.name}: saving a checkpoint after this step; once more to quit at once.")
-            for other in STOP_SIGNALS:
-                signal.signal(other, before[other])
-
-        before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _result(self) -> RunResult:
         best = self.progress.best
         return RunResult(
@@ -453,5 +444,5 @@ class Runner:
             last=self.folder.last(),
             best=self.folder.best(),
             scores=dict(best["scores"]) if best else {},
-            stopped_by=self._stop_signal if self.progress.step < self.total_steps else None,
+            stopped_by=self._stop.signal if self.progress.step < self.total_steps else None,
         )

@@ -130,7 +130,7 @@ def _train_stage(
     """Train one stage; returns its RunResult, or None after a dry run."""
     folder = RunFolder(config.run.output_dir)
     resume = find_resume(resume_argument, folder) if resume_argument else None
-    if resume is None and folder.checkpoints() and not dryrun:
+    if folder.checkpoints() and not (dryrun or (resume is not None and folder.holds(resume))):
         raise RunFolderError(
             f"{folder.path} already holds checkpoints (the newest: {folder.last().name}). Go on from there with "
             "--resume, choose another run.output_dir, or delete the folder."

@@ -459,6 +459,13 @@ def test_quarantine_goes_on_after_a_kill(tmp_path: Path) -> None:
         quarantine.add(BadClip(index, f"{index}.wav", "x"))
     lines = path.read_text().splitlines()
     assert len(lines) == 3 and json.loads(lines[2])["index"] == 1
+    assert len(Quarantine(path, total=10)) == 0  # the file may know clips from beyond the checkpoint
+    with pytest.raises(TooManyBadClips, match="2 of 10"):
+        goes_on = Quarantine(tmp_path / "elsewhere.jsonl", total=10, max_bad_fraction=0.1)
+        goes_on.take_up([BadClip(0, "0.wav", "x")])
+        assert len(goes_on) == len((tmp_path / "elsewhere.jsonl").read_text().splitlines()) == 1
+        goes_on.add(BadClip(0, "0.wav", "x"))
+        goes_on.add(BadClip(1, "1.wav", "x"))
     counting = Quarantine(None, total=1, max_bad_fraction=0.5)
     with pytest.raises(TooManyBadClips):
         counting.add(BadClip(0, "0.wav", "x"))

@@ -173,17 +173,28 @@ def test_a_best_metric_without_a_figure_is_said_and_the_checkpoint_saved(tiny_pr
     assert "run.best_metric = asr.wer (3 of 3 clips have no reference)" in printed.out + printed.err
 
 
+def test_a_validation_loss_that_is_not_finite_is_null_in_the_files(tiny_project):
+    runner = make_runner(tiny_project.config, "run.iters_per_epoch=1", "run.optims.max_epoch=1")
+    runner.validator.scores = lambda stop: {"loss": math.nan, "asr.wer": math.inf}
+    result = runner.train()
+    assert result.best is None
+    texts = [(result.last / "metrics.json").read_text(), *(result.folder / "log.jsonl").read_text().splitlines()]
+    metrics, *logged = [json.loads(text, parse_constant=pytest.fail) for text in texts]
+    assert (metrics["value"], metrics["scores"]) == (None, {"loss": None, "asr.wer": None})
+    assert logged[-1]["valid/loss"] is None
+
+
 def test_text_is_scored_without_autocast(tiny_project, monkeypatch):
     """As evaluate.py does, whatever precision trains."""
     runner = make_runner(tiny_project.config, "run.valid_scoring=true", "run.valid_max_samples=1")
     monkeypatch.setattr(runner.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
-    generate, used = type(runner.model).generate, []
+    decode, used = type(runner.model.text).decode, []
 
-    def generated(self, *arguments, **options):
+    def decoded(self, ids):
         used.append(torch.is_autocast_enabled("cpu"))
-        return generate(self, *arguments, **options)
+        return decode(self, ids)
 
-    monkeypatch.setattr(type(runner.model), "generate", generated)
+    monkeypatch.setattr(type(runner.model.text), "decode", decoded)
     runner.validator.scores()
     assert used == [False]
 

@@ -170,7 +170,9 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     model, distillation, run = _with_token(config.model), config.distillation, config.run
     if distillation.teacher is not None:
         distillation = dataclasses.replace(distillation, teacher=_with_token(distillation.teacher))
-    if "output_dir" not in (given.get("run") or {}):
+    if not (given.get("run") or {}).get("output_dir"):  # null and "" are the family's ways to give none
+        if "run.output_dir" in origin.overrides:
+            raise ConfigError(f"{origin.of('run.output_dir')}: run.output_dir: expected a folder, found nothing")
         run = dataclasses.replace(run, output_dir=loading.default_output_dir(origin.file))
     return dataclasses.replace(
         config, model=model, distillation=distillation, run=run, path=origin.file, ignored=tuple(ignored)

@@ -112,6 +112,13 @@ class TestLoading:
             Path(path).write_text("run: {seed: 1}")
             assert load_config(path).run.output_dir == expected
 
+    @pytest.mark.parametrize("absent", ["{}", "{run: null}", "{run: {output_dir: null}}", "{run: {output_dir: ''}}"])
+    def test_an_output_dir_that_is_null_or_empty_is_none(self, write, absent: str) -> None:
+        path = write(absent)
+        assert load_config(path).run.output_dir == load_config(write("{run: {seed: 1}}")).run.output_dir != "outputs"
+        assert load_config(path, ["run.output_dir=x"]).run.output_dir == "x"
+        assert "run.output_dir: expected a folder, found nothing" in error(path, "run.output_dir=")
+
     @pytest.mark.parametrize(
         ("given", "expected"),
         [

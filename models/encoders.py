@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from models.audio_encoder import AudioEncoder, length_mask
 from models.beats import BEATs
 from models.ced import CED
+from models.features import SAMPLE_RATE
 from models.hf_encoder import HFEncoder
 from models.whisper import WhisperEncoder
 
@@ -218,9 +219,20 @@ def cut_points(samples: int, max_samples: int | None, grain: int = AudioEncoder.
 
 def _count_joined(encoder: AudioEncoder, samples: int) -> int:
     cuts = cut_points(samples, encoder.max_samples, encoder.cut_grain)
-    if len(cuts) == 2:
-        return encoder.frame_count(samples)
-    return sum(encoder.content_frames(stop - start) for start, stop in itertools.pairwise(cuts))
+    return encoder.frame_count(samples) if len(cuts) == 2 else sum(_frames_of_parts(encoder, cuts))
+
+
+def _frames_of_parts(encoder: AudioEncoder, cuts: Sequence[int]) -> list[int]:
+    """Frames of each part of a clip that is cut: of the last, what its samples give; of the others, what lies in time
+    between their cuts. An encoder that gives a few less for each would else fall behind the others, part by part."""
+    starts = [round(cut * encoder.frame_rate_hz / SAMPLE_RATE) for cut in cuts[:-1]]
+    return [stop - start for start, stop in itertools.pairwise(starts)] + [encoder.content_frames(cuts[-1] - cuts[-2])]
+
+
+def _with_frames(values: Tensor, count: int) -> Tensor:
+    """[N, D] -> [count, D]: cut, or with the last frame repeated."""
+    missing = count - len(values)
+    return values[:count] if missing <= 0 else torch.cat([values, values[-1:].expand(missing, -1)])
 
 
 def _encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor) -> Frames:
@@ -233,9 +245,8 @@ def _encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTe
     owners: list[tuple[int, int | None]] = []  # row of the batch; frames to keep, None for all
     for row, size in enumerate(samples):
         cuts = cut_points(size, encoder.max_samples, encoder.cut_grain)
-        for start, stop in itertools.pairwise(cuts):
-            parts.append(waveforms[row, start:stop])
-            owners.append((row, None if len(cuts) == 2 else encoder.content_frames(stop - start)))
+        parts += [waveforms[row, start:stop] for start, stop in itertools.pairwise(cuts)]
+        owners += [(row, keep) for keep in ([None] if len(cuts) == 2 else _frames_of_parts(encoder, cuts))]
     pieces: list[list[Tensor]] = [[] for _ in samples]
     group = max(len(samples), PARTS_AT_ONCE)
     for first in range(0, len(parts), group):
@@ -243,7 +254,7 @@ def _encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTe
         sizes = torch.tensor([len(part) for part in batch], device=lengths.device)
         frames, counts = encoder(pad_sequence(batch, batch_first=True), sizes)
         for (row, keep), values, count in zip(owners[first : first + group], frames, counts.tolist(), strict=True):
-            pieces[row].append(values[: count if keep is None else keep])
+            pieces[row].append(values[:count] if keep is None else _with_frames(values[:count], keep))
     joined = [torch.cat(row) for row in pieces]
     counts = torch.tensor([len(row) for row in joined], device=joined[0].device)
     return Frames(pad_sequence(joined, batch_first=True), counts)

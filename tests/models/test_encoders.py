@@ -73,13 +73,54 @@ def test_long_clips_are_encoded_in_equal_parts(config: SimpleNamespace, window: 
     for encoder, stream in zip((whisper, beats), streams, strict=True):
         parts = waveforms[0].view(2, half)
         expected, _ = encoder(parts, torch.tensor([half, half]))
-        expected = expected[:, : encoder.content_frames(half)].flatten(0, 1)
-        assert stream.lengths[0] == len(expected)
+        content = encoder.content_frames(half)
+        first, second = expected[0, :content], expected[1, :content]
+        missing = half * 50 // RATE - content  # the second part has its place in time, whatever the first gives
+        expected = torch.cat([first, first[-1:].expand(missing, -1), second])
+        assert stream.lengths[0] == len(expected) == encoders._count_joined(encoder, long)
         torch.testing.assert_close(stream.frames[0, : len(expected)], expected, atol=1e-4, rtol=0)
         short, count = encoder(waveforms[1:, : 2 * RATE], lengths[1:])
         assert stream.lengths[1] == count[0]
         torch.testing.assert_close(stream.frames[1, : count[0]], short[0], atol=1e-4, rtol=0)
     assert stack.frame_count(long) == join_streams(streams, stack.frame_rates_hz).lengths[0] == 2250
+
+
+@pytest.mark.parametrize("seconds", [45, 300, 1800])
+def test_streams_of_long_clips_do_not_drift_apart(stack: EncoderStack, seconds: int) -> None:
+    whisper, beats = (encoders._count_joined(encoder, seconds * RATE) for encoder in stack.encoders.values())
+    assert whisper == stack.frame_count(seconds * RATE) == seconds * 50
+    assert 0 <= whisper - beats < 8  # what the last part lacks of a step
+
+
+@torch.no_grad()
+def test_parts_stand_where_they_are_in_time_at_odd_rates_too() -> None:
+    """A network whose frames hold the time of their first sample, some missing at the end or one too many."""
+
+    class Clock(torch.nn.Module):
+        frame_rate_hz, max_samples, cut_grain = 24.7, 10 * RATE, 320
+
+        def __init__(self, surplus: int) -> None:
+            super().__init__()
+            self.surplus = surplus
+
+        def content_frames(self, samples: int) -> int:
+            return int(samples * self.frame_rate_hz / RATE) + self.surplus
+
+        frame_count = content_frames
+
+        def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            counts = torch.tensor([self.content_frames(samples) for samples in lengths.tolist()])
+            times = torch.arange(int(counts.max())) / self.frame_rate_hz
+            return (waveforms[:, :1] + times)[..., None], counts
+
+    seconds = 95
+    waveforms = torch.arange(seconds * RATE)[None] / RATE  # each sample is its own time in seconds
+    for surplus in (-3, 0, 2):
+        encoder = Clock(surplus)
+        joined = encoders._encode_any_length(encoder, waveforms, torch.tensor([seconds * RATE]))
+        assert joined.lengths.tolist() == [encoders._count_joined(encoder, seconds * RATE)]
+        times = torch.arange(joined.frames.shape[1]) / encoder.frame_rate_hz
+        assert (joined.frames[0, :, 0] - times).abs().max() < (2 + max(0, -surplus)) / encoder.frame_rate_hz
 
 
 @pytest.mark.parametrize("max_samples", [480_000, 160_000, 159_999])

@@ -300,7 +300,10 @@ class AudioTextDataset(Dataset):
         return annotation.texts[rng.integers(len(annotation.texts))]
 
     def _choices(self, annotation: Annotation) -> tuple[str, ...]:
-        choices = self.prompts.choices(annotation.task)
+        try:
+            choices = self.prompts.choices(annotation.task)
+        except PromptError as error:
+            raise PromptError(f"{annotation.source or annotation.path}: field 'task': {error}") from None
         return choices if self.training else choices[:1]
 
 

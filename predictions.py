@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.annotations import Annotation
+from strict_json import jsonable
 
 PREDICTIONS = "predictions.jsonl"
 SUBMISSION = "submission.csv"
@@ -106,6 +107,18 @@ def row_ids(annotations: Sequence[Annotation]) -> list[str]:
     return [name(position, annotation) for position, annotation in enumerate(annotations)]
 
 
+def shared_ids(annotations: Sequence[Annotation]) -> list[tuple[Annotation, Annotation]]:
+    """Clips whose `testset_id` another one had before: that one, and this one."""
+    first: dict[str, Annotation] = {}
+    pairs = []
+    for annotation in annotations:
+        if annotation.testset_id is not None:
+            before = first.setdefault(annotation.testset_id, annotation)
+            if before is not annotation:
+                pairs.append((before, annotation))
+    return pairs
+
+
 def _given_ids(annotations: Sequence[Annotation]) -> list[str | None]:
     """Each `testset_id`; those that several files have get the file's stem, or all of its path, before them."""
     files = [annotation.source.rpartition("#")[0] for annotation in annotations]
@@ -166,7 +179,7 @@ class PredictionStore:
             _drop_cut_line(path)
             self._file = path.open("a", encoding="utf-8")
         for prediction in predictions:
-            self._file.write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(jsonable(prediction.to_json()), ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -177,7 +190,7 @@ class PredictionStore:
     def finish(self, predictions: Sequence[Prediction]) -> None:
         """Write all predictions in order, and the CSV; the other processes' files go (process 0 only)."""
         self.close()
-        lines = [json.dumps(prediction.to_json(), ensure_ascii=False) + "\n" for prediction in predictions]
+        lines = [json.dumps(jsonable(prediction.to_json()), ensure_ascii=False) + "\n" for prediction in predictions]
         write_atomically(self.folder / PREDICTIONS, "".join(lines))
         write_submission(self.folder / SUBMISSION, predictions)
         for path in self._files():

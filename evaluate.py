@@ -31,12 +31,12 @@ import metrics
 import provenance
 from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, ConfigError, add_config_arguments, config_from_arguments
-from data.annotations import Annotation, load_annotations
+from data.annotations import Annotation, AnnotationError, load_annotations
 from dataset import BadClip, Quarantine, load_prompts
 from inference import EvaluationResult, Processes, evaluate_annotations, frames_from_cache, prompts_for
 from models import SALMONN, build_model, pick_device
 from models.checkpoint import adapter_state_dict
-from predictions import PREDICTIONS, SCORES, SUBMISSION, PredictionStore, row_ids, write_atomically
+from predictions import PREDICTIONS, SCORES, SUBMISSION, PredictionStore, row_ids, shared_ids, write_atomically
 from swap import swap_audio
 
 __all__ = ["EvaluationResult", "evaluate_annotations", "main"]
@@ -52,11 +52,13 @@ def in_family(task: str, family: str) -> bool:
     return task == stem or task.startswith(f"{stem}_")
 
 
-def select_annotations(config: Config, mode: str) -> list[Annotation]:
-    """The annotations that a mode evaluates, each with its row's name in `testset_id`.
+def select_annotations(config: Config, mode: str, *, announce: bool = False) -> list[Annotation]:
+    """The annotations that a mode evaluates, each with its row's name in `testset_id`. With `announce` it is said where
+    a name is not the one in the file.
 
     Raises:
         ConfigError: the YAML names no file for the mode, or the file has no clip of the family.
+        AnnotationError: two clips of a submission have one `testset_id`.
     """
     which, _, family = mode.partition("_")
     datasets = config.datasets
@@ -81,6 +83,20 @@ def select_annotations(config: Config, mode: str) -> list[Annotation]:
         raise ConfigError(
             f"{', '.join(_as_list(paths))}: no clip for --mode {mode}, which takes tasks named {FAMILIES[family]}…; "
             f"the file has {tasks}"
+        )
+    shared = shared_ids(chosen)
+    if shared and which == "submission":
+        before, again = shared[0]
+        raise AnnotationError(
+            f"{again.source}: field 'testset_id': {again.testset_id!r} was used before, at {before.source} "
+            f"({len(shared)} such in all); a submission needs a name of its own for every row. Change one, or evaluate "
+            "the files one at a time"
+        )
+    if shared and announce:
+        before, again = shared[0]
+        print(
+            f"{mode}: {len(shared)} clips have a testset_id that another file has too, first {again.testset_id!r} in "
+            f"{before.source} and {again.source}; their rows are named FILE/ID"
         )
     return [
         dataclasses.replace(annotation, testset_id=name, index=position)
@@ -141,7 +157,7 @@ def evaluate_mode(
     java: bool = True,
 ) -> dict[str, object] | None:
     """Evaluate one mode and write its three files; returns the content of scores.json (None but in process 0)."""
-    annotations = select_annotations(config, mode)
+    annotations = select_annotations(config, mode, announce=processes.is_main)
     prompts = load_prompts(config.model.test_prompt_path)
     swap = swap_audio(annotations, config.run.seed) if swapped else None
     folder = Path(config.run.output_dir) / "eval" / (f"{mode}_swapped" if swapped else mode)

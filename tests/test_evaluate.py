@@ -22,8 +22,8 @@ import evaluate
 import inference
 import metrics
 from configs.schema import ConfigError, load_config
-from data.annotations import Annotation
-from models import build_model
+from data.annotations import Annotation, AnnotationError
+from models import SALMONN, build_model
 from models.checkpoint import save_adapter
 from predictions import Prediction, PredictionStore, row_ids
 from swap import swap_audio
@@ -280,7 +280,9 @@ def test_a_task_without_prompt_ends_the_run_before_it_starts(
     annotations[-1]["task"] = "juggling"
     tiny.write_annotations(project.test_asr, annotations)
     assert run(project, "--mode", "submission_asr") == 1
-    assert "no prompt for task 'juggling'" in capsys.readouterr().err and not generated
+    message = capsys.readouterr().err
+    assert "no prompt for task 'juggling'" in message and not generated
+    assert f"{project.test_asr}#{len(annotations) - 1}: field 'task': " in message
 
 
 # Restarts
@@ -561,14 +563,37 @@ def test_names_of_rows_that_two_files_share() -> None:
     assert row_ids(clips) == ["data/asr.json/0", "1", "more/asr.json/0"]
 
 
-def test_ids_that_two_test_files_share_make_a_row_each(project: tiny.TinyProject) -> None:
+def test_ids_that_two_test_files_share_make_a_row_each(
+    project: tiny.TinyProject, capsys: pytest.CaptureFixture
+) -> None:
     for path in (project.test_asr, project.test_aac):
         numbered = [entry | {"testset_id": number} for number, entry in enumerate(entries(path))]
         tiny.write_annotations(path, numbered)
-    chosen = evaluate.select_annotations(load_config(project.config), "test_all")
+    chosen = evaluate.select_annotations(load_config(project.config), "test_all", announce=True)
+    said = capsys.readouterr().out
+    assert f"{project.test_asr}#0 and {project.test_aac}#0; their rows are named FILE/ID" in said
     names = [clip.testset_id for clip in chosen]
     assert len(set(names)) == len(names) == len(entries(project.test_asr)) + len(entries(project.test_aac))
     assert {f"{project.test_asr.stem}/0", f"{project.test_aac.stem}/0"} <= set(names)
+
+
+def test_an_id_that_two_files_of_a_submission_share_is_an_error(project: tiny.TinyProject) -> None:
+    further = project.test_asr.with_name("further.json")
+    config = load_config(
+        project.config,
+        [f"datasets.test_ann_path_asr=[{json.dumps(str(project.test_asr))}, {json.dumps(str(further))}]"],
+    )
+    clips = entries(project.test_asr)
+    tiny.write_annotations(project.test_asr, [clip | {"testset_id": i} for i, clip in enumerate(clips)])
+    tiny.write_annotations(further, [clip | {"testset_id": i + 4} for i, clip in enumerate(clips)])
+    with pytest.raises(AnnotationError) as caught:
+        evaluate.select_annotations(config, "submission_asr")
+    assert str(caught.value).startswith(
+        f"{further}#0: field 'testset_id': '4' was used before, at {project.test_asr}#4 (1 such in all)"
+    )
+    tiny.write_annotations(further, [{**clip, "testset_id": None} for clip in clips])  # names of ours are made unique
+    names = [clip.testset_id for clip in evaluate.select_annotations(config, "submission_asr")]
+    assert len(set(names)) == len(names) == 2 * len(clips)
 
 
 def test_the_submission_of_a_mixed_file_is_checked_by_family(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ its float32 operations included. Different here: the prompt is run once a clip, 
 of the cache moves when beams are reordered; a clip leaves the batch when it is done.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from models.kv_cache import KeyValueCache
 from models.llm import Assembled, LanguageModel
-from models.steps import GenerateOptions, decode_step, hits_stop_string, prefill, process_scores, seeded
+from models.steps import GenerateOptions, decode_step, draw, hits_stop_string, prefill, process_scores, seeded_rows
 from models.text import TextProcessor
 
 NEVER = -1.0e9  # a score that no hypothesis reaches
@@ -90,7 +91,7 @@ def beam_search(
     """
     device = assembled.embeds.device
     clips, beams, prompt_span = len(assembled), options.num_beams, assembled.embeds.shape[1]
-    generator = seeded(options, device)
+    generators = seeded_rows(options, clips, device)
     cache = KeyValueCache(clips, prompt_span, device)
     logits = prefill(llm, assembled, cache)
     shared = int(cache.lengths.min())  # up to here the beams of any clip have equal keys
@@ -102,7 +103,7 @@ def beam_search(
     results: dict[int, tuple[list[int], list[float], bool]] = {}
     for step in range(options.max_new_tokens):
         last_step = step + 1 == options.max_new_tokens
-        candidates = _candidates(logits, state, text, options, last_step, generator)
+        candidates = _candidates(logits, state, text, options, last_step, generators)
         _collect_done(state, candidates, step + 1, options)
         sources = _continue(state, candidates)
         halted = halt_id is not None and 0 not in results and int(state.tokens[0, 0, -1]) == halt_id
@@ -123,6 +124,7 @@ def beam_search(
             state.select(index)
             cache.select((index[:, None] * beams + torch.arange(beams, device=device)).flatten())
             alive = [alive[position] for position in kept]
+            generators = generators if len(generators) == 1 else [generators[position] for position in kept]
         logits = decode_step(llm, state.tokens[:, :, -1].flatten(), cache)
     return [results[clip] for clip in range(clips)]
 
@@ -133,7 +135,7 @@ def _candidates(
     text: TextProcessor,
     options: GenerateOptions,
     last_step: bool,
-    generator: torch.Generator | None,
+    generators: Sequence[torch.Generator | None],
 ) -> _Candidates:
     clips, beams = state.scores.shape
     vocabulary = logits.shape[-1]
@@ -143,7 +145,7 @@ def _candidates(
     processed = process_scores(logprobs, state.tokens.flatten(0, 1), text.eos_ids, options, keep=minimum)
     totals = (processed.view(clips, beams, -1) + state.scores[:, :, None]).flatten(1)  # [B, P·V]
     if options.do_sample:
-        chosen = torch.multinomial(F.softmax(totals, dim=-1), keep, generator=generator)
+        chosen = draw(F.softmax(totals, dim=-1), keep, generators)
         scores = totals.gather(1, chosen)
     else:
         scores, chosen = totals.topk(keep)

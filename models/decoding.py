@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from models.beam_search import beam_search
 from models.kv_cache import KeyValueCache
 from models.llm import Assembled, LanguageModel
-from models.steps import GenerateOptions, choose, decode_step, hits_stop_string, prefill, process_scores, seeded
+from models.steps import GenerateOptions, choose, decode_step, hits_stop_string, prefill, process_scores, seeded_rows
 from models.text import UNDECODED, TextProcessor
 
 __all__ = ["GenerateOptions", "Generation", "KeyValueCache", "decode_step", "generate", "prefill", "stream"]
@@ -43,7 +43,8 @@ def generate(
 ) -> list[Generation]:
     """A hypothesis for each row of `assembled`, by greedy search, sampling, or beams, in the rows' order.
 
-    Equal to transformers' `generate` token for token in float32, and the same for a row alone and in any batch.
+    Equal to transformers' `generate` token for token in float32 (without sampling), and the same for a row alone and in
+    any batch: where sampling has a seed, it is each row's own.
     With `halt_id` all rows stop where the first row (its best running beam) has that token.
     """
     if len(assembled) == 0:
@@ -108,12 +109,12 @@ def search(
     rows = [Hypothesis([], []) for _ in range(len(assembled))]
     alive = list(range(len(rows)))  # the row behind each row of the cache; finished ones leave when it pays
     cache = KeyValueCache(len(rows), assembled.embeds.shape[1] + options.max_new_tokens - 1, assembled.embeds.device)
-    generator = seeded(options, assembled.embeds.device)
+    generators = seeded_rows(options, len(rows), assembled.embeds.device)
     logits = prefill(llm, assembled, cache)
     history = torch.empty(len(rows), 0, dtype=torch.long, device=logits.device)  # [B, G]
     for step in range(options.max_new_tokens):
         scores = process_scores(logits, history, text.eos_ids, options)
-        ids = choose(scores, options, [generator])
+        ids = choose(scores, options, generators)
         logprobs = F.log_softmax(logits, dim=-1).gather(1, ids[:, None])[:, 0]
         for row, token, logprob in zip(alive, ids.tolist(), logprobs.tolist(), strict=True):
             append_token(rows[row], token, logprob, text)
@@ -128,6 +129,7 @@ def search(
             cache.select(index)
             ids, history = ids[index], history[index]
             alive = [alive[position] for position in kept]
+            generators = generators if len(generators) == 1 else [generators[position] for position in kept]
         logits = decode_step(llm, ids, cache)
 
 

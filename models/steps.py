@@ -21,7 +21,8 @@ class GenerateOptions(GenerateConfig):
     """
 
     seed: int | None = None
-    """Seed of the draws; None draws from torch's own generator."""
+    """Seed of each row's draws, which are those of the row alone, in any batch; None draws from torch's own generator,
+    for all rows together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,15 +104,26 @@ def choose(scores: Tensor, options: GenerateOptions, generators: Sequence[torch.
     """Ids `[R]` from processed scores `[R, V]`: the best, or drawn, with one generator for all rows or one for each."""
     if not options.do_sample:
         return scores.argmax(dim=-1)
-    chances = F.softmax(scores, dim=-1)
+    return draw(F.softmax(scores, dim=-1), 1, generators)[:, 0]
+
+
+def draw(chances: Tensor, count: int, generators: Sequence[torch.Generator | None]) -> Tensor:
+    """`count` different indices `[R, count]` from chances `[R, V]`; with one generator for all rows or one for each."""
     if len(generators) == 1:
-        return torch.multinomial(chances, 1, generator=generators[0])[:, 0]
+        return torch.multinomial(chances, count, generator=generators[0])
     rows = zip(chances.split(1), generators, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=own)[:, 0] for row, own in rows])
+    return torch.cat([torch.multinomial(row, count, generator=own) for row, own in rows])
 
 
 def seeded(options: GenerateOptions, device: torch.device) -> torch.Generator | None:
+    """A generator with the options' seed; None where they have none."""
     return None if options.seed is None else torch.Generator(device).manual_seed(options.seed)
+
+
+def seeded_rows(options: GenerateOptions, rows: int, device: torch.device) -> list[torch.Generator | None]:
+    """A generator for each row, all with the same seed, so that a row draws what it would draw alone; [None] without a
+    seed."""
+    return [None] if options.seed is None else [seeded(options, device) for _ in range(rows)]
 
 
 def hits_stop_string(tokens: Sequence[int], text: TextProcessor) -> bool:

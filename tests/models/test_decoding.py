@@ -211,6 +211,19 @@ def test_sampling_follows_its_seed(llama):
     assert sample(5, temperature=1e-4) == greedy
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_what_a_row_samples_does_not_depend_on_its_batch(llama, beams):
+    llm, tokenizer = llama
+    text = TextProcessor(tokenizer, extra_eos_ids=frozenset(range(0, 300, 10)))
+    options = GenerateOptions(max_new_tokens=12, do_sample=True, seed=7, num_beams=beams, temperature=0.7)
+    lengths = (12, 5, 33, 12, 7, 20)
+    assembled = prompts(llm, lengths)
+    together = [result.tokens for result in generate(llm, assembled, text, options)]
+    assert len({len(tokens) for tokens in together}) > 1  # rows leave the batch while others go on
+    alone = [generate(llm, row_of(assembled, row), text, options)[0].tokens for row in range(len(lengths))]
+    assert together == alone
+
+
 def test_sampling_filters_are_those_of_the_library(llama):
     from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 

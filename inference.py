@@ -16,12 +16,12 @@ import metrics
 from configs.schema import Config
 from data.annotations import Annotation
 from data.audio import SAMPLE_RATE
-from dataset import AudioTextDataset, Batch, build_loader, clip_durations, collate
+from dataset import AudioTextDataset, BadClip, Batch, build_loader, clip_durations, collate
 from models import SALMONN
+from models.decoding import Generation
 from models.encoders import FrameCache, Frames
+from models.salmonn import Clips, FrameSource
 from predictions import Prediction, PredictionStore
-
-FrameSource = Callable[[Tensor, Tensor], list[Frames] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,9 @@ def evaluate_annotations(
 ) -> EvaluationResult:
     """Generate a hypothesis for each annotation and score them, task by task.
 
-    Every process of the group must call this with the same arguments; all get the same result. Batches hold clips of
-    like length. A clip that cannot be read gets an empty hypothesis and its error.
+    Every process of the group must call this with the same arguments; all get the same result. Clips of like length are
+    encoded together, and where one has been answered, the next takes its place. A clip that cannot be read gets an
+    empty hypothesis and its error.
 
     Args:
         processes: who shares the clips; the process group of the moment by default.
@@ -141,7 +142,8 @@ def evaluate_annotations(
         frames: encoder outputs for a batch, from a cache; None encodes.
         java: whether METEOR and SPICE may start their Java programs.
         progress: title of a progress bar; None shows none.
-        should_stop: asked between batches; True in any process ends the run with `InterruptedError` in all of them.
+        should_stop: asked before each batch is encoded; True in any process ends the run with `InterruptedError` in
+            all of them, once the clips at hand are answered.
     """
     processes = processes or Processes.current()
     clips = [dataclasses.replace(annotation, index=position) for position, annotation in enumerate(annotations)]
@@ -151,23 +153,33 @@ def evaluate_annotations(
     pending = [index for index in range(len(clips)) if index not in found]
     dataset = prompts_for(clips, prompts, config)
     batches = _batches_by_length(clips, pending, config.run.batch_size_eval, processes)
+    feed = _Feed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
+    as_released = config.model.legacy == "exact"
+    describe = _Describer(model, clips, spoken_by or clips, dataset, as_released=as_released)
+    options = dataclasses.asdict(config.generate)
+    if config.generate.do_sample:
+        options["seed"] = config.run.seed
     made: dict[int, Prediction] = {}
-    stopped = False
     with tqdm(
         total=len(clips), initial=len(found), desc=progress, unit="clip", dynamic_ncols=True,
         disable=progress is None or not processes.is_main,
     ) as bar:  # fmt: skip
-        for batch in _loaded(dataset, batches[processes.rank :: processes.size], config):
-            if stopped := should_stop():
-                break
-            predictions = _predict(model, batch, clips, spoken_by or clips, dataset, config, frames)
+
+        def keep(predictions: list[Prediction]) -> None:
             if store:
                 store.append(predictions)
-            made |= {prediction.index: prediction for prediction in predictions}
+            made.update((prediction.index, prediction) for prediction in predictions)
             bar.update(min(len(predictions) * processes.size, bar.total - bar.n))
+
+        for number, generation in model.generate_each(
+            feed, at_once=config.run.batch_size_eval, frames=frames, **options
+        ):
+            keep([*map(describe.failed, feed.take_bad()), describe.answered(feed.heard.pop(number), generation)])
+        keep([*map(describe.failed, feed.take_bad())])
     if store:
         store.close()
-    for part, stopped_there in processes.gather((made, stopped)):
+    stopped = False
+    for part, stopped_there in processes.gather((made, feed.stopped)):
         found |= part
         stopped |= stopped_there
     if stopped:
@@ -266,19 +278,88 @@ def _loaded(dataset: AudioTextDataset, batches: list[list[int]], config: Config)
     return iter(build_loader(dataset, fixed, collate=collate, num_workers=min(config.run.num_workers, len(batches))))
 
 
-def _predict(
-    model: SALMONN,
-    batch: Batch,
-    clips: Sequence[Annotation],
-    spoken_by: Sequence[Annotation],
-    dataset: AudioTextDataset,
-    config: Config,
-    frames: FrameSource | None,
-) -> list[Prediction]:
-    """Predictions of one batch, the unreadable clips' too."""
+@dataclass(frozen=True, kw_only=True)
+class _Heard:
+    """A clip that was given to the model."""
 
-    def prediction(index: int, **fields: object) -> Prediction:
-        clip, own = clips[index], spoken_by[index]
+    index: int
+    prompt: str
+    seconds: float
+    cut: bool
+
+
+class _Feed:
+    """Batches on their way to the model, which takes one when it has a place; notes which clip comes as which."""
+
+    def __init__(self, batches: Iterator[Batch], should_stop: Callable[[], bool]) -> None:
+        self._batches = batches
+        self._should_stop = should_stop
+        self._bad: list[BadClip] = []
+        self._given = 0
+        self.heard: dict[int, _Heard] = {}
+        """By their number among the clips given."""
+        self.stopped = False
+
+    def __iter__(self) -> Iterator[Clips]:
+        for batch in self._batches:
+            if self._should_stop():
+                self.stopped = True
+                return
+            self._bad += batch.bad
+            for row, index in enumerate(batch.ids):
+                self.heard[self._given + row] = _Heard(
+                    index=index,
+                    prompt=batch.prompts[row],
+                    seconds=batch.lengths[row].item() / SAMPLE_RATE,
+                    cut=batch.cut[row],
+                )
+            self._given += len(batch)
+            if batch.ids:
+                yield batch.waveforms, batch.lengths, batch.prompts
+
+    def take_bad(self) -> list[BadClip]:
+        """The clips that could not be read since this was last asked."""
+        taken, self._bad = self._bad, []
+        return taken
+
+
+class _Describer:
+    """Predictions from what the model answered, and from clips that it could not be asked about."""
+
+    def __init__(
+        self,
+        model: SALMONN,
+        clips: Sequence[Annotation],
+        spoken_by: Sequence[Annotation],
+        dataset: AudioTextDataset,
+        *,
+        as_released: bool,
+    ) -> None:
+        self._clips = clips
+        self._spoken_by = spoken_by
+        self._dataset = dataset
+        self._special = getattr(model.text.tokenizer, "all_special_tokens", ())
+        self._as_released = as_released  # what the end symbol leaves of special tokens stays in
+
+    def answered(self, clip: _Heard, generation: Generation) -> Prediction:
+        text = generation.text
+        return self._prediction(
+            clip.index,
+            prompt=clip.prompt,
+            hypothesis=text if self._as_released else metrics.clean_hypothesis(text, self._special),
+            seconds=clip.seconds,
+            cut=clip.cut,
+            tokens=len(generation.tokens),
+            stop_reason=generation.stop_reason,
+        )
+
+    def failed(self, bad: BadClip) -> Prediction:
+        clip = self._clips[bad.index]
+        prompt = self._dataset.filled(self._dataset.prompts.choices(clip.task)[0], clip)
+        return self._prediction(bad.index, prompt=prompt, hypothesis="", error=bad.reason)
+
+    def _prediction(self, index: int, **fields: object) -> Prediction:
+        clip, own = self._clips[index], self._spoken_by[index]
         return Prediction(
             index=index,
             id=clip.testset_id or str(index),
@@ -289,53 +370,3 @@ def _predict(
             extra=dict(clip.extra),
             **fields,
         )
-
-    made = []
-    for bad in batch.bad:
-        prompt = dataset.filled(dataset.prompts.choices(clips[bad.index].task)[0], clips[bad.index])
-        made.append(prediction(bad.index, prompt=prompt, hypothesis="", error=bad.reason))
-    if not batch.ids:
-        return made
-    generations = _generate(model, batch.waveforms, batch.lengths, batch.prompts, config, frames)
-    as_released = config.model.legacy == "exact"  # what the end symbol leaves of special tokens stays in
-    special = getattr(model.text.tokenizer, "all_special_tokens", ())
-    for row, (index, generation) in enumerate(zip(batch.ids, generations, strict=True)):
-        made.append(
-            prediction(
-                index,
-                prompt=batch.prompts[row],
-                hypothesis=generation.text if as_released else metrics.clean_hypothesis(generation.text, special),
-                seconds=batch.lengths[row].item() / SAMPLE_RATE,
-                cut=batch.cut[row],
-                tokens=len(generation.tokens),
-                stop_reason=generation.stop_reason,
-            )
-        )
-    return made
-
-
-def _generate(
-    model: SALMONN,
-    waveforms: Tensor,
-    lengths: Tensor,
-    prompts: list[str],
-    config: Config,
-    frames: FrameSource | None,
-) -> list:
-    """Hypotheses of a batch; in halves where the GPU's memory does not hold the whole of it."""
-    options = dataclasses.asdict(config.generate)
-    if config.generate.do_sample:
-        options["seed"] = config.run.seed
-    try:
-        cached = frames(waveforms, lengths) if frames else None
-        return model.generate(waveforms, lengths, prompts, frames=cached, return_details=True, **options)
-    except torch.cuda.OutOfMemoryError:
-        if len(prompts) == 1:
-            raise
-    torch.cuda.empty_cache()
-    half = len(prompts) // 2
-    parts = []
-    for rows in (slice(0, half), slice(half, None)):
-        longest = int(lengths[rows].max())
-        parts += _generate(model, waveforms[rows, :longest], lengths[rows], prompts[rows], config, frames)
-    return parts

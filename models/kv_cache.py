@@ -124,11 +124,21 @@ class KeyValueCache(Cache):
         self.next_positions = self.next_positions.index_fill(0, rows, 0)
         self._level = False
 
-    def trim(self, span: int) -> None:
-        """Attend to `span` slots from now on: no row is longer."""
-        assert span <= self.span, (span, self.span)
+    def attend_to(self, span: int) -> None:
+        """Take the first `span` slots for those in use. Masks tell which of them hold content."""
+        assert span <= self.capacity, (span, self.capacity)
         self._level = self._level and span == self.span
         self.span = span
+
+    def move(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
+        """Go on in this memory, of as many rows and no fewer slots; where to write is from now on told by tensors."""
+        for own, given in zip((*keys, *values), (*self.keys, *self.values), strict=True):
+            own[:, :, : self.span] = given[:, :, : self.span]
+        valid.zero_()
+        valid[:, : self.span] = self.valid[:, : self.span]
+        self.keys, self.values, self.valid = list(keys), list(values), valid
+        self.capacity = valid.shape[1]
+        self._level = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.span

@@ -67,6 +67,8 @@ class LanguageModel(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.backend = backend
         self.prefixes = PrefixCache()
+        self.graphs = None
+        """A `StepGraphs` where decode steps are captured; see models/step_graphs.py, which switches it on and off."""
         self.config: PreTrainedConfig = model.config.get_text_config()
         self._layer_types = _layer_types(self.config)
         self.kernel = quantize.kernel_report(model, backend, self.device, self.dtype)

@@ -4,25 +4,22 @@ They depend on the text's token ids and on the language model's weights, on noth
 ids, and all entries go as soon as any weight has changed, been replaced, merged or moved.
 """
 
-import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.kv_cache import KeyValueCache
+from models.weight_watch import WeightWatch
 
 if TYPE_CHECKING:
     from models.llm import LanguageModel
 
 MAX_BYTES = 32 * 2**20
 MAX_TEXTS_NOTED = 1024  # texts seen once are noted by their ids alone
-
-_PLAIN = frozenset({Tensor, nn.Parameter})  # others may stand for several tensors and have no memory of their own
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class PrefixCache:
         """Rows that were given keys and values at hand."""
         self._entries: OrderedDict[tuple, Prefix] = OrderedDict()
         self._met: OrderedDict[tuple, int] = OrderedDict()  # how often
-        self._weights: list[tuple] = []
+        self._weights = WeightWatch()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -68,14 +65,13 @@ class PrefixCache:
     def clear(self) -> None:
         self._entries.clear()
         self._met.clear()
-        self._weights = []
 
     def of_rows(self, llm: "LanguageModel", texts: Sequence[tuple[int, ...]] | None) -> list[Prefix] | None:
         """A prefix for each row's `texts`, ids from position 0 on; None if a row has none, or gradients are taken."""
         if not texts or not all(texts) or self.max_bytes <= 0 or torch.is_grad_enabled() or llm.training:
             return None
-        if not self._up_to_date(llm):
-            return None
+        if self._weights.changed(llm):
+            self.clear()
         kind = llm.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         keys = [(text, precision) for text in texts]
@@ -109,38 +105,3 @@ class PrefixCache:
             key, dropped = self._entries.popitem(last=False)
             self._met.pop(key, None)
             size -= dropped.nbytes
-
-    def _up_to_date(self, llm: nn.Module) -> bool:
-        """Empty the cache if the weights are others than those it was filled with. False where that cannot be told."""
-        try:
-            weights = _state_of(llm)
-        except RuntimeError:  # tensors made in inference mode do not count what is written to them
-            self.clear()
-            return False
-        if len(weights) != len(self._weights) or not all(map(_same, self._weights, weights)):
-            self.clear()
-            self._weights = weights
-        return True
-
-
-def _state_of(llm: nn.Module) -> list[tuple]:
-    """Each weight and buffer with a count of writes to it and its place, and how each LoRA layer is applied."""
-    state: list[tuple] = []
-    waiting = [llm]
-    while waiting:  # not `modules()`: it takes several times as long, and this runs before each prefill
-        module = waiting.pop()
-        waiting.extend(child for child in module._modules.values() if child is not None)
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    place = tensor.data_ptr() if type(tensor) in _PLAIN else 0
-                    state.append((weakref.ref(tensor), tensor._version, place))
-        if isinstance(module, BaseTunerLayer):
-            applied = (tuple(module.merged_adapters), tuple(module.active_adapters), module.disable_adapters)
-            state.append((None, applied, tuple(getattr(module, "scaling", {}).items())))
-    return state
-
-
-def _same(before: tuple, now: tuple) -> bool:
-    # Weak references are equal if their tensors are, which tensors take for a question about each element.
-    return before[0] is now[0] and before[1:] == now[1:]

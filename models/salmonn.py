@@ -4,16 +4,17 @@
 and speed are measured on the same lines.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import ModelConfig
-from models import decoding
+from models import decoding, pool
 from models.connector import Connector
 from models.decoding import GenerateOptions, Generation
 from models.encoders import EncoderStack, Frames
@@ -21,6 +22,12 @@ from models.llm import Assembled, LanguageModel
 from models.text import TextBatch, TextProcessor
 
 IGNORED = -100  # the label that the loss skips
+
+Clips = tuple[Tensor, Tensor, list[str]]
+"""Waveforms `[B, T]`, lengths `[B]` and prompts of a batch."""
+FrameSource = Callable[[Tensor, Tensor], list[Frames] | None]
+"""Encoder outputs for waveforms and lengths, from a cache; None to have them encoded."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ class SALMONN(nn.Module):
             mask=(positions < torch.tensor(row_lengths)[:, None]).to(device),
             positions=positions.to(device),
             labels=None if text_batch.targets is None else labels.to(device),
+            prefixes=None if text_batch.targets else tuple(tuple(before.tolist()) for before in text_batch.before),
         )
 
     def forward(
@@ -185,6 +193,34 @@ class SALMONN(nn.Module):
         return generations if return_details else [generation.text for generation in generations]
 
     @torch.no_grad()
+    def generate_each(
+        self, batches: Iterable[Clips], *, at_once: int, frames: FrameSource | None = None, **options: object
+    ) -> Iterator[tuple[int, Generation]]:
+        """The hypothesis of every clip of many batches, with its number among all clips, in the order they finish.
+
+        A batch is encoded together; its clips are decoded `at_once` at a time, and where one has finished, the next
+        takes its place. With beams, and under `legacy: exact`, each batch is decoded by itself instead. Texts are those
+        of `generate` for one clip after another. What the GPU's memory does not hold at once is done in parts.
+        """
+        settings = GenerateOptions(**options)
+
+        def prompted(*clips: Tensor | list[str]) -> Assembled:
+            return self._prompted(*clips, frames(*clips[:2]) if frames else None)
+
+        def rows() -> Iterator[Assembled]:
+            for clips in batches:
+                yield from in_parts(lambda *part: pool.split(prompted(*part)), *clips)
+
+        def decoded(*clips: Tensor | list[str]) -> list[Generation]:
+            return decoding.generate(self.llm, prompted(*clips), self.text, settings, halt_id=self.halt_id)
+
+        with self._evaluating():
+            if settings.num_beams == 1 and self.halt_id is None:
+                yield from pool.decode_each(self.llm, self.text, settings, rows(), at_once=at_once)
+            else:
+                yield from enumerate(result for clips in batches for result in in_parts(decoded, *clips))
+
+    @torch.no_grad()
     def stream(self, waveform: Tensor, prompt: str, **options: object) -> Iterator[str]:
         """The text for one clip `[T]`, piece by piece as it is decoded (greedy or sampled, never beams)."""
         settings = GenerateOptions(**{"num_beams": 1, **options})
@@ -218,6 +254,24 @@ class SALMONN(nn.Module):
             parts.setdefault(_part_of(name), []).append(tensor)
         rows = [_size_of(part, tensors) for part, tensors in parts.items()]
         return [*rows, _size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
+
+
+def in_parts(
+    work: Callable[[Tensor, Tensor, list[str]], list[Result]], waveforms: Tensor, lengths: Tensor, prompts: list[str]
+) -> list[Result]:
+    """What `work` makes of each clip; of halves of the batch where the GPU's memory does not hold the whole of it."""
+    try:
+        return work(waveforms, lengths, prompts)
+    except torch.cuda.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(prompts) // 2
+    results: list[Result] = []
+    for rows in (slice(0, half), slice(half, None)):
+        longest = int(lengths[rows].max())
+        results += in_parts(work, waveforms[rows, :longest], lengths[rows], prompts[rows])
+    return results
 
 
 def check_clips(waveforms: Tensor, lengths: Tensor) -> None:

@@ -51,6 +51,12 @@ def prefill(llm: LanguageModel, assembled: Assembled, cache: KeyValueCache) -> T
 
 def decode_step(llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache) -> Tensor:
     """Append `token_ids` `[B]`, one a row: logits `[B, V]` of the token after."""
+    logits = None if llm.graphs is None else llm.graphs.step(llm, token_ids, cache)
+    return single_step(llm, token_ids, cache) if logits is None else logits
+
+
+def single_step(llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache) -> Tensor:
+    """`decode_step` kernel by kernel."""
     positions = cache.next_positions[:, None]
     cache.next_positions = cache.next_positions + 1
     present = torch.ones_like(positions, dtype=torch.bool)

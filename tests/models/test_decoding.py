@@ -1,5 +1,6 @@
 """Decoding: the library's own hypotheses, the same alone and in a batch; stops, penalties, streaming, the cache."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -62,8 +63,7 @@ def of_library(llm, assembled, row, **options):
         pad_token_id=3,
         bos_token_id=1,
         top_k=0,
-        max_new_tokens=NEW_TOKENS,
-        **{"do_sample": False, **options},
+        **{"do_sample": False, "max_new_tokens": NEW_TOKENS, **options},
     )[0].tolist()
     end = next((index for index, token in enumerate(ids) if token in ENDS), len(ids) - 1)
     return ids[: end + 1]
@@ -112,6 +112,61 @@ def test_least_length_forbids_an_early_end(llama, search):
     for row, generation in enumerate(generate(llm, assembled, text, options)):
         assert generation.tokens == of_library(llm, assembled, row, min_new_tokens=12, **SEARCHES[search])
         assert len(generation.tokens) > 12
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_all_rules_together_are_those_of_the_library(family, search):
+    llm, text = family
+    assembled = prompts(llm, (12, 33), seed=2)
+    rules = {"repetition_penalty": 1.4, "max_new_tokens": 12, **SEARCHES[search]}
+    free = generate(llm, assembled, text, GenerateOptions(min_length=0, **rules))[1]
+    letters = re.findall("[a-z]{1,2}", text.decode_raw(free.tokens[len(free.tokens) // 2 :]))
+    stop = letters[0] if letters else "e"
+    stopping = TextProcessor(text.tokenizer, extra_eos_ids=ENDS, stop_strings=(stop,))
+    batch = generate(llm, assembled, stopping, GenerateOptions(min_length=3, **rules))
+    for row, generation in enumerate(batch):
+        expected = of_library(
+            llm, assembled, row, min_new_tokens=3, stop_strings=[stop], tokenizer=text.tokenizer, **rules
+        )
+        assert generation.tokens == expected, (row, stop)
+        (alone,) = generate(llm, row_of(assembled, row), stopping, GenerateOptions(min_length=3, **rules))
+        assert alone.tokens == expected, (row, stop)
+
+
+def watched(monkeypatch):
+    """Shapes of what the language model and its head are given: `[B, L]` and `[B]`, call by call."""
+    bodies, heads = [], []
+    forward, logits = LanguageModel.forward, LanguageModel.logits
+    monkeypatch.setattr(
+        LanguageModel, "forward", lambda self, x, *rest: bodies.append(tuple(x.shape[:-1])) or forward(self, x, *rest)
+    )
+    monkeypatch.setattr(LanguageModel, "logits", lambda self, x: heads.append(tuple(x.shape[:-1])) or logits(self, x))
+    return bodies, heads
+
+
+def test_the_prompt_is_run_once_a_clip_and_its_head_for_the_last_position(llama, monkeypatch):
+    llm, tokenizer = llama
+    bodies, heads = watched(monkeypatch)
+    rows, longest = len(LENGTHS), max(LENGTHS)
+    for beams in (1, 3):
+        bodies.clear(), heads.clear()
+        generate(llm, prompts(llm), TextProcessor(tokenizer), GenerateOptions(max_new_tokens=2, num_beams=beams))
+        assert bodies == [(rows, longest), (rows * beams, 1)]
+        assert heads == [(rows,), (rows * beams,)]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_rows_that_have_ended_leave_the_batch(llama, monkeypatch, beams):
+    llm, tokenizer = llama
+    options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=0, num_beams=beams)
+    text = TextProcessor(tokenizer, extra_eos_ids=range(0, tokenizer.vocab_size, 5))  # each step ends a fifth of them
+    bodies, _ = watched(monkeypatch)
+    results = generate(llm, prompts(llm), text, options)
+    sizes = [rows // beams for rows, _ in bodies[1:]]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < len(LENGTHS)
+    if beams == 1:  # copying the cache pays once half of it is idle
+        ends = [len(result.tokens) for result in results]
+        assert all(size < 2 * sum(end > step for end in ends) for step, size in enumerate(sizes, start=1))
 
 
 def test_prefill_and_steps_give_the_logits_of_the_full_pass(family):

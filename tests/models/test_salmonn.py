@@ -81,6 +81,42 @@ def test_batched_text_equals_single_text(model, beams):
     assert len(set(together)) > 1
 
 
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 1}, {"num_beams": 2}, {"num_beams": 1, "do_sample": True, "seed": 2}]
+)
+def test_many_clips_get_the_texts_of_one_after_another(model, options):
+    waveforms, lengths = mixed_clips(seed=1)
+    options |= {"max_new_tokens": 8}
+    batches = [(waveforms[rows], lengths[rows], PROMPTS[rows]) for rows in (slice(0, 5), slice(5, 8))]
+    results = dict(model.generate_each(batches, at_once=3, **options))
+    for row in range(len(lengths)):
+        (text,) = model.generate(*alone(waveforms, lengths, row), PROMPTS[row : row + 1], **options)
+        assert results[row].text == text
+
+
+def test_what_memory_does_not_hold_is_heard_in_halves(model, monkeypatch):
+    waveforms, lengths = mixed_clips()
+    batch = waveforms, lengths, PROMPTS
+    expected = dict(model.generate_each([batch], at_once=8, num_beams=1, max_new_tokens=4))
+    encode, limit = type(model).encode_audio, 2
+
+    def limited(self, waveforms, *rest):
+        if len(waveforms) > limit:
+            raise torch.cuda.OutOfMemoryError("too much")
+        return encode(self, waveforms, *rest)
+
+    monkeypatch.setattr(type(model), "encode_audio", limited)
+    for beams in (1, 2):
+        results = dict(model.generate_each([batch], at_once=8, num_beams=beams, max_new_tokens=4))
+        assert sorted(results) == list(range(8))
+        assert beams > 1 or {row: result.text for row, result in results.items()} == {
+            row: result.text for row, result in expected.items()
+        }
+    limit = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        list(model.generate_each([batch], at_once=8, num_beams=1, max_new_tokens=4))
+
+
 @torch.no_grad()
 def test_prefill_sees_what_training_sees(model):
     """The logits that choose the first token are those the loss is taken on: one assembly, one answer."""

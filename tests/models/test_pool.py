@@ -1,0 +1,118 @@
+"""Continuous batching: the texts of one clip after another, from a batch that is kept full."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from models import pool
+from models.decoding import GenerateOptions, generate
+from models.llm import LanguageModel
+from models.pool import Pool, decode_each, join, split
+from models.text import TextProcessor
+from tests import tiny
+from tests.models.test_decoding import ENDS, prompts, row_of
+
+LENGTHS = (17, 3, 26, 9, 12, 33, 5)  # a longer one after shorter ones, some beyond Gemma's window of 16
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3_text"])
+def llm(request, tmp_path_factory):
+    folder = tiny.write_llm(tmp_path_factory.mktemp(request.param) / "llm", family=request.param)
+    model = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)).eval()
+    model.tokenizer = AutoTokenizer.from_pretrained(folder)
+    return model
+
+
+def options_of(**options):
+    return GenerateOptions(**{"max_new_tokens": 12, "num_beams": 1, "min_length": 0, **options})
+
+
+SEARCHES = {
+    "greedy": {},
+    "penalties": {"repetition_penalty": 1.6, "min_length": 4},
+    "sampling": {"do_sample": True, "seed": 3, "temperature": 0.8, "top_k": 40},
+}
+
+
+def ending_early(llm, assembled, options):
+    """A text processor for which some of the answers end before the others, whatever a random model says."""
+    free = generate(llm, assembled, TextProcessor(llm.tokenizer), options)
+    return TextProcessor(
+        llm.tokenizer, extra_eos_ids=(free[1].tokens[5], free[4].tokens[8], free[5].tokens[7]), stop_strings=("on",)
+    )
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_texts_are_those_of_one_clip_after_another(llm, search):
+    options = options_of(**SEARCHES[search])
+    assembled = prompts(llm, LENGTHS)
+    text = ending_early(llm, assembled, options)
+    alone = [generate(llm, row_of(assembled, row), text, options)[0] for row in range(len(LENGTHS))]
+    assert len({len(generation.tokens) for generation in alone}) > 1
+    for at_once in (1, 3, 8):
+        results = dict(decode_each(llm, text, options, split(assembled), at_once=at_once))
+        for row, expected in enumerate(alone):
+            got = results[row]
+            assert (got.tokens, got.text, got.stop_reason) == (expected.tokens, expected.text, expected.stop_reason)
+            assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def test_a_finished_rows_place_is_taken_at_once(llm, monkeypatch):
+    text = TextProcessor(llm.tokenizer, extra_eos_ids=ENDS)
+    sizes, asked_for = [], []
+    step = Pool.step
+    monkeypatch.setattr(Pool, "step", lambda self: sizes.append(len(self)) or step(self))
+
+    def arriving():
+        for number, prompt in enumerate(split(prompts(llm, LENGTHS))):
+            asked_for.append(number)
+            yield prompt
+
+    for done, _ in enumerate(decode_each(llm, text, options_of(min_length=2), arriving(), at_once=3), start=1):
+        assert len(asked_for) <= 3 + done  # no prompt is run, or held, before there is a place for it
+    assert done == len(LENGTHS)
+    full = sizes.count(3)
+    assert full > 12 and sizes[:full] == [3] * full and sizes == sorted(sizes, reverse=True)
+
+
+def test_fewer_rows_where_memory_does_not_hold_them(llm, monkeypatch):
+    text = TextProcessor(llm.tokenizer, extra_eos_ids=ENDS)
+    options = options_of(do_sample=True, seed=1)
+    rows = split(prompts(llm, LENGTHS))
+    expected = dict(decode_each(llm, text, options, rows, at_once=4))
+    limit, step = 2, pool.decode_step
+
+    def limited(llm, ids, cache):
+        if len(ids) > limit:
+            raise torch.cuda.OutOfMemoryError("too much")
+        return step(llm, ids, cache)
+
+    monkeypatch.setattr(pool, "decode_step", limited)
+    got = list(decode_each(llm, text, options, rows, at_once=6))
+    assert sorted(number for number, _ in got) == list(range(len(LENGTHS)))
+    assert {number: result.tokens for number, result in got} == {n: result.tokens for n, result in expected.items()}
+    limit = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        list(decode_each(llm, text, options, rows, at_once=4))
+
+
+def test_one_token_each_and_no_rows(llm):
+    text = TextProcessor(llm.tokenizer)
+    rows = split(prompts(llm, LENGTHS))
+    results = dict(decode_each(llm, text, options_of(max_new_tokens=1), rows, at_once=2))
+    assert {len(result.tokens) for result in results.values()} == {1} and len(results) == len(rows)
+    assert list(decode_each(llm, text, options_of(), [], at_once=2)) == []
+
+
+def test_rows_are_split_and_joined_as_they_were(llm):
+    assembled = prompts(llm, LENGTHS)
+    again = join(split(assembled))
+    assert torch.equal(again.mask, assembled.mask) and again.prefixes is None
+    assert torch.equal(again.embeds[again.mask], assembled.embeds[assembled.mask])
+    assert torch.equal(again.positions[again.mask], assembled.positions[assembled.mask])
+
+
+@pytest.mark.parametrize(("places", "beams", "said"), [(2, 4, "num_beams=4"), (0, 1, "places=0")])
+def test_impossible_pools_are_refused(llm, places, beams, said):
+    with pytest.raises(ValueError, match=said):
+        Pool(llm, TextProcessor(llm.tokenizer), options_of(num_beams=beams), places)

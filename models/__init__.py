@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 
 from configs.schema import ModelConfig, load_config
-from models import quantize  # noqa: F401 - before peft imports bitsandbytes, whose warning it silences
+from models import (
+    cpu_linear,
+    quantize,  # noqa: F401 - before peft imports bitsandbytes, whose warning it silences
+)
 from models.checkpoint import (
     LEGACY_SUFFIXES,
     CheckpointError,
@@ -69,6 +72,10 @@ def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") 
             load_legacy(model, config.ckpt)
         else:
             load_adapter(model, config.ckpt, add_encoders=True)
+    if device.type == "cpu" and cpu_linear.pays():
+        cpu_linear.use_onednn(model)
+        if cpu_linear.use_onednn(model.llm):
+            model.llm.kernel = model.llm.kernel.replace("torch linear", "oneDNN linear")
     return model.eval()
 
 

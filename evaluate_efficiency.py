@@ -17,6 +17,12 @@ The lines timed are those that evaluation runs: `model.encode_audio`, `model.ass
   the second is one decode step straight after it. (That evaluator does not synchronise the device and counts its cold
   first run; here clocks are synchronised, after warm-ups.)
 
+Every iteration does what a clip that was never met before takes: nothing of the clip is kept, and the prompt is
+tokenised again. As in evaluation, keys and values of the fixed text before the audio are computed once and reused; the
+report says of how many tokens (`reused_prefix_tokens`).
+
+Beside the times stand the limits of the device, measured in the same run (device_limits.py), and the ratio to them.
+
 Clocks are synchronised with the device; every figure at top level is the median over `--iterations`, after `--warmup`.
 Writes `<output_dir>/efficiency.json` and prints a table beside the published systems.
 """
@@ -42,10 +48,13 @@ from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.audio import SAMPLE_RATE, load_waveform
 from dataset import load_prompts
+from device_limits import CALIBRATION_S, count_work, limits_of, measure_rates
+from efficiency_report import comparison, format_table, published_rows, summary
 from models import SALMONN, beats, build_model, decoding, pick_device, whisper
 from provenance import GIB
 
-PUBLISHED = Path(__file__).resolve().parent / "benchmarks" / "published.json"
+__all__ = ["Memory", "Workload", "comparison", "format_table", "measure", "published_rows", "summary"]
+
 FEATURES = {"whisper": (whisper, "log_mel"), "beats": (beats, "kaldi_fbank")}
 """Encoder -> where it calls for its features, so that they are timed apart; others' are part of the encoder's time."""
 
@@ -82,6 +91,8 @@ class Workload:
     decode_steps: int = 64
     iterations: int = 10
     warmup: int = 3
+    calibration_s: float = CALIBRATION_S
+    """For each of the device's rates."""
 
     @property
     def seconds(self) -> float:
@@ -158,11 +169,21 @@ def synthetic_clip(seconds: float, seed: int = 0) -> Tensor:
 @torch.no_grad()
 def first_token(model: SALMONN, work: Workload) -> tuple[Tensor, decoding.KeyValueCache]:
     """The way from waveform to first token; its id `[1]` and the cache to go on with."""
+    model.text.forget_prompts()
     waveforms, lengths = work.waveform[None], torch.tensor([len(work.waveform)])
     tokens, mask = model.encode_audio(waveforms, lengths)
     assembled = model.assemble(tokens, mask, model.text.batch([work.prompt]))
     cache = decoding.KeyValueCache(1, assembled.embeds.shape[1] + work.decode_steps, assembled.embeds.device)
     return decoding.prefill(model.llm, assembled, cache).argmax(dim=-1), cache
+
+
+@torch.no_grad()
+def reuse_prefix(model: SALMONN, work: Workload) -> int:
+    """Meet the prompt until keys and values of the text before the audio are kept; of how many tokens they are."""
+    before = tuple(model.text.batch([work.prompt]).before[0].tolist())
+    for _ in range(2):  # a text met once is not kept
+        kept = model.llm.prefixes.of_rows(model.llm, [before])
+    return len(kept[0]) if kept else 0
 
 
 @torch.no_grad()
@@ -265,6 +286,8 @@ def measure(model: SALMONN, work: Workload, options: dict, memory: Memory) -> di
     """Times and peak memory of `model` on `work`; `options` are those of `model.generate`, for `rtfx`."""
     now = clock(model.device)
     model.eval()
+    reused = reuse_prefix(model, work)
+    counted = count_work(model, lambda: first_token(model, work), work.decode_steps)
     for _ in range(work.warmup):
         decode(model, *first_token(model, work), work.decode_steps, now)
 
@@ -278,6 +301,7 @@ def measure(model: SALMONN, work: Workload, options: dict, memory: Memory) -> di
         del cache
     generated, generate_s = [], []
     for _ in range(max(1, work.iterations // 3)):
+        model.text.forget_prompts()
         start = now()
         generated = model.generate(
             work.waveform[None], torch.tensor([len(work.waveform)]), [work.prompt], return_details=True, **options
@@ -303,58 +327,19 @@ def measure(model: SALMONN, work: Workload, options: dict, memory: Memory) -> di
         "contest_tpot_s": Spread.of(contest_tpot),
     }
     medians = {name: spread.median for name, spread in spreads.items()}
+    parts = {part: spread.median for part, spread in part_spreads.items()}
+    rates = measure_rates(model.device, [model.llm.dtype, *counted.dtypes.values()], budget_s=work.calibration_s)
     return {
         **medians,
         "rtfx": work.seconds / medians["generate_s"],
         "generated_tokens": len(generated[0].tokens),
+        "reused_prefix_tokens": reused,
         "peak_gib": inference_peak,
-        "ttft_parts_s": {part: spread.median for part, spread in part_spreads.items()},
+        "ttft_parts_s": parts,
+        "limits": limits_of({**medians, "ttft_parts_s": parts}, counted, rates),
         "spread": {name: asdict(spread) for name, spread in spreads.items()},
         "spread_of_parts": {part: asdict(spread) for part, spread in part_spreads.items()},
     }
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table with aligned columns; None is shown as a dash."""
-    cells = [[str(cell) for cell in header], *[["–" if cell is None else str(cell) for cell in row] for row in rows]]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def published_rows() -> list[dict]:
-    """Published figures of the family's systems, as their authors gave them."""
-    return json.loads(PUBLISHED.read_text(encoding="utf-8"))["rows"]
-
-
-def comparison(report: dict) -> str:
-    """This measurement beside the published ones; theirs are in GB, on other machines and by the contest's clock."""
-    rows = []
-    for row in published_rows():
-        together = row["ttft_plus_tpot_s"]
-        ttft = f"{together} with TPOT" if together is not None else row["ttft_s"]
-        captions = "; ".join(f"{score['metric']} {score['value']}" for score in row["aac"])
-        rows.append([row["name"], row["device"], row["asr"]["value"], captions, row["peak_gb"], ttft, row["tpot_s"]])
-    ours = [f"{report['peak_gib']:.3f} GiB", f"{report['contest_ttft_s']:.4f}", f"{report['contest_tpot_s']:.4f}"]
-    rows.append([report["model"], report["machine"]["name"], None, None, *ours])
-    header = ["system", "machine", "WER %", "captions", "peak GB", "contest TTFT s", "contest TPOT s"]
-    return format_table(header, rows)
-
-
-def summary(report: dict) -> str:
-    """This measurement alone, figure by figure."""
-    spread = report["spread"]
-    rows = [
-        [name, f"{spread[name]['median']:.4f}", f"{spread[name]['p90']:.4f}"]
-        for name in ("ttft_s", "tpot_s", "generate_s", "contest_ttft_s", "contest_tpot_s")
-    ]
-    parts = report["spread_of_parts"]
-    rows[1:1] = [[f"  {part}", f"{parts[part]['median']:.4f}", f"{parts[part]['p90']:.4f}"] for part in parts]
-    rows += [[name, f"{report[name]:.3f}", None] for name in ("peak_gib", "load_peak_gib", "loaded_gib", "rtfx")]
-    return format_table(["figure", "median", "p90"], rows)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

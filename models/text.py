@@ -169,6 +169,10 @@ class TextProcessor:
         cut = min((at for at in map(text.find, self.stop_strings) if at >= 0), default=len(text))
         return text[:cut]
 
+    def forget_prompts(self) -> None:
+        """Tokenise every prompt again, as one that was not met before."""
+        self._tokenized_prompts.clear()
+
     def _prompt_ids(self, prompt: str) -> tuple[Tensor, Tensor]:
         """Ids before (with BOS) and after the audio."""
         if prompt not in self._tokenized_prompts:

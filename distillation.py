@@ -78,9 +78,7 @@ class Distiller:
         if problems:
             raise ValueError("\n  ".join(["distillation: teacher and student do not fit:", *problems]))
         self.shares_encoders = share_encoders(student, teacher)
-        self._cache = None
-        if cache_folder and not self.shares_encoders:
-            self._cache = FrameCache(cache_folder, teacher.encoders.fingerprint)
+        self._cache = None if self.shares_encoders else FrameCache.where_possible(cache_folder, teacher.encoders)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -136,7 +134,7 @@ class Distiller:
         if not self.weights.keys() - {"labels"}:
             return None
         if not self.shares_encoders:
-            frames = self._cache and self._cache.encode(self.teacher.encoders, waveforms, lengths)
+            frames = self._cache and self._cache.encode(waveforms, lengths)
         if not self.weights.keys() & set(LANGUAGE_TERMS):
             self.teacher.encode_audio(waveforms, lengths, frames)
             return None

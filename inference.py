@@ -206,16 +206,14 @@ def prompts_for(annotations: Sequence[Annotation], prompts: Mapping[str, object]
 
 
 def frames_from_cache(model: SALMONN, config: Config) -> FrameSource | None:
-    """Encoder outputs through `datasets.cache_encoder_outputs`; None where it is not set, an encoder is trained, or
-    encoders hear the batch (`model.legacy: exact`)."""
-    folder = config.datasets.cache_encoder_outputs
-    if not folder or not all(model.encoders.frozen.values()) or config.model.legacy == "exact":
+    """Encoder outputs through `datasets.cache_encoder_outputs`; None where it is not set, or cannot be used."""
+    cache = FrameCache.where_possible(config.datasets.cache_encoder_outputs, model.encoders)
+    if cache is None:
         return None
-    cache = FrameCache(folder, model.encoders.fingerprint)
 
     def frames(waveforms: Tensor, lengths: Tensor) -> list[Frames]:
         with torch.no_grad():
-            return cache.encode(model.encoders, waveforms.to(model.device), lengths.to(model.device))
+            return cache.encode(waveforms.to(model.device), lengths.to(model.device))
 
     return frames
 

@@ -21,6 +21,7 @@ from configs.schema import Config
 from dataset import AudioTextDataset, BadClip, Batch, BatchLoader, GlobalBatchSampler, Quarantine, build_loader, collate
 from distillation import Distiller
 from models.checkpoint import load_adapter, save_adapter
+from models.encoders import FrameCache
 from models.salmonn import SALMONN
 from resuming import data_digest, describe_changes, prompts_digest, require_same_run
 from run_folder import Progress, RunFolder, RunFolderError, TrainerState, rng_state, set_rng_state
@@ -28,7 +29,7 @@ from run_log import RunLog, draw_curve
 from schedule import build_optimizer, learning_rate
 from stopping import StopRequest
 from strict_json import jsonable
-from training_step import StepResult, TrainingStep, make_accelerator, open_cache, prepare_trained_parameters
+from training_step import StepResult, TrainingStep, make_accelerator, prepare_trained_parameters
 from validation import Interrupted, Validator, criterion, is_better, shown_scores
 
 SMOOTHING = 0.98  # of the running loss in the progress bar
@@ -95,13 +96,14 @@ class Runner:
         self._saved_step: int | None = None
         if resume is not None:
             self._restore(resume)
+        cache_folder = config.datasets.cache_encoder_outputs
         self.training_step = TrainingStep(
             model,
             self.optimizer,
             self.accelerator,
             max_grad_norm=self.run.max_grad_norm,
             max_nonfinite_steps=self.run.max_nonfinite_steps,
-            cache=open_cache(config.datasets.cache_encoder_outputs, model),
+            cache=FrameCache(cache_folder, model.encoders) if cache_folder else None,
             distiller=distiller,
         )
         self.training_step.nonfinite_in_a_row = self.progress.nonfinite_in_a_row

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -18,6 +17,7 @@ from data.audio import SAMPLE_RATE
 from dataset import Batch
 from models import pick_device
 from models.encoders import FrameCache, Frames
+from models.quantize import require_trainable
 from models.salmonn import SALMONN
 from nonfinite import NonFiniteError, first_nonfinite
 from run_folder import rng_state, set_rng_state
@@ -63,6 +63,7 @@ class TrainingStep:
         cache: FrameCache | None = None,
         distiller: "Distiller | None" = None,
     ) -> None:
+        require_trainable(model.llm.backend)
         self.model = model
         self.optimizer = optimizer
         self.accelerator = accelerator
@@ -98,7 +99,7 @@ class TrainingStep:
         """The frozen encoders' outputs from the cache; None where there is no cache and the model is to encode."""
         if self.cache is None:
             return None
-        return self.cache.encode(self.model.encoders, waveforms, lengths)
+        return self.cache.encode(waveforms, lengths)
 
     def _accumulate(self, window: Sequence[Batch], tokens: int) -> tuple[float, dict[str, float]]:
         """Forward and backward passes of a window; returns its loss, and the terms', summed over all processes."""
@@ -190,29 +191,6 @@ class TrainingStep:
             "the training annotations). These steps changed no weights. Lower run.optims.init_lr, or compute in "
             "float32 (run.amp: false, model.dtype: float32)."
         )
-
-
-def open_cache(folder: str | Path | None, model: SALMONN) -> FrameCache | None:
-    """The cache of encoder outputs that `datasets.cache_encoder_outputs` names, if it names one.
-
-    Raises:
-        ValueError: where an encoder is trained, since its outputs then change; under `model.legacy: exact`, where
-            they depend on the batch.
-    """
-    if not folder:
-        return None
-    if model.config.legacy == "exact":
-        raise ValueError(
-            f"datasets.cache_encoder_outputs is {folder}, but under model.legacy: exact encoders hear the batch, so "
-            "that a clip has no outputs of its own: set the cache to null, or model.legacy to weights."
-        )
-    trained = [name for name, frozen in model.encoders.frozen.items() if not frozen]
-    if trained:
-        raise ValueError(
-            f"datasets.cache_encoder_outputs is {folder}, but the encoder {' and '.join(trained)} is trained, so its "
-            "outputs change: freeze it, or set the cache to null."
-        )
-    return FrameCache(folder, model.encoders.fingerprint)
 
 
 def make_accelerator(config: Config) -> Accelerator:

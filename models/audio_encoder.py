@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import BoolTensor, LongTensor, Tensor, nn
 
+FRAMES_VERSION = 1
+"""Raise it with every change of code that changes frames, be it in features, in an encoder, or in how clips are cut and
+joined: frames that lie in a cache are then not used any more."""
+
 
 class AudioEncoder(nn.Module):
     """An audio network whose frames for one clip depend on nothing but that clip's own samples.
@@ -44,8 +48,8 @@ class AudioEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of weights and settings; reads every weight, so keep the result instead of asking again."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Hex digest of weights, settings and `FRAMES_VERSION`; reads every weight, so keep it instead of asking again."""
+        digest = hashlib.blake2b(f"{FRAMES_VERSION} ".encode(), digest_size=16)
         digest.update(json.dumps(self.settings(), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,12 @@ def build_encoder(name: str, config: ModelConfig, dtype: torch.dtype = torch.flo
         raise ValueError(f"model.{entry.path_key}: {error}") from error
 
 
+def frozen_encoders(config: ModelConfig) -> dict[str, bool]:
+    """Every encoder that `config` names weights for, in the table's order, and whether it is frozen."""
+    named = {name: entry for name, entry in ENCODERS.items() if getattr(config, entry.path_key)}
+    return {name: getattr(config, entry.freeze_key) for name, entry in named.items()}
+
+
 class EncoderStack(nn.Module):
     """Several encoders over the same clips, each at its own frame rate, for clips of any length.
 
@@ -119,6 +125,9 @@ class EncoderStack(nn.Module):
     stay in eval and run without gradients, and in the type of their weights: autocast would give training, its cache
     and evaluation different frames of the same clip.
     """
+
+    hears_batch = False
+    """Whether a clip's frames depend on the batch that it is in."""
 
     def __init__(self, encoders: dict[str, AudioEncoder], frozen: dict[str, bool] | None = None) -> None:
         super().__init__()
@@ -141,12 +150,9 @@ class EncoderStack(nn.Module):
         """
         named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
         automatic = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-        encoders, frozen = {}, {}
-        for name, entry in ENCODERS.items():
-            if getattr(config, entry.path_key):
-                frozen[name] = getattr(config, entry.freeze_key)
-                dtype = named.get(config.dtype, automatic) if frozen[name] else torch.float32
-                encoders[name] = build_encoder(name, config, dtype)
+        frozen = frozen_encoders(config)
+        dtype = named.get(config.dtype, automatic)
+        encoders = {name: build_encoder(name, config, dtype if frozen[name] else torch.float32) for name in frozen}
         return cls(encoders, frozen)
 
     @property
@@ -169,9 +175,26 @@ class EncoderStack(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of all weights and settings; reads every weight, so keep the result instead of asking again."""
+        """Hex digest of all that shapes frames; reads every weight, so keep the result instead of asking again."""
         parts = [f"{name}:{encoder.fingerprint}" for name, encoder in self.encoders.items()]
+        parts.append(f"min_samples:{self.min_samples}")
         return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
+
+    @classmethod
+    def why_not_cached(cls, frozen: Mapping[str, bool]) -> str | None:
+        """Why no frames can be kept of encoders that are `frozen` or not, with the mend; None where they can."""
+        if cls.hears_batch:
+            return (
+                "under model.legacy: exact encoders hear the batch, so that a clip has no outputs of its own: set the "
+                "cache to null, or model.legacy to weights"
+            )
+        trained = [name for name, is_frozen in frozen.items() if not is_frozen]
+        if trained:
+            return (
+                f"the encoder {' and '.join(trained)} is trained, so its outputs change: freeze it, or set the cache "
+                "to null"
+            )
+        return None
 
     def train(self, mode: bool = True) -> EncoderStack:
         super().train(mode)
@@ -310,35 +333,39 @@ class FrameCache:
     one clip at a time, so that a value never depends on which clips were missing together. Frames are stored as the
     encoders returned them, hence the same values from the cache as without it. Where the disk takes no more, a warning
     says so once and further clips are encoded each time.
+
+    Each `EncoderStack.fingerprint` has a folder of its own in `folder`.
+
+    Raises:
+        ValueError: the stack's outputs cannot be kept (`EncoderStack.why_not_cached`).
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str) -> None:
-        """`fingerprint` is `EncoderStack.fingerprint`; each has a folder of its own."""
-        self.folder = Path(folder) / fingerprint
+    def __init__(self, folder: str | Path, stack: EncoderStack) -> None:
+        reason = stack.why_not_cached(stack.frozen)
+        if reason is not None:
+            raise ValueError(f"datasets.cache_encoder_outputs is {folder}, but {reason}.")
+        self.stack = stack
+        self.folder = Path(folder) / stack.fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)
         self._writes = True
 
-    def encode(self, stack: EncoderStack, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
-        """What `stack(waveforms, lengths)` returns, from the cache where it is there.
+    @classmethod
+    def where_possible(cls, folder: str | Path | None, stack: EncoderStack) -> FrameCache | None:
+        """A cache in `folder`; None where none is named, or where the stack's outputs cannot be kept."""
+        return None if not folder or stack.why_not_cached(stack.frozen) else cls(folder, stack)
 
-        Raises ValueError if an encoder of the stack is being trained.
-        """
-        trained = [name for name, frozen in stack.frozen.items() if not frozen]
-        if trained:
-            raise ValueError(
-                f"datasets.cache_encoder_outputs: {' and '.join(trained)} is being trained, so its outputs change; "
-                "freeze it, or set the cache to null"
-            )
+    def encode(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+        """What the stack returns for `waveforms, lengths`, from the cache where it is there."""
         rows = []
         for waveform, samples in zip(waveforms, lengths.tolist(), strict=True):
             path = self._path(waveform[:samples])
-            frames = self._read(path, len(stack.encoders))
+            frames = self._read(path, len(self.stack.encoders))
             if frames is None:
-                streams = stack(waveform[None, :samples], torch.tensor([samples], device=lengths.device))
+                streams = self.stack(waveform[None, :samples], torch.tensor([samples], device=lengths.device))
                 frames = [stream.frames[0, : stream.lengths[0]].cpu() for stream in streams]
                 self._write(path, frames)
             rows.append(frames)
-        return [_batch([row[index] for row in rows], waveforms.device) for index in range(len(stack.encoders))]
+        return [_batch([row[index] for row in rows], waveforms.device) for index in range(len(self.stack.encoders))]
 
     def _path(self, waveform: Tensor) -> Path:
         name = hashlib.blake2b(waveform.detach().cpu().float().contiguous().numpy(), digest_size=20).hexdigest()

@@ -54,6 +54,12 @@ class ReleasedEncoders(EncoderStack):
         return max(MIN_SAMPLES, super().min_samples)
 
 
+class ExactEncoders(ReleasedEncoders):
+    """`ExactSALMONN.encode_frames` runs them, as a batch."""
+
+    hears_batch = True
+
+
 class ReleasedText(TextProcessor):
     """Targets are tokenised together with the end symbol, which the length limit may cut off."""
 
@@ -175,7 +181,7 @@ class Rules:
 RULES: dict[str, Rules] = {
     "off": Rules(),
     "weights": Rules(encoders=ReleasedEncoders, text=ReleasedText),
-    "exact": Rules(encoders=ReleasedEncoders, text=ExactText, model=ExactSALMONN),
+    "exact": Rules(encoders=ExactEncoders, text=ExactText, model=ExactSALMONN),
 }
 
 

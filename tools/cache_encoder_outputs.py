@@ -25,7 +25,7 @@ from configs.schema import Config, ConfigError, add_config_arguments, config_fro
 from data.annotations import load_annotations
 from data.audio import AudioError, load_clip
 from models import pick_device
-from models.encoders import ENCODERS, EncoderStack, FrameCache
+from models.encoders import FrameCache, frozen_encoders
 from models.legacy import rules_of
 from training_step import training_model_config
 
@@ -42,7 +42,6 @@ Clip = tuple[str, tuple[str, ...]]
 class _Worker:
     """What a process keeps from job to job."""
 
-    stack: EncoderStack
     cache: FrameCache
     max_audio_s: float | None
 
@@ -56,8 +55,8 @@ def _start(config: Config) -> None:
     device = pick_device(config.run.device)
     model = training_model_config(config, device)  # the precision that training will ask for
     stack = rules_of(model).encoders.from_config(model, device).eval()
-    cache = FrameCache(config.datasets.cache_encoder_outputs, stack.fingerprint)
-    _worker = _Worker(stack, cache, config.datasets.max_audio_s)
+    cache = FrameCache(config.datasets.cache_encoder_outputs, stack)
+    _worker = _Worker(cache, config.datasets.max_audio_s)
 
 
 @torch.no_grad()
@@ -70,7 +69,7 @@ def _encode(clips: Sequence[Clip]) -> tuple[int, int]:
             waveform, _ = load_clip(path, expand=expand, max_audio_s=_worker.max_audio_s)
         except AudioError:
             continue
-        _worker.cache.encode(_worker.stack, waveform[None], torch.tensor([len(waveform)]))
+        _worker.cache.encode(waveform[None], torch.tensor([len(waveform)]))
         encoded += 1
     return encoded, len(clips) - encoded
 
@@ -91,7 +90,8 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
     """Encode every clip; returns how many are in the cache and how many could not be read.
 
     Raises:
-        ConfigError: the configuration has no cache, trains an encoder, or changes the clips that it trains on.
+        ConfigError: the configuration has no cache, encoders whose outputs cannot be kept, or changes the clips that it
+            trains on.
     """
     datasets = config.datasets
     if not datasets.cache_encoder_outputs:
@@ -101,10 +101,9 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
             f"{config.path}: datasets.augmentation makes another clip of each clip every time, so the cache would not "
             "be used; drop one of the two"
         )
-    trained = [name for name in ENCODERS if not getattr(config.model, ENCODERS[name].freeze_key)]
-    trained = [name for name in trained if getattr(config.model, ENCODERS[name].path_key)]
-    if trained:
-        raise ConfigError(f"{config.path}: {' and '.join(trained)} is being trained, so its outputs change; freeze it")
+    reason = rules_of(config.model).encoders.why_not_cached(frozen_encoders(config.model))
+    if reason is not None:  # found out before processes start
+        raise ConfigError(f"{config.path}: {reason}")
     clips = clips_of(config)
     jobs = [clips[start : start + CLIPS_A_JOB] for start in range(0, len(clips), CLIPS_A_JOB)]
     encoded = unreadable = 0

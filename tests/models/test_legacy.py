@@ -20,13 +20,13 @@ from models.adapter_tensors import named_tensors
 from models.ced import CED, CEDConfig
 from models.checkpoint import CheckpointError, load_adapter, load_legacy, save_adapter
 from models.decoding import GenerateOptions
+from models.encoders import FrameCache
 from models.legacy import STOP_ID, ExactSALMONN, ReleasedText
 from models.legacy_checkpoint import EMBEDDING_ROW, HEAD_ROW
 from models.legacy_names import own_name, released_name
 from models.llm import Assembled
 from models.salmonn import SALMONN
 from tests import tiny
-from training_step import open_cache
 
 BIAS = "beats.encoder.layers.1.self_attn.relative_attention_bias.weight"
 PROMPT = "<Speech><SpeechHere></Speech> What is it?"
@@ -482,7 +482,7 @@ def test_ceds_statistics_come_from_the_file(tmp_path, project):
 
 def test_a_cache_of_encoder_outputs_is_refused_under_exact(tmp_path, project):
     with pytest.raises(ValueError, match="encoders hear the batch"):
-        open_cache(tmp_path / "cache", make(project, legacy="exact"))
+        FrameCache(tmp_path / "cache", make(project, legacy="exact").encoders)
 
 
 def test_one_prompt_a_batch_without_multi_prompt(project):

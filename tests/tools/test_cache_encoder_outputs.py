@@ -43,8 +43,7 @@ def test_training_finds_every_clip(options: list[str], tmp_path: Path, monkeypat
     config = load_config(ROOT / "configs/demo/stage1.yaml", options)
     assert len(clips_of(config)) == 4
     assert fill_cache(config, 1) == (3, 1)
-    fingerprint = build_model(config.model).encoders.fingerprint
-    folder = FrameCache(config.datasets.cache_encoder_outputs, fingerprint).folder
+    folder = FrameCache(config.datasets.cache_encoder_outputs, build_model(config.model).encoders).folder
     stored = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert len(stored) == 3
     assert fill_cache(config, 1) == (3, 1), "a second run looks them up"
@@ -59,7 +58,8 @@ def test_what_cannot_be_cached_is_said(
     for option, message in (
         ("datasets.cache_encoder_outputs=null", "cache_encoder_outputs is null"),
         ("datasets.augmentation={gain: {p: 1}}", "drop one of the two"),
-        ("model.freeze_whisper=false", "whisper is being trained"),
+        ("model.freeze_whisper=false", "the encoder whisper is trained"),
+        ("model.legacy=exact", "hear the batch"),
     ):
         with pytest.raises(ConfigError, match=message):
             fill_cache(load_config(stage1, [*options, option]), 1)

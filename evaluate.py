@@ -11,6 +11,12 @@ every test file that the YAML names.
 
 Into `<output_dir>/eval/<mode>/` go `submission.csv`, `predictions.jsonl` and `scores.json`. A run that was killed goes
 on where it stopped if adapter, generation settings, prompts and annotations are the same, else it starts afresh.
+
+In `scores.json`, `scores` names every figure `task.metric`, as `asr.wer`, `audiocaption.cider_d`, `QA.token_f1`. A
+mode of one family has the figures of the family's own task (`asr`, `audiocaption`) under the plain name of the metric
+too, as `wer`. Neither name depends on which other tasks the files hold. `tasks` has the same figures task by task, with
+clip counts and, for those that are null, the reason; `by_file`, where several annotation files are evaluated together,
+the figures of each file alone (without METEOR and SPICE, whose programs take seconds a call).
 """
 
 from __future__ import annotations
@@ -33,10 +39,28 @@ from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, ConfigError, add_config_arguments, config_from_arguments
 from data.annotations import Annotation, AnnotationError, load_annotations
 from dataset import BadClip, Quarantine, load_prompts
-from inference import EvaluationResult, Processes, evaluate_annotations, frames_from_cache, prompts_for
+from inference import (
+    EvaluationResult,
+    Processes,
+    TaskScores,
+    evaluate_annotations,
+    flat_scores,
+    frames_from_cache,
+    prompts_for,
+    score_predictions,
+)
 from models import SALMONN, build_model, pick_device
 from models.checkpoint import adapter_state_dict
-from predictions import PREDICTIONS, SCORES, SUBMISSION, PredictionStore, row_ids, shared_ids, write_atomically
+from predictions import (
+    PREDICTIONS,
+    SCORES,
+    SUBMISSION,
+    Prediction,
+    PredictionStore,
+    row_ids,
+    shared_ids,
+    write_atomically,
+)
 from swap import swap_audio
 
 __all__ = ["EvaluationResult", "evaluate_annotations", "main"]
@@ -188,6 +212,9 @@ def evaluate_mode(
     store.finish(result.predictions)
     _quarantine(folder / "quarantine.jsonl", result)
     report = _report(config, mode, result, hashes, seconds=time.monotonic() - started)
+    by_file = scores_by_file(mode, result.predictions, annotations, scoring=scoring)
+    if len(by_file) > 1:
+        report["by_file"] = by_file
     report["device"] = provenance.machine(model.device)
     if swap:
         report["swap"] = {"seed": config.run.seed, "clips_with_a_common_reference": swap.same_reference}
@@ -205,6 +232,32 @@ def _quarantine(path: Path, result: EvaluationResult) -> None:
             quarantine.add(BadClip(index=p.index, path=p.audio_path or p.path, reason=p.error))
 
 
+def named_scores(mode: str, tasks: Mapping[str, TaskScores]) -> dict[str, float | None]:
+    """Figures by the names that the head of this file explains."""
+    own = tasks.get(FAMILIES.get(mode.partition("_")[2], ""))
+    return {**(own.values if own else {}), **flat_scores(tasks)}
+
+
+def scores_by_file(
+    mode: str, predictions: Sequence[Prediction], annotations: Sequence[Annotation], *, scoring: bool = True
+) -> dict[str, dict[str, object]]:
+    """Scores of each annotation file's clips alone, and counts, without the metrics that need Java."""
+    files: dict[str, list[int]] = {}
+    for position, annotation in enumerate(annotations):
+        files.setdefault(annotation.source.rpartition("#")[0], []).append(position)
+    rows: dict[str, dict[str, object]] = {}
+    for file, positions in files.items():
+        clips = [annotations[position] for position in positions]
+        tasks = score_predictions([predictions[position] for position in positions], clips, scoring=scoring, java=False)
+        rows[file] = {
+            "clips": len(clips),
+            "failed": sum(row.failed for row in tasks.values()),
+            "scores": named_scores(mode, tasks),
+            "reasons": {f"{task}.{name}": why for task, row in tasks.items() for name, why in row.reasons.items()},
+        }
+    return rows
+
+
 def _report(
     config: Config, mode: str, result: EvaluationResult, hashes: Mapping[str, str], seconds: float
 ) -> dict[str, object]:
@@ -213,7 +266,7 @@ def _report(
     generated = len(result.predictions) - result.resumed
     return {
         "mode": mode,
-        "scores": result.main_scores,
+        "scores": named_scores(mode, result.tasks),
         "directions": metrics.directions(name for task in result.tasks.values() for name in task.values),
         "tasks": {
             task: {
@@ -251,6 +304,10 @@ def _summary(folder: Path, report: Mapping[str, object]) -> str:
         lines.append(f"  {task} ({row['clips']} clips): {', '.join(shown) or 'not scored'}")
         whys = {reason: [n for n, r in row["reasons"].items() if r == reason] for reason in row["reasons"].values()}
         lines += [f"    {', '.join(names)}: {reason}" for reason, names in whys.items()]
+    for file, row in report.get("by_file", {}).items():
+        primaries = [f"{task}.{entry['primary']}" for task, entry in report["tasks"].items()]
+        shown = [f"{name} {row['scores'][name]:.4g}" for name in primaries if row["scores"].get(name) is not None]
+        lines.append(f"  {file} ({row['clips']} clips): {', '.join(shown) or 'not scored'}")
     for failure in report["failures"][:5]:
         lines.append(f"  failed: {failure['id']}: {failure['reason']}")
     if len(report["failures"]) > 5:

@@ -104,14 +104,12 @@ class EvaluationResult:
     @property
     def scores(self) -> dict[str, float | None]:
         """All figures under `task.metric`, as `asr.wer`."""
-        return {f"{task}.{name}": value for task, row in self.tasks.items() for name, value in row.values.items()}
+        return flat_scores(self.tasks)
 
-    @property
-    def main_scores(self) -> dict[str, float | None]:
-        """The figures under their plain names where there is one task; `task.metric` where there are several."""
-        if len(self.tasks) == 1:
-            return dict(next(iter(self.tasks.values())).values)
-        return self.scores
+
+def flat_scores(tasks: Mapping[str, TaskScores]) -> dict[str, float | None]:
+    """The figures of several tasks under `task.metric`."""
+    return {f"{task}.{name}": value for task, row in tasks.items() for name, value in row.values.items()}
 
 
 def evaluate_annotations(

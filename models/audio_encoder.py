@@ -48,7 +48,7 @@ class AudioEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of weights, settings and `FRAMES_VERSION`; reads every weight, so keep it instead of asking again."""
+        """Hex digest of weights, settings and `FRAMES_VERSION`; reads every weight, so keep it and do not ask again."""
         digest = hashlib.blake2b(f"{FRAMES_VERSION} ".encode(), digest_size=16)
         digest.update(json.dumps(self.settings(), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):

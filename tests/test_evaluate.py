@@ -138,7 +138,7 @@ def test_captions_keep_all_references(project: tiny.TinyProject) -> None:
 def test_as_older_scripts_call_it(project: tiny.TinyProject) -> None:
     assert run(project, "--task", "asr", "--skip_scoring") == 0
     _, _, scores = outputs(project, "submission_asr")
-    assert scores["scores"] == {"wer": None}
+    assert scores["scores"] == {"wer": None, "asr.wer": None}
     assert scores["tasks"]["asr"]["reasons"] == {"wer": "scoring was skipped"}
     assert run(project, "--task", "asr") == 0
     _, lines, scores = outputs(project, "valid_asr")
@@ -152,7 +152,7 @@ def test_clips_without_reference_or_name(project: tiny.TinyProject) -> None:
     rows, lines, scores = outputs(project, "submission_asr")
     assert [row["testset_id"] for row in rows] == [Path(entry["path"]).stem for entry in annotations]
     assert lines[0]["reference"] is None
-    assert scores["scores"] == {"wer": None}
+    assert scores["scores"] == {"wer": None, "asr.wer": None}
     assert "5 of 5 clips have no reference" in scores["tasks"]["asr"]["reasons"]["wer"]
 
 
@@ -166,7 +166,7 @@ def test_an_empty_text_among_others_is_an_empty_reference(project: tiny.TinyProj
     assert scores["scores"]["wer"] is not None
     tiny.write_annotations(project.test_asr, [{**entry, "text": ""} for entry in annotations])
     assert run(project, "--mode", "submission_asr") == 0
-    assert outputs(project, "submission_asr")[2]["scores"] == {"wer": None}
+    assert outputs(project, "submission_asr")[2]["scores"] == {"wer": None, "asr.wer": None}
 
 
 def test_another_adapter_brings_its_own_kind(project: tiny.TinyProject) -> None:
@@ -185,6 +185,43 @@ def test_every_task_has_its_own_scores(project: tiny.TinyProject) -> None:
     assert run(project, "--mode", "test_all", "--skip_scoring") == 0
     rows, _, scores = outputs(project, "test_all")
     assert len(rows) == len(entries(project.test_asr)) + len(entries(project.test_aac))
+
+
+def test_names_of_figures_do_not_depend_on_what_else_is_in_the_file(project: tiny.TinyProject) -> None:
+    """`wer` is that of task asr, with or without another task of its family, or of none, beside it."""
+    clips = entries(project.test_asr)
+    found = []
+    for tasks in (["asr"], ["asr", "asr_zh"], ["asr", "QA"]):
+        further = [
+            {**clip, "task": task, "Q": "Who speaks?", "testset_id": f"{task}{number}"}
+            for task in tasks[1:]
+            for number, clip in enumerate(clips)
+        ]
+        tiny.write_annotations(project.test_asr, [*clips, *further])
+        prompts = json.loads(project.test_prompts.read_text()) | {"asr_zh": "<Speech><SpeechHere></Speech> Write it."}
+        project.test_prompts.write_text(json.dumps(prompts))
+        assert run(project, "--mode", "submission_asr", "--no-java") == 0
+        scores = outputs(project, "submission_asr")[2]
+        assert "by_file" not in scores and set(scores["tasks"]) == set(tasks)
+        found.append({name: value for name, value in scores["scores"].items() if not name.startswith(("asr_zh", "QA"))})
+        assert scores["scores"]["wer"] == scores["scores"]["asr.wer"] == scores["tasks"]["asr"]["scores"]["wer"]
+    assert found[0] == found[1] == found[2]
+
+
+def test_scores_of_each_file_stand_beside_those_of_all(
+    project: tiny.TinyProject, capsys: pytest.CaptureFixture
+) -> None:
+    clips = entries(project.test_asr)
+    further = tiny.write_annotations(project.test_asr.with_name("further.json"), [{**clips[0], "testset_id": "again"}])
+    files = f"datasets.test_ann_path_asr=[{json.dumps(str(project.test_asr))}, {json.dumps(str(further))}]"
+    assert run(project, "--mode", "submission_asr", "--options", files) == 0
+    scores = outputs(project, "submission_asr")[2]
+    parts = scores["by_file"]
+    assert {file: part["clips"] for file, part in parts.items()} == {str(project.test_asr): 5, str(further): 1}
+    for count in ("substitutions", "deletions", "insertions", "reference_words"):
+        assert sum(part["scores"][f"asr.{count}"] for part in parts.values()) == scores["scores"][f"asr.{count}"]
+    assert parts[str(further)]["scores"]["wer"] == parts[str(further)]["scores"]["asr.wer"] is not None
+    assert f"{further} (1 clips): asr.wer " in capsys.readouterr().out
 
 
 def test_without_a_mode_every_test_file_is_evaluated(project: tiny.TinyProject) -> None:
@@ -501,7 +538,7 @@ def test_batches_hold_like_lengths_and_special_tokens_go(project: tiny.TinyProje
     assert lengths == sorted(lengths, reverse=True) and [len(batch) for batch in model.batches] == [2, 2, 1]
     for prediction in result.predictions:
         assert prediction.hypothesis == f"{round(prediction.seconds * 16_000)} samples"
-    assert result.scores["asr.wer"] == result.main_scores["wer"] > 0
+    assert result.scores["asr.wer"] > 0
 
 
 def test_it_can_be_asked_to_stop(project: tiny.TinyProject) -> None:

@@ -165,6 +165,26 @@ class ModelConfig:
     quantization: Literal["none", "nf4", "int8", "gptq", "torchao_int4", "torchao_int8"] = "none"
     """How the language model's frozen weights are kept. The family's `qlora: true` is `nf4`, `low_resource: true` is
     `int8`; a folder that holds a quantised model is loaded as what it is."""
+    nf4_double_quant: bool = True
+    """With `nf4`: keep the scales in 8 bits too, which saves 0.4 bits a weight."""
+    int8_threshold: float = option(6.0, minimum=0)
+    """With `int8` of bitsandbytes: activations above this are multiplied unquantised; 0 quantises all."""
+    gptq_kernel: Literal["auto", "packed", "dequantize", "gptqmodel"] = "auto"
+    """What multiplies the weights of a `gptq` folder: `packed` is PyTorch's 4-bit product (CPU, bfloat16), `dequantize`
+    unpacks each weight before its product, `gptqmodel` takes GPTQModel's kernels (CUDA, an extra). `auto` is the
+    fastest at hand."""
+    gptq_backend: str = "auto_trainable"
+    """With `gptq_kernel: gptqmodel`: which of GPTQModel's kernels, by its names for them. Many of the fastest, which
+    `auto` may choose, give LoRA no gradient."""
+    torchao_group_size: Literal[32, 64, 128, 256] = 128
+    """With `torchao_int4`: weights of a row under one scale."""
+    encoder_quantization: Literal["none", "int8"] = "none"
+    """How the linear layers of the frozen Whisper and BEATs are kept: `int8` is a byte a weight and a scale for each
+    output."""
+    whisper_layers: int | None = option(None, minimum=1)
+    """Layers of Whisper to keep, from the bottom; null keeps all."""
+    beats_layers: int | None = option(None, minimum=1)
+    """Layers of BEATs to keep, from the bottom; null keeps all."""
     allow_slow_kernels: bool = False
     """Allow a quantisation that is slower on this device than none; an error otherwise."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

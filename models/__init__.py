@@ -12,7 +12,7 @@ import torch
 from configs.schema import ModelConfig, load_config
 from models import (
     cpu_linear,
-    quantize,  # noqa: F401 - before peft imports bitsandbytes, whose warning it silences
+    quiet,  # noqa: F401 - before the libraries that it silences are imported
 )
 from models.checkpoint import (
     LEGACY_SUFFIXES,

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -20,6 +21,9 @@ from models import quantize
 from models.kv_cache import KeyValueCache
 from models.prefix_cache import PrefixCache
 from models.text import loading_problem, split_revision
+
+if TYPE_CHECKING:
+    from models.step_graphs import StepGraphs
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +71,9 @@ class LanguageModel(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.backend = backend
         self.prefixes = PrefixCache()
-        self.graphs = None
-        """A `StepGraphs` where decode steps are captured; see models/step_graphs.py, which switches it on and off."""
+        self.captures = True
+        """Whether prefill and decode steps are captured in CUDA graphs, in evaluation on such a device."""
+        self.graphs: StepGraphs | None = None
         self.config: PreTrainedConfig = model.config.get_text_config()
         self._layer_types = _layer_types(self.config)
         self.kernel = quantize.kernel_report(model, backend, self.device, self.dtype)
@@ -86,7 +91,10 @@ class LanguageModel(nn.Module):
         text_config = llm_config.get_text_config()
         dtype = compute_dtype(config.dtype, device, text_config.model_type)
         stored = quantize.stored_backend(llm_config)
-        backend = quantize.resolve_backend(config, stored, device=device, dtype=dtype, trainable=True)
+        backend = quantize.resolve_backend(config, stored, device=device, dtype=dtype, trainable=False)
+        arguments = quantize.loading_arguments(
+            backend, stored, dtype, config=config, llm_config=llm_config, device=device
+        )
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 name,
@@ -95,7 +103,7 @@ class LanguageModel(nn.Module):
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below
                 **source,
-                **quantize.loading_arguments(backend, stored, dtype),
+                **arguments,
             )
         except OSError as error:
             problem = loading_problem(config.llama_path, error)
@@ -109,6 +117,7 @@ class LanguageModel(nn.Module):
                 f"model.llama_path: the weights of {config.llama_path!r} do not fit their config: "
                 f"{', '.join(broken[:8])}{f' and {len(broken) - 8} more' if len(broken) > 8 else ''}."
             )
+        quantize.check_kernels(model, config)
         llm = cls(model, backend=backend)
         logger.info("language model %s, weights: %s", config.llama_path, llm.kernel)
         if config.lora:
@@ -184,6 +193,12 @@ class LanguageModel(nn.Module):
         self.training = mode
         if mode:
             self.prefixes.clear()
+        if mode or not self.captures:
+            self.graphs = None
+        elif self.graphs is None and self.device.type == "cuda":
+            from models.step_graphs import StepGraphs  # it knows this module
+
+            self.graphs = StepGraphs()
         for layer in self.lora_layers():
             layer.lora_dropout.train(mode)
         return self
@@ -191,6 +206,7 @@ class LanguageModel(nn.Module):
     def _apply(self, *arguments, **options) -> "LanguageModel":
         """What moves or converts all weights ends here."""
         self.prefixes.clear()
+        self.graphs = None
         return super()._apply(*arguments, **options)
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -2,23 +2,22 @@
 
 Serving kernels are not training kernels: a back-end that runs is not yet one through which LoRA learns, nor one that is
 faster than unquantised weights. The table says so, `resolve_backend` checks it before anything is loaded, and
-`kernel_report` names the kernel that will really run.
+`kernel_report` names the kernels that will really run.
 """
 
 import hashlib
 import importlib.util
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, GPTQConfig, PreTrainedConfig, TorchAoConfig
 
 from configs.schema import ModelConfig
-
-# On CPUs with AVX512-BF16 bitsandbytes says, when it is imported, that it found no package for the very kernel that
-# `make_trainable` keeps it from using.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+from models.gptq import GPTQLinear, GPTQSettings, StoredGPTQ, cpu_block
+from models.gptq_folder import reader_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Backend:
     """LoRA can be added into the weights without rounding them again."""
     package: str | None
     slower_on: tuple[str, ...]
-    """Devices where it is slower than unquantised weights."""
+    """Devices where it is slower than unquantised weights; of `gptq` see `slow_reason`."""
 
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -79,21 +78,64 @@ BACKENDS: dict[str, Backend] = {
             package="bitsandbytes",
             slower_on=("cpu",),
         ),
+        Backend(
+            name="gptq",
+            bits=4,
+            devices=("cpu", "cuda"),
+            min_sm=60,
+            dtypes=FLOATS,
+            trainable=True,
+            mergeable=False,
+            package=None,  # read, multiplied and written by models/gptq.py; gptqmodel adds kernels for CUDA
+            slower_on=(),
+        ),
+        Backend(
+            name="torchao_int4",
+            bits=4,
+            devices=("cuda",),
+            min_sm=80,
+            dtypes=(torch.bfloat16,),
+            trainable=False,  # the product has no backward pass
+            mergeable=False,
+            package="torchao",
+            slower_on=(),
+        ),
+        Backend(
+            name="torchao_int8",
+            bits=8,
+            devices=("cpu", "cuda"),
+            min_sm=60,
+            dtypes=FLOATS,
+            trainable=True,
+            mergeable=False,
+            package="torchao",
+            slower_on=("cpu", "cuda"),  # unpacks each weight before its product, unless the model is compiled
+        ),
     )
 }
+UNQUANTISED = ("lm_head",)
+"""Modules that stay as they are, besides the embeddings."""
 
 
 def stored_backend(llm_config: PreTrainedConfig) -> str | None:
     """The back-end that a folder's weights are already quantised with, if any."""
-    stored = getattr(llm_config, "quantization_config", None)
+    stored = _stored_config(llm_config)
     if stored is None:
         return None
-    stored = stored if isinstance(stored, dict) else stored.to_dict()
     if stored.get("load_in_4bit"):
         return "nf4"
     if stored.get("load_in_8bit"):
         return "int8"
-    return str(stored.get("quant_method", "unknown"))
+    method = stored.get("quant_method", "unknown")
+    method = str(getattr(method, "value", method))
+    if method == "torchao":
+        return "torchao_int4" if "int4" in str(stored.get("quant_type")).lower() else "torchao_int8"
+    return method
+
+
+def _stored_config(llm_config: PreTrainedConfig) -> dict | None:
+    stored = getattr(llm_config, "quantization_config", None)
+    return stored if stored is None or isinstance(stored, dict) else stored.to_dict()
 
 
 def resolve_backend(
@@ -113,6 +155,11 @@ def resolve_backend(
         )
     if name not in BACKENDS:
         raise ValueError(f"model.quantization {name!r} has no back-end here; known: {', '.join(sorted(BACKENDS))}.")
+    if name == "gptq" and stored is None:
+        raise ValueError(
+            f"model.quantization is 'gptq', but {config.llama_path} holds unquantised weights; make a GPTQ folder of "
+            "them with tools/quantize.py and name it in model.llama_path, or set model.quantization=none."
+        )
     backend = BACKENDS[name]
     if backend.package is not None and importlib.util.find_spec(backend.package) is None:
         raise ValueError(f"model.quantization {name!r} needs the package {backend.package!r}; install it.")
@@ -127,32 +174,109 @@ def resolve_backend(
                 "model.allow_slow_kernels=true to run its slow fallback."
             )
     if dtype not in backend.dtypes:
-        raise ValueError(f"model.quantization {name!r} does not compute in {dtype}.")
-    if trainable and not backend.trainable:
-        raise ValueError(f"model.quantization {name!r} cannot be trained through; use it for evaluation only.")
-    if device.type in backend.slower_on and not config.allow_slow_kernels:
+        possible = ", ".join(str(kind).removeprefix("torch.") for kind in backend.dtypes)
+        raise ValueError(f"model.quantization {name!r} does not compute in {dtype}; set model.dtype to {possible}.")
+    if trainable:
+        require_trainable(backend)
+    reason = slow_reason(config, backend, device)
+    if reason is not None and not config.allow_slow_kernels:
         raise ValueError(
-            f"model.quantization {name!r} is slower on {device.type} than unquantised weights. Use "
+            f"model.quantization {name!r} is slower on {device.type} than unquantised weights{reason}. Use "
             "model.quantization=none, or set model.allow_slow_kernels=true if memory matters more."
         )
     return backend
 
 
-def loading_arguments(backend: Backend, stored: str | None, dtype: torch.dtype) -> dict[str, object]:
-    """What `from_pretrained` needs beside the path. Output head and embeddings stay unquantised."""
+def require_trainable(backend: Backend) -> None:
+    """Raise ValueError for a back-end through which LoRA gets no gradient."""
+    if not backend.trainable:
+        able = ", ".join(name for name, entry in BACKENDS.items() if entry.trainable)
+        raise ValueError(
+            f"model.quantization {backend.name!r} cannot be trained through; use it for evaluation only, or one of "
+            f"{able}."
+        )
+
+
+def slow_reason(config: ModelConfig, backend: Backend, device: torch.device) -> str | None:
+    """Why the back-end would be slower than none on the device, as a half-sentence (it may be empty); None: it is not.
+
+    GPTQ depends on the kernel: PyTorch's 4-bit product and GPTQModel's are faster, unpacking each weight is not.
+    """
+    if backend.name != "gptq":
+        return "" if device.type in backend.slower_on else None
+    kernel = gptq_kernel(config, device)
+    if kernel == "dequantize":
+        mend = "the packages gptqmodel and optimum bring kernels that are not" if device.type == "cuda" else ""
+        return f" with the kernel that unpacks each weight{f'; {mend}' if mend else ''}"
+    return None
+
+
+def gptq_kernel(config: ModelConfig, device: torch.device) -> str:
+    """The kernel that `model.gptq_kernel` means on the device."""
+    if config.gptq_kernel != "auto":
+        return config.gptq_kernel
+    if device.type == "cuda":
+        extras = all(importlib.util.find_spec(package) for package in ("gptqmodel", "optimum"))
+        return "gptqmodel" if extras else "dequantize"
+    return "packed" if cpu_block() else "dequantize"
+
+
+def loading_arguments(
+    backend: Backend,
+    stored: str | None,
+    dtype: torch.dtype,
+    *,
+    config: ModelConfig,
+    llm_config: PreTrainedConfig,
+    device: torch.device,
+) -> dict[str, object]:
+    """What `from_pretrained` needs beside the path. Output head and embeddings stay unquantised.
+
+    Raises:
+        ValueError: a GPTQ folder with settings that cannot be read, or GPTQModel asked for and not installed.
+    """
+    if backend.name == "gptq":
+        return _gptq_arguments(config, llm_config, device)
     if stored is not None or backend.name == "none":
         return {}
     if backend.name == "nf4":
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
+            bnb_4bit_use_double_quant=config.nf4_double_quant,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["lm_head"],
+            llm_int8_skip_modules=list(UNQUANTISED),
+        )
+    elif backend.name == "int8":
+        quantization = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=config.int8_threshold, llm_int8_skip_modules=list(UNQUANTISED)
         )
     else:
-        quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+        quantization = TorchAoConfig(_torchao_type(backend, config), modules_to_not_convert=list(UNQUANTISED))
     return {"quantization_config": quantization}
+
+
+def _gptq_arguments(config: ModelConfig, llm_config: PreTrainedConfig, device: torch.device) -> dict[str, object]:
+    kernel = gptq_kernel(config, device)
+    if kernel != "gptqmodel":
+        return reader_arguments(llm_config, config.gptq_kernel)
+    missing = [package for package in ("gptqmodel", "optimum") if importlib.util.find_spec(package) is None]
+    if missing or device.type != "cuda":
+        problem = f"needs the packages {' and '.join(missing)}" if missing else f"is for CUDA, not for {device}"
+        raise ValueError(f"model.gptq_kernel: gptqmodel {problem}; set it to auto, or see docs/quantisation.md.")
+    settings = GPTQSettings.from_config(_stored_config(llm_config))
+    return {"quantization_config": GPTQConfig(bits=settings.bits, backend=config.gptq_backend)}
+
+
+def _torchao_type(backend: Backend, config: ModelConfig) -> object:
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+
+    if backend.name == "torchao_int8":
+        return Int8WeightOnlyConfig(set_inductor_config=False)
+    # The layout of PyTorch's own kernel; the default one needs a package of Meta's.
+    return Int4WeightOnlyConfig(
+        group_size=config.torchao_group_size, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
+    )
 
 
 def make_trainable(model: nn.Module) -> None:
@@ -174,22 +298,60 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     layers = {}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")  # its own, not the one that a LoRA wrapper shows of its base layer
-        if getattr(weight, "quant_state", None) is not None or type(weight).__name__ == "Int8Params":
+        held = getattr(weight, "quant_state", None) is not None or type(weight).__name__ == "Int8Params"
+        if held or _is_torchao(weight) or "qweight" in module._buffers:
             layers[name.removesuffix(".base_layer")] = module
     return layers
 
 
-def kernel_report(model: PreTrainedModel, backend: Backend, device: torch.device, dtype: torch.dtype) -> str:
-    """One line on what multiplies the language model's weights: back-end, kernel, device, compute type, layer count."""
+def _is_torchao(weight: Tensor | None) -> bool:
+    return type(weight).__module__.startswith("torchao") or type(getattr(weight, "data", None)).__module__.startswith(
+        "torchao"
+    )
+
+
+def kernel_report(model: nn.Module, backend: Backend, device: torch.device, dtype: torch.dtype) -> str:
+    """One line on what multiplies the language model's weights: back-end, kernels, device, compute type, layers."""
     type_name = str(dtype).removeprefix("torch.")
     layers = quantized_layers(model)
     if not layers:
         return f"none: torch linear, {type_name}, {device.type}"
-    kernels = sorted({_kernel_of(layer, device) for layer in layers.values()})
-    return f"{backend.name}: {', '.join(kernels)}, compute {type_name}, {device.type}, {len(layers)} layers"
+    groups: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        groups.setdefault(_kernel_of(layer, device), []).append(name.rsplit(".", 1)[-1])
+    if len(groups) == 1:
+        kernels = next(iter(groups))
+    else:
+        kernels = ", ".join(
+            f"{kernel} ({len(names)}: {', '.join(sorted(set(names)))})" for kernel, names in sorted(groups.items())
+        )
+    return f"{backend.name}: {kernels}, compute {type_name}, {device.type}, {len(layers)} layers"
+
+
+def check_kernels(model: nn.Module, config: ModelConfig) -> None:
+    """Raise ValueError if a loaded GPTQ layer got the kernel that is slower than unquantised weights, unasked."""
+    if config.allow_slow_kernels:
+        return
+    layers = quantized_layers(model)
+    slow = [name for name, layer in layers.items() if isinstance(layer, GPTQLinear) and layer.kernel == "dequantize"]
+    if slow:
+        raise ValueError(
+            f"model.quantization 'gptq': {len(slow)} of {len(layers)} layers ({', '.join(slow[:4])}"
+            f"{' …' if len(slow) > 4 else ''}) have sizes that only the kernel which unpacks each weight takes, slower "
+            "than unquantised weights; set model.allow_slow_kernels=true if memory matters more."
+        )
 
 
 def _kernel_of(layer: nn.Module, device: torch.device) -> str:
+    if isinstance(layer, GPTQLinear):
+        if layer.kernel == "packed":
+            return "PyTorch's 4-bit product in bfloat16"
+        return f"{layer.settings.bits} bits unpacked, then torch matmul"
+    weight = layer._parameters.get("weight")
+    if _is_torchao(weight):
+        return f"torchao {type(weight).__name__}"
+    if "qweight" in layer._buffers:
+        return f"GPTQModel {type(layer).__name__}"
     kind = f"bitsandbytes {type(layer).__name__}"
     if device.type == "cpu" and "4bit" in kind:
         return f"{kind} (dequantise, then torch matmul)"
@@ -198,17 +360,52 @@ def _kernel_of(layer: nn.Module, device: torch.device) -> str:
     return kind
 
 
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes that a parameter takes; a torchao tensor says those of the numbers it stands for, so its parts count."""
+    if hasattr(tensor, "__tensor_flatten__") and _is_torchao(tensor):
+        return sum(stored_bytes(part) for _, part in _parts_of(tensor))
+    return tensor.numel() * tensor.element_size()
+
+
+def _parts_of(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    names, _ = tensor.__tensor_flatten__()
+    return ((name, getattr(tensor, name)) for name in names)
+
+
 def weights_fingerprint(model: nn.Module) -> str:
     """A hash of all quantised weights and their scales: equal exactly where the numbers that run are equal."""
     digest = hashlib.sha256()
     for name, layer in sorted(quantized_layers(model).items()):
-        weight = layer.weight
         digest.update(name.encode())
-        digest.update(weight.data.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        state = getattr(weight, "quant_state", None)
-        scales = state.as_dict(packed=True) if state is not None else {"scales": getattr(weight, "SCB", None)}
-        for key, value in sorted(scales.items()):
-            if isinstance(value, torch.Tensor):
-                digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for key, tensor in sorted(_numbers_of(layer).items()):
+            digest.update(key.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _numbers_of(layer: nn.Module) -> dict[str, Tensor]:
+    """Everything that a quantised layer multiplies with, by name."""
+    weight = layer._parameters.get("weight")
+    if isinstance(layer, (GPTQLinear, StoredGPTQ)) or "qweight" in layer._buffers:
+        return {name: tensor for name, tensor in layer.state_dict().items() if "lora_" not in name}
+    if _is_torchao(weight):
+        return dict(_parts_of(weight))
+    state = getattr(weight, "quant_state", None)
+    scales = state.as_dict(packed=True) if state is not None else {"scales": getattr(weight, "SCB", None)}
+    return {"weight": weight.data} | {name: value for name, value in scales.items() if isinstance(value, Tensor)}
+
+
+def dequantized_weight(layer: nn.Module) -> Tensor:
+    """The float32 weight `[out, in]` that a quantised, or plain, linear layer multiplies with."""
+    if isinstance(layer, GPTQLinear):
+        return layer.dequantized()
+    weight = layer.weight
+    if _is_torchao(weight):
+        return weight.dequantize().float()
+    if type(weight).__name__ == "Int8Params":
+        return weight.data.float() * (weight.SCB[:, None] / 127)
+    if getattr(weight, "quant_state", None) is not None:
+        import bitsandbytes.functional as bnb
+
+        return bnb.dequantize_4bit(weight.data, weight.quant_state).float()
+    return weight.detach().float()

@@ -19,6 +19,7 @@ from models.connector import Connector
 from models.decoding import GenerateOptions, Generation
 from models.encoders import EncoderStack, Frames
 from models.llm import Assembled, LanguageModel
+from models.quantize import stored_bytes
 from models.text import TextBatch, TextProcessor
 
 IGNORED = -100  # the label that the loss skips
@@ -299,7 +300,7 @@ def _size_of(part: str, tensors: list[Tensor]) -> PartSize:
         part,
         sum(_logical_numel(tensor) for tensor in tensors),
         sum(tensor.numel() for tensor in tensors if tensor.requires_grad),
-        sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        sum(stored_bytes(tensor) for tensor in tensors),
     )
 
 

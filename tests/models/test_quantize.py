@@ -1,17 +1,24 @@
 """Quantised weights: the table's checks, gradients through them, and what stays unquantised."""
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from configs.schema import ModelConfig
 from models import quantize
+from models.gptq import GPTQSettings, cpu_block
+from models.gptq_folder import save_folder
+from models.gptq_solver import round_to_nearest
 from models.llm import LanguageModel
 from tests import tiny
 
 pytest.importorskip("bitsandbytes", reason="quantised weights need bitsandbytes")
 CPU = torch.device("cpu")
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao, an extra")
+TRAINED = ["none", "nf4", "int8", "gptq", "gptq packed", pytest.param("torchao_int8", marks=needs_torchao)]
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +31,36 @@ def config(folder):
     return ModelConfig(llama_path=str(folder), lora_rank=4, lora_alpha=8, lora_dropout=0.0, allow_slow_kernels=True)
 
 
+@pytest.fixture(scope="module")
+def gptq_folder(folder, tmp_path_factory):
+    """The model of `folder` with every weight rounded to the nearest of 16, groups of 32."""
+    settings = GPTQSettings(group_size=32)
+    network = LanguageModel.from_config(ModelConfig(llama_path=str(folder), lora=False)).model
+    for name, module in [*network.named_modules()]:
+        if isinstance(module, nn.Linear) and module is not network.get_output_embeddings():
+            network.set_submodule(name, round_to_nearest(module.weight, settings).stored(settings))
+    target = tmp_path_factory.mktemp("gptq") / "llm"
+    save_folder(network, target, settings)
+    return target
+
+
+def with_backend(config, backend, gptq_folder):
+    """`config` with the back-end named; of `gptq` also the kernel."""
+    if not backend.startswith("gptq"):
+        return replace(config, quantization=backend)
+    kernel = "auto" if backend.endswith("packed") else "dequantize"
+    return replace(config, llama_path=str(gptq_folder), quantization="gptq", gptq_kernel=kernel)
+
+
 def logits_of(llm, rows=2):
     ids = torch.randint(5, 300, (rows, 12), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(12).expand(rows, -1)
     return llm.logits(llm(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool), positions))
 
 
-@pytest.mark.parametrize("backend", ["none", "nf4", "int8"])
-def test_lora_learns_through_the_weights_after_an_evaluation_pass(config, backend):
-    llm = LanguageModel.from_config(replace(config, quantization=backend))
+@pytest.mark.parametrize("backend", TRAINED)
+def test_lora_learns_through_the_weights_after_an_evaluation_pass(config, gptq_folder, backend):
+    llm = LanguageModel.from_config(with_backend(config, backend, gptq_folder))
     with torch.no_grad():
         for name, parameter in llm.named_parameters():
             if "lora_B" in name:
@@ -48,18 +76,17 @@ def test_lora_learns_through_the_weights_after_an_evaluation_pass(config, backen
         torch.testing.assert_close(logits_of(llm.eval()), before)
 
 
-def test_gradients_match_those_of_the_dequantised_weights(config):
-    """Not only non-zero: the gradient through nf4 layers is the one through the numbers they stand for."""
-    import bitsandbytes.functional as bnb
-
-    llm = LanguageModel.from_config(replace(config, quantization="nf4"))
+@pytest.mark.parametrize("backend", ["nf4", "gptq", pytest.param("torchao_int8", marks=needs_torchao)])
+def test_gradients_match_those_of_the_dequantised_weights(config, gptq_folder, backend):
+    """Not only non-zero: the gradient through the layers is the one through the numbers they stand for."""
+    llm = LanguageModel.from_config(with_backend(config, backend, gptq_folder))
     plain = LanguageModel.from_config(config)
-    quantised = dict(llm.model.named_modules())
+    quantised = quantize.quantized_layers(llm.model)
+    assert len(quantised) == 14
     with torch.no_grad():
         for name, module in plain.model.named_modules():
-            weight = getattr(quantised[name], "weight", None)
-            if getattr(weight, "quant_state", None) is not None and not hasattr(module, "base_layer"):
-                module.weight.copy_(bnb.dequantize_4bit(weight.data, weight.quant_state))
+            if name.removesuffix(".base_layer") in quantised and isinstance(module, nn.Linear):
+                module.weight.copy_(quantize.dequantized_weight(quantised[name.removesuffix(".base_layer")]))
         for (_, own), (_, other) in zip(
             sorted(p for p in llm.named_parameters() if "lora_" in p[0]),
             sorted(p for p in plain.named_parameters() if "lora_" in p[0]),
@@ -75,17 +102,28 @@ def test_gradients_match_those_of_the_dequantised_weights(config):
         torch.testing.assert_close(own.grad, other.grad, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("backend", "bytes_a_weight"), [("nf4", 0.5), ("int8", 1)])
-def test_head_and_embeddings_stay_unquantised(config, backend, bytes_a_weight):
-    llm = LanguageModel.from_config(replace(config, quantization=backend))
+@pytest.mark.parametrize(
+    ("backend", "bytes_a_weight"),
+    [
+        ("nf4", 0.5),
+        ("int8", 1),
+        ("gptq", 0.5),
+        ("gptq packed", 0.5),
+        pytest.param("torchao_int8", 1, marks=needs_torchao),
+    ],
+)
+def test_head_and_embeddings_stay_unquantised(config, gptq_folder, backend, bytes_a_weight):
+    llm = LanguageModel.from_config(with_backend(config, backend, gptq_folder))
     layers = quantize.quantized_layers(llm.model)
     assert len(layers) == 2 * 7
     assert not any("lm_head" in name or "embed" in name for name in layers)
     assert llm.model.get_output_embeddings().weight.dtype == torch.float32
     assert llm.model.get_input_embeddings().weight.dtype == torch.float32
     name, layer = next((n, layer) for n, layer in layers.items() if n.endswith("gate_proj"))
-    assert layer.weight.numel() * layer.weight.element_size() == 64 * 128 * bytes_a_weight, name
-    assert llm.kernel.startswith(f"{backend}: bitsandbytes") and "14 layers" in llm.kernel
+    beside = 8 * 128 if backend.startswith("torchao") else 0  # its tensor holds scales and zero points of the rows
+    assert 0 <= quantize.stored_bytes(layer.weight) - 64 * 128 * bytes_a_weight <= beside, name
+    package = {"n": "bitsandbytes", "i": "bitsandbytes", "t": "torchao Int8Tensor"}.get(backend[0], "")
+    assert llm.kernel.startswith(f"{backend.split()[0]}: {package}") and "14 layers" in llm.kernel
 
 
 def test_fingerprint_follows_the_numbers(config, folder, tmp_path):
@@ -112,7 +150,7 @@ def test_quantised_lora_is_not_merged(config):
     assert not any(layer.merged for layer in llm.lora_layers())
 
 
-@pytest.mark.parametrize("backend", ["nf4", "int8"])
+@pytest.mark.parametrize("backend", ["nf4", "int8", pytest.param("torchao_int8", marks=needs_torchao)])
 def test_a_kernel_slower_than_none_must_be_allowed(config, backend):
     with pytest.raises(ValueError, match="allow_slow_kernels"):
         LanguageModel.from_config(replace(config, quantization=backend, allow_slow_kernels=False))
@@ -127,6 +165,9 @@ def test_the_table_is_checked(config):
     assert resolve() == "none"
     assert resolve(quantization="nf4") == "nf4"
     assert resolve("nf4") == resolve("nf4", quantization="nf4") == "nf4"
+    assert resolve("gptq") == resolve("gptq", quantization="gptq") == "gptq"
+    with pytest.raises(ValueError, match=r"unquantised weights; make a GPTQ folder.*tools/quantize.py"):
+        resolve(quantization="gptq")
     with pytest.raises(ValueError, match="already quantised"):
         resolve("nf4", quantization="int8")
     with pytest.raises(ValueError, match="known"):
@@ -146,3 +187,50 @@ def test_a_folder_of_quantised_weights_is_recognised_and_loaded(config, tmp_path
     assert quantize.weights_fingerprint(loaded) == quantize.weights_fingerprint(source)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(loaded), logits_of(source))
+
+
+def test_the_layers_of_a_gptq_folder_name_their_kernels(config, gptq_folder):
+    """Two of seven layers are too narrow for PyTorch's product; a model that has one is not silently slow."""
+    plain = LanguageModel.from_config(with_backend(config, "gptq", gptq_folder))
+    assert plain.kernel == "gptq: 4 bits unpacked, then torch matmul, compute float32, cpu, 14 layers"
+    if cpu_block():
+        packed = LanguageModel.from_config(with_backend(config, "gptq packed", gptq_folder))
+        assert "PyTorch's 4-bit product in bfloat16 (10: down_proj, gate_proj" in packed.kernel
+        assert "unpacked, then torch matmul (4: k_proj, v_proj)" in packed.kernel
+    strict = replace(with_backend(config, "gptq packed", gptq_folder), allow_slow_kernels=False)
+    with pytest.raises(ValueError, match="allow_slow_kernels"):
+        LanguageModel.from_config(strict)
+
+
+def test_gptq_folder_is_read_back_and_written_again_with_equal_outputs(config, gptq_folder, tmp_path):
+    first = LanguageModel.from_config(replace(with_backend(config, "gptq", gptq_folder), lora=False)).eval()
+    save_folder(first.model, tmp_path / "again", GPTQSettings(group_size=32))
+    again = with_backend(config, "gptq", tmp_path / "again")
+    second = LanguageModel.from_config(replace(again, lora=False)).eval()
+    with torch.no_grad():
+        assert torch.equal(logits_of(first), logits_of(second))  # the one that was saved still runs
+    assert quantize.weights_fingerprint(first) == quantize.weights_fingerprint(second)
+
+
+def test_kernels_of_gptqmodel_are_asked_for_where_they_are(config, gptq_folder):
+    with pytest.raises(ValueError, match=r"model.gptq_kernel: gptqmodel .*(needs the packages|is for CUDA)"):
+        LanguageModel.from_config(replace(with_backend(config, "gptq", gptq_folder), gptq_kernel="gptqmodel"))
+
+
+@needs_torchao
+def test_torchao_weights_are_saved_and_loaded(config, tmp_path):
+    source = LanguageModel.from_config(replace(config, quantization="torchao_int8", lora=False)).eval()
+    source.model.save_pretrained(tmp_path / "int8")
+    loaded = LanguageModel.from_config(replace(config, llama_path=str(tmp_path / "int8"), lora=False)).eval()
+    assert loaded.backend.name == "torchao_int8"
+    assert quantize.weights_fingerprint(loaded) == quantize.weights_fingerprint(source)
+    with torch.no_grad():
+        assert torch.equal(logits_of(loaded), logits_of(source))
+
+
+def test_torchao_int4_says_where_it_runs(config):
+    if importlib.util.find_spec("torchao"):
+        with pytest.raises(ValueError, match="runs on cuda, not on cpu"):
+            LanguageModel.from_config(replace(config, quantization="torchao_int4"))
+    with pytest.raises(ValueError, match=r"torchao_int4' cannot be trained through.*none, nf4, int8, gptq"):
+        quantize.require_trainable(quantize.BACKENDS["torchao_int4"])

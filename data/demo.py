@@ -28,11 +28,14 @@ import soundfile
 from data.demo_captions import draw_references
 from data.demo_clips import Clip, draw_event, draw_sound_clip, draw_speech_clip, render
 from data.demo_sounds import CONTINUOUS, INSTRUMENTS
-from data.demo_speech import Synthesiser
+from data.demo_speech import Synthesiser, invent_speaker
 from data.demo_tasks import Answer, mixed_answer, music_answer, sound_answers, speech_answers
 
 SHARD_CLIPS = 360
 """Clips rendered by one fresh process; fixed, so that the bytes do not depend on the machine."""
+
+INVENTED_SPEAKERS = 0.5
+"""Share of the training speech by a speaker drawn for that clip alone."""
 
 _GROUPS = ("speech_train", "sound_train", "music_train", "mixed_train", "speech_valid", "sound_valid", "speech_test",
            "sound_test", "music_test", "mixed_test")  # fmt: skip
@@ -42,7 +45,7 @@ _GROUPS = ("speech_train", "sound_train", "music_train", "mixed_train", "speech_
 class DemoSizes:
     """Clips of each group; one clip may serve several tasks."""
 
-    speech_train: int = 5000
+    speech_train: int = 8000
     sound_train: int = 1400
     music_train: int = 100
     mixed_train: int = 120
@@ -120,7 +123,11 @@ def _draw(group: str, seed: int, number: int) -> Clip:
     key = (seed, _GROUPS.index(group), number)
     test = split == "test"
     if kind == "speech":
-        return draw_speech_clip(key, test=test)
+        clip = draw_speech_clip(key, test=test)
+        rng = np.random.default_rng((*key, 4))
+        if split == "train" and rng.random() < INVENTED_SPEAKERS:
+            clip = replace(clip, voice=invent_speaker(clip.voice, f"invented{number}", rng))
+        return clip
     if kind == "music":
         return draw_sound_clip(key, test=test, kinds=tuple(INSTRUMENTS))
     if kind == "mixed":
@@ -186,7 +193,9 @@ def _entry(item: Written, answer: Answer) -> dict[str, Any]:
         entry["Q"] = answer.question
     entry["duration"] = round(item.duration_s, 3)
     if item.clip.voice is not None:
-        entry["speaker"], entry["gender"] = item.clip.voice.name, item.clip.voice.gender
+        entry["speaker"] = item.clip.voice.name
+        if item.clip.voice.gender is not None:
+            entry["gender"] = item.clip.voice.gender
     return entry
 
 
@@ -227,6 +236,8 @@ def _verifications(rng: np.random.Generator, items: list[Written], count: int) -
     """Two clips in a row: one speaker or two? Half and half."""
     speakers: dict[str, list[Written]] = {}
     for item in items:
+        if item.clip.voice.variant:
+            continue  # says one clip alone: to know an invented speaker would be to know the answer
         speakers.setdefault(item.clip.voice.speaker, []).append(item)
     repeated = [name for name in speakers if len(speakers[name]) > 1]
     entries = []

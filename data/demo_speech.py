@@ -5,11 +5,14 @@ of calls in a fresh process. `data.demo` therefore renders every part of the cor
 """
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import numpy as np
+
+from data.demo_speakers import SpeakerFolder, draw_speaker
 
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS
 _PHONEME_EVENTS = 1  # espeakINITIALIZE_PHONEME_EVENTS
@@ -41,11 +44,14 @@ class Voice:
 
     accent: str
     speaker: str
-    gender: str
+    gender: str | None
+    """None of an invented speaker, who may be either."""
     rate_wpm: int
     pitch: int
     pitch_range: int
     word_gap: int
+    variant: str = ""
+    """An invented speaker's definition; one of espeak-ng's own speakers needs none."""
 
     @property
     def name(self) -> str:
@@ -75,6 +81,11 @@ def draw_voice(rng: np.random.Generator, *, test: bool) -> Voice:
         pitch_range=int(rng.integers(30, 71)),
         word_gap=int(rng.choice((0, 1, 2, 4))),
     )
+
+
+def invent_speaker(voice: Voice, name: str, rng: np.random.Generator) -> Voice:
+    """The same accent, rate and pitch, spoken by somebody new."""
+    return replace(voice, speaker=name, gender=None, variant=draw_speaker(rng))
 
 
 class _Event(ctypes.Structure):
@@ -107,18 +118,18 @@ def espeak_package() -> ModuleType:
 class Synthesiser:
     """espeak-ng, initialised once a process (the library keeps its state in globals).
 
-    `data` is a folder of voices and dictionaries to use in place of the package's own.
-
     Raises:
         SpeechError: the package `espeakng-loader` is not installed, or the library does not start.
     """
 
-    def __init__(self, data: Path | None = None) -> None:
+    def __init__(self) -> None:
         loader = espeak_package()
+        self._temporary = TemporaryDirectory(prefix="espeak_")
+        self._speakers = SpeakerFolder(Path(loader.get_data_path()), Path(self._temporary.name))
         self._library = ctypes.CDLL(loader.get_library_path())
         self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self.rate_hz = self._library.espeak_Initialize(
-            _SYNCHRONOUS, 0, str(data or loader.get_data_path()).encode(), _PHONEME_EVENTS
+            _SYNCHRONOUS, 0, str(self._speakers.path).encode(), _PHONEME_EVENTS
         )
         if self.rate_hz <= 0:
             raise SpeechError(
@@ -144,6 +155,8 @@ class Synthesiser:
         return 0
 
     def _select(self, voice: Voice) -> None:
+        if voice.variant:
+            self._speakers.add(voice.speaker, voice.variant)
         if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise SpeechError(f"espeak-ng has no voice {voice.name!r}")
         for name, number in _PARAMETERS.items():

@@ -27,10 +27,10 @@ def speech_answers(rng: np.random.Generator, clip: Clip) -> list[Answer]:
     """Tasks on clean speech, all but the ones that need a second clip or the synthesiser."""
     gender = clip.voice.gender
     asked = ("male", "female")[int(rng.integers(2))]
-    answers = [
-        Answer("gender_recognition", gender),
-        Answer("gender_QA", "yes" if asked == gender else "no", f"Is the speaker {asked}?"),
-    ]
+    answers = []
+    if gender is not None:
+        answers.append(Answer("gender_recognition", gender))
+        answers.append(Answer("gender_QA", "yes" if asked == gender else "no", f"Is the speaker {asked}?"))
     if clip.sentence.keywords:
         answers.append(Answer("keywords", ", ".join(clip.sentence.keywords)))
     if clip.sentence.slots:

@@ -16,7 +16,16 @@ from data.demo_captions import KINDS, captions, draw_events, draw_references, is
 from data.demo_clips import draw_sound_clip, draw_speech_clip
 from data.demo_language import DIGITS, WORDS, draw_sentence, is_test_sentence
 from data.demo_sounds import INSTRUMENTS, RATE_HZ, SOUNDS, melody, music
-from data.demo_speech import FEMALE_TEST, FEMALE_TRAIN, MALE_TEST, MALE_TRAIN, SpeechError, Synthesiser, Voice
+from data.demo_speech import (
+    FEMALE_TEST,
+    FEMALE_TRAIN,
+    MALE_TEST,
+    MALE_TRAIN,
+    SpeechError,
+    Synthesiser,
+    Voice,
+    invent_speaker,
+)
 
 TINY = demo.DemoSizes(
     speech_train=10, sound_train=6, music_train=2, mixed_train=2, speech_valid=2, sound_valid=2, speech_test=4,
@@ -187,3 +196,17 @@ def test_without_espeak_the_command_says_what_to_install(monkeypatch, capsys, tm
     monkeypatch.setattr(demo, "write_corpus", lambda *args, **kwargs: Synthesiser())
     assert prepare.main(["demo", "--out", str(tmp_path)]) == 1
     assert "pip install espeakng-loader" in capsys.readouterr().err
+
+
+def test_every_invented_speaker_says_it_differently() -> None:
+    pytest.importorskip("espeakng_loader", reason="speech needs espeak-ng")
+    rng = np.random.default_rng(0)
+    synthesiser = Synthesiser()
+    voice = Voice(accent="en-us", speaker="f1", gender="female", rate_wpm=140, pitch=50, pitch_range=50, word_gap=0)
+    invented = [invent_speaker(voice, f"invented{number}", rng) for number in range(3)]
+    said = [synthesiser.say("the small dog", speaker) for speaker in invented]
+    assert {speaker.gender for speaker in invented} == {None}
+    assert {word for word, *_ in said[0].words} == {"the", "small", "dog"}
+    spectra = [np.abs(np.fft.rfft(spoken.waveform, 32_768)) for spoken in said]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert np.corrcoef(spectra[one], spectra[other])[0, 1] < 0.9

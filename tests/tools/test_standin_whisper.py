@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
-from data.demo_speech import Synthesiser, Voice, espeak_package
 from tools.standins import whisper
 from tools.standins.clips import PretrainingClip
-from tools.standins.speakers import SpeakerFolder, draw_speaker
 
 TINY = whisper.WhisperRecipe(width=24, layers=2, heads=2, ffn=32, steps=4, batch=2, alignment_steps=1, save_steps=2)
 
@@ -58,22 +55,3 @@ def test_short_attention_is_attention() -> None:
     found, _ = whisper.short_attention(torch.nn.Identity(), query, key, value, mask, scaling=8**-0.5)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
     torch.testing.assert_close(found, expected)
-
-
-def test_every_invented_speaker_says_it_differently(tmp_path: Path) -> None:
-    pytest.importorskip("espeakng_loader", reason="speech needs espeak-ng")
-    folder = SpeakerFolder(Path(espeak_package().get_data_path()), tmp_path)
-    rng = np.random.default_rng(0)
-    synthesiser = Synthesiser(folder.path)
-    said = []
-    for number in range(3):
-        folder.add(f"invented{number}", draw_speaker(rng))
-        voice = Voice(
-            accent="en-us", speaker=f"invented{number}", gender="female", rate_wpm=140, pitch=50, pitch_range=50,
-            word_gap=0,
-        )  # fmt: skip
-        said.append(synthesiser.say("the small dog", voice))
-    assert {word for word, *_ in said[0].words} == {"the", "small", "dog"}
-    spectra = [np.abs(np.fft.rfft(spoken.waveform, 32_768)) for spoken in said]
-    for one, other in ((0, 1), (1, 2), (0, 2)):
-        assert np.corrcoef(spectra[one], spectra[other])[0, 1] < 0.9

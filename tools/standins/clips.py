@@ -9,7 +9,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import soxr
@@ -20,9 +19,8 @@ from data.demo_captions import is_test_pair
 from data.demo_clips import Clip, draw_event, draw_sound_clip, draw_speech_clip, render
 from data.demo_language import DIGITS, WORDS, Sentence, is_test_sentence
 from data.demo_sounds import CONTINUOUS, INSTRUMENTS
-from data.demo_speech import FEMALE_TEST, MALE_TEST, Synthesiser, espeak_package
+from data.demo_speech import FEMALE_TEST, MALE_TEST, Synthesiser, invent_speaker
 from models.features import kaldi_fbank, log_mel
-from tools.standins.speakers import SpeakerFolder, draw_speaker
 
 SEED_SPACE = 7_919
 """First part of every pretraining seed; corpora use small numbers."""
@@ -100,25 +98,20 @@ def load_clips(folder: Path, count: int, *, features: str, speech: float, seed: 
 def _render_shard(job: tuple[Path, int, int, str, float, int]) -> Path:
     path, start, end, features, speech, seed = job
     torch.set_num_threads(1)
-    with TemporaryDirectory() as temporary:
-        speakers = SpeakerFolder(Path(espeak_package().get_data_path()), Path(temporary))
-        synthesiser = Synthesiser(speakers.path)
-        clips = [_prepare(number, features, speech, seed, synthesiser, speakers) for number in range(start, end)]
+    synthesiser = Synthesiser()
+    clips = [_prepare(number, features, speech, seed, synthesiser) for number in range(start, end)]
     temporary = path.with_suffix(".tmp")
     torch.save([vars(clip) for clip in clips], temporary)
     temporary.rename(path)
     return path
 
 
-def _prepare(
-    number: int, features: str, speech: float, seed: int, synthesiser: Synthesiser, speakers: SpeakerFolder
-) -> PretrainingClip:
+def _prepare(number: int, features: str, speech: float, seed: int, synthesiser: Synthesiser) -> PretrainingClip:
     clip = draw_pretraining_clip(number, speech=speech, seed=seed)
     assert_training_only(clip)
     rng = np.random.default_rng((SEED_SPACE, seed, number, 3))
     if features == "log_mel" and clip.voice is not None and rng.random() < INVENTED_SPEAKERS:  # BEATs is told genders
-        clip = replace(clip, voice=replace(clip.voice, speaker=f"invented{number}"))
-        speakers.add(clip.voice.speaker, draw_speaker(rng))
+        clip = replace(clip, voice=invent_speaker(clip.voice, f"invented{number}", rng))
     rendered = render(clip, synthesiser)
     mono = rendered.waveform.mean(axis=0)
     if clip.channel.rate_hz != SAMPLE_RATE:

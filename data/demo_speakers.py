@@ -1,6 +1,6 @@
 """Speakers that nobody has heard: espeak-ng voice variants drawn at random.
 
-The corpus has some forty training voices, and an encoder that hears only those knows them by heart. A variant file sets
+espeak-ng has some forty voices to train with, and whoever hears only those knows them by heart. A variant file sets
 where the formants lie, how strong and wide they are, how breathy or rough the voice is: drawn at random, every clip can
 have a speaker of its own (espeak-ng's docs/voices.md describes the lines).
 """

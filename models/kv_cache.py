@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 
@@ -26,6 +27,11 @@ class KeyValueCache(Cache):
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
         super().__init__(layers=[])
+        self._rows = torch.arange(rows, device=device)[:, None]
+        self._empty(capacity)
+
+    def _empty(self, capacity: int) -> None:
+        rows, device = len(self._rows), self._rows.device
         self.capacity = capacity
         self.span = 0  # slots in use in the longest row, known without asking the device
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # [B], next write position
@@ -34,9 +40,9 @@ class KeyValueCache(Cache):
         self.keys: list[Tensor] = []  # a layer: [B, heads, S, head width]
         self.values: list[Tensor] = []
         self._slots = self.lengths[:, None]  # [B, L] of the tokens being written
-        self._rows = torch.arange(rows, device=device)[:, None]
         self._level = True  # all rows end at `span`
         self._level_before = True  # and did before the tokens being written: plain slices will do
+        self._asks = True  # whether the device may be asked; not while its work is recorded
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -47,12 +53,13 @@ class KeyValueCache(Cache):
 
     def start(self, beginnings: Sequence[Beginning]) -> int:
         """Begin each row with keys and values at hand, as many slots as the shortest of them has: their number."""
-        assert not self.keys and self.span == 0 and len(beginnings) == len(self.lengths)
+        assert self.span == 0 and len(beginnings) == len(self.lengths)
         width = min(map(len, beginnings))
         alike = all(beginning is beginnings[0] for beginning in beginnings)
         for name, layers in (("keys", self.keys), ("values", self.values)):
             for index, like in enumerate(getattr(beginnings[0], name)):
-                layers.append(self._allocate(like, len(beginnings)))
+                if index == len(layers):
+                    layers.append(self._allocate(like, len(beginnings)))
                 given = [getattr(row, name)[index][:, :, :width] for row in beginnings[: 1 if alike else None]]
                 layers[index][:, :, :width] = given[0] if alike else torch.cat(given)
         self.valid[:, :width] = True
@@ -68,7 +75,7 @@ class KeyValueCache(Cache):
         self._slots = self.lengths[:, None] + steps
         self._level_before = self._level
         if width > 1 and self._level:  # asked once, of the prompt; a step adds one token to every row
-            self._level = bool(mask.all())
+            self._level = self._asks and bool(mask.all())
         self.valid.scatter_(1, self._slots, mask)
         self.lengths = self.lengths + ((steps + 1) * mask).amax(dim=1)
         self.span += width
@@ -108,10 +115,10 @@ class KeyValueCache(Cache):
     def put(self, rows: Tensor, other: "KeyValueCache") -> None:
         """Replace these rows by the rows of another cache, which fit into the capacity."""
         assert other.span <= self.capacity and len(other.keys) == len(self.keys), (other.span, self.capacity)
+        missing = self.capacity - other.span  # of what the row held before, which may have been longer, nothing stays
         for stored, new in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
-            stored[rows, :, : other.span] = new[:, :, : other.span]
-        self.valid[rows] = False  # what the row held before may reach further than what it holds now
-        self.valid[rows, : other.span] = other.valid[:, : other.span]
+            stored.index_copy_(0, rows, F.pad(new[:, :, : other.span], (0, 0, 0, missing)))
+        self.valid.index_copy_(0, rows, F.pad(other.valid[:, : other.span], (0, missing)))
         self.lengths = self.lengths.index_copy(0, rows, other.lengths)
         self.next_positions = self.next_positions.index_copy(0, rows, other.next_positions)
         self.span = max(self.span, other.span)
@@ -130,15 +137,35 @@ class KeyValueCache(Cache):
         self._level = self._level and span == self.span
         self.span = span
 
+    def widen(self, capacity: int) -> None:
+        """Have at least this many slots; only before the first token."""
+        assert self.span == 0 and not self.keys
+        if capacity > self.capacity:
+            self._empty(capacity)
+
+    def forget(self) -> None:
+        """Begin anew, in memory of its own."""
+        self._empty(self.capacity)
+
+    def borrow(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
+        """Write to this memory, all zeros, of as many rows; only before the first token."""
+        assert self.span == 0 and valid.shape[0] == len(self.lengths)
+        self.keys, self.values, self.valid = list(keys), list(values), valid
+        self.capacity = valid.shape[1]
+
     def move(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
-        """Go on in this memory, of as many rows and no fewer slots; where to write is from now on told by tensors."""
+        """Go on in this memory, all zeros, of as many rows and no fewer slots."""
         for own, given in zip((*keys, *values), (*self.keys, *self.values), strict=True):
             own[:, :, : self.span] = given[:, :, : self.span]
-        valid.zero_()
         valid[:, : self.span] = self.valid[:, : self.span]
         self.keys, self.values, self.valid = list(keys), list(values), valid
         self.capacity = valid.shape[1]
-        self._level = False
+        self.settle()
+
+    def settle(self, level: bool = False) -> None:
+        """From now on, tensors alone tell where to write, but for the next tokens where rows are `level`."""
+        self._level = level
+        self._asks = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.span

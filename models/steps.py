@@ -40,12 +40,29 @@ def prefill(llm: LanguageModel, assembled: Assembled, cache: KeyValueCache) -> T
     Of rows whose first texts were met before, only what follows is run.
     """
     known = llm.prefixes.of_rows(llm, assembled.prefixes)
+    logits = None if llm.graphs is None else llm.graphs.prefill(llm, assembled, cache, known)
+    if logits is not None:
+        return logits
     start = cache.start(known) if known else 0
-    hidden = llm(assembled.embeds[:, start:], assembled.mask[:, start:], assembled.positions[:, start:], cache)
-    rows = torch.arange(len(assembled), device=hidden.device)
-    cache.next_positions = assembled.positions[rows, cache.lengths - 1] + 1
-    if assembled.ends is not None:
-        cache.lengths = assembled.ends
+    embeds, mask, positions = (part[:, start:] for part in (assembled.embeds, assembled.mask, assembled.positions))
+    return run_prompt(llm, embeds, mask, positions, cache, assembled.ends)
+
+
+def run_prompt(
+    llm: LanguageModel,
+    embeds: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    cache: KeyValueCache,
+    ends: Tensor | None = None,
+) -> Tensor:
+    """Append a prompt, as `Assembled` describes it, to what the rows of the cache begin with; kernel by kernel."""
+    start = cache.span
+    hidden = llm(embeds, mask, positions, cache)
+    rows = torch.arange(len(embeds), device=hidden.device)
+    cache.next_positions = positions[rows, cache.lengths - 1 - start] + 1
+    if ends is not None:
+        cache.lengths = ends
     return llm.logits(hidden[rows, cache.lengths - 1 - start])
 
 

@@ -1,13 +1,13 @@
 """Captured decode steps give what single steps give. Capturing itself needs CUDA; all that is around it does not."""
 
 import copy
+import dataclasses
 import logging
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models import step_graphs
 from models.decoding import GenerateOptions, KeyValueCache, decode_step, generate, prefill
 from models.llm import LanguageModel
 from models.pool import decode_each, split
@@ -36,7 +36,7 @@ def recorded(model, monkeypatch):
     captured = []
 
     def capture(body, changed):
-        captured.append([tensor.shape[0] for tensor in changed])
+        captured.append([tensor.shape[0] for tensor in changed])  # a step's two, none for a prompt
         return body
 
     monkeypatch.setattr(model[0], "graphs", StepGraphs(capture))
@@ -51,12 +51,12 @@ def texts_of(llm, text, beams):
 @pytest.mark.parametrize("beams", [1, 2])
 def test_tokens_are_those_of_single_steps(model, recorded, beams, monkeypatch):
     llm, text = model
-    got = texts_of(llm, text, beams)
-    again = texts_of(llm, text, beams)
-    captures = len(recorded)
-    assert captures >= 1 and recorded[0] == [len(LENGTHS) * beams] * 2
+    got = [texts_of(llm, text, beams) for _ in range(4)]
+    assert recorded[0] == [len(LENGTHS) * beams] * 2
+    assert recorded.count([]) == (beams == 1)  # beams go on in other memory than their prompts
     monkeypatch.setattr(llm, "graphs", None)
-    assert got == again == texts_of(llm, text, beams)
+    expected = texts_of(llm, text, beams)
+    assert got == [expected] * 4
 
 
 def test_a_pool_goes_on_in_the_same_graphs(model, recorded, monkeypatch):
@@ -66,6 +66,48 @@ def test_a_pool_goes_on_in_the_same_graphs(model, recorded, monkeypatch):
     got = {number: result.tokens for number, result in decode_each(llm, text, options, rows, at_once=3)}
     monkeypatch.setattr(llm, "graphs", None)
     assert got == {row: generate(llm, rows[row], text, options)[0].tokens for row in range(len(LENGTHS))}
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_prompts_of_every_width_that_begin_with_known_text(model, recorded, monkeypatch, beams):
+    llm, text = model
+    texts = ((1, 120, 130, 140), tuple(range(200, 222)))  # the second is longer than Gemma's window
+
+    def prompted(lengths):
+        assembled = prompts(llm, lengths, seed=sum(lengths))
+        embeds = assembled.embeds.clone()
+        rows = [texts[row % 2] for row in range(len(lengths))]
+        with torch.no_grad():
+            for row, ids in enumerate(rows):
+                embeds[row, : len(ids)] = llm.embed(torch.tensor(ids))
+        return dataclasses.replace(assembled, embeds=embeds, prefixes=tuple(rows))
+
+    options = GenerateOptions(max_new_tokens=6, num_beams=beams, min_length=0)
+    batches = [prompted(lengths) for lengths in ((25, 31, 40), (40, 23, 26), (40, 23, 37), (58, 75, 25))] * 3
+    got = [[result.tokens for result in generate(llm, batch, text, options)] for batch in batches]
+    assert beams > 1 or recorded.count([]) == 2  # of two widths
+    assert llm.prefixes.hits > 0
+    monkeypatch.setattr(llm, "graphs", None)
+    plain = [dataclasses.replace(batch, prefixes=None) for batch in batches]
+    assert got == [[result.tokens for result in generate(llm, batch, text, options)] for batch in plain]
+
+
+@torch.no_grad()
+def test_nothing_of_an_earlier_generation_stays_in_its_place(model, recorded, monkeypatch):
+    llm, text = model
+    options = GenerateOptions(max_new_tokens=8, num_beams=1, min_length=0)
+    broken = prompts(llm, (60, 60))
+    broken.embeds[:] = torch.nan
+    fine = prompts(llm, (20, 9))
+    expected = None
+    for batch in (fine, broken, fine, broken, fine):
+        results = [result.tokens for result in generate(llm, batch, text, options)]
+        expected = expected or results
+        assert batch is broken or results == expected
+    rows = [*split(broken), *split(fine)]
+    pooled = dict(decode_each(llm, text, options, rows, at_once=1))
+    assert [pooled[2].tokens, pooled[3].tokens] == expected
+    assert recorded.count([]) > 0
 
 
 @torch.no_grad()
@@ -99,8 +141,23 @@ def test_a_step_that_cannot_be_captured_is_run_singly(model, monkeypatch, caplog
     with caplog.at_level(logging.WARNING):
         assert texts_of(llm, text, 1) == texts_of(llm, text, 1) == expected
     assert [record.message for record in caplog.records] == [
-        "decode steps run without CUDA graphs: operation not permitted when stream is capturing"
+        "decoding: runs without CUDA graphs: operation not permitted when stream is capturing"
     ]
+
+
+def test_a_prompt_that_cannot_be_captured_is_run_singly(model, monkeypatch, caplog):
+    llm, text = model
+    expected = texts_of(llm, text, 1)
+
+    def refuse_prompts(body, changed):
+        if not changed:
+            raise RuntimeError("not permitted")
+        return body
+
+    monkeypatch.setattr(llm, "graphs", StepGraphs(refuse_prompts))
+    with caplog.at_level(logging.WARNING):
+        assert [texts_of(llm, text, 1) for _ in range(4)] == [expected] * 4
+    assert [record.message for record in caplog.records] == ["decoding: runs without CUDA graphs: not permitted"]
 
 
 def test_changed_weights_are_captured_anew(model, recorded):
@@ -113,14 +170,16 @@ def test_changed_weights_are_captured_anew(model, recorded):
     assert len(recorded) > before
 
 
-def test_the_switch_needs_cuda_and_copies_start_without_graphs(model):
-    llm, _ = model
-    with pytest.raises(ValueError, match="CUDA devices only"):
-        step_graphs.enable(llm)
-    llm.graphs = StepGraphs(lambda body, changed: body)
-    assert copy.deepcopy(llm.graphs)._places == {}
-    step_graphs.disable(llm)
+def test_copies_start_without_graphs_and_training_gives_them_back(model, recorded):
+    llm, text = model
+    texts_of(llm, text, 1)
+    assert llm.graphs._places and copy.deepcopy(llm.graphs)._places == {}
+    llm.eval()
+    assert llm.graphs is not None
+    llm.train()
     assert llm.graphs is None
+    llm.eval()
+    assert llm.graphs is None  # this is no CUDA device
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
@@ -130,8 +189,9 @@ def test_graphs_on_the_device_give_the_tokens_of_single_steps(tmp_path, beams):
     on_device = prompts(llm, LENGTHS)
     on_device = type(on_device)(on_device.embeds, on_device.mask.cuda(), on_device.positions.cuda())
     options = GenerateOptions(max_new_tokens=40, num_beams=beams, min_length=0)
+    llm.graphs = None
     expected = [result.tokens for result in generate(llm, on_device, text, options)]
-    step_graphs.enable(llm)
-    for _ in range(2):
+    llm.eval()
+    for _ in range(4):
         assert [result.tokens for result in generate(llm, on_device, text, options)] == expected
-    assert llm.graphs._works
+    assert llm.graphs._works and llm.graphs._places

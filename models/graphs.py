@@ -1,0 +1,142 @@
+"""CUDA graphs: the kernels of a computation recorded once and launched together, for fixed shapes in fixed memory.
+
+What is captured is checked: a graph whose first replay gives other values than its kernels one by one is not used.
+Where a computation cannot be captured (a back-end that waits for the device), a warning says so and it runs as it is.
+"""
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.weight_watch import WeightWatch
+
+KEPT = 8  # graphs of one computation, those used last
+TOLERANCE = 0.02  # between kernels one by one and replayed, relative to the largest value: fp16 sums in another order
+
+logger = logging.getLogger(__name__)
+
+Body = Callable[[], Tensor]
+Capture = Callable[[Body, Sequence[Tensor]], Body]
+"""Takes a computation and the tensors that it changes; gives a function that runs it, and leaves these tensors as they
+are. Raises RuntimeError where it cannot."""
+
+
+class CudaCapture:
+    """Captures computations as CUDA graphs, which share the memory of what they compute on the way.
+
+    So no two of them may run at the same time, and a result must be copied before the next one runs.
+    """
+
+    def __init__(self) -> None:
+        self._pool: tuple | None = None
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+
+    def __call__(self, body: Body, changed: Sequence[Tensor]) -> Body:
+        here = torch.cuda.current_stream()
+        held = [tensor.clone() for tensor in changed]
+        aside = torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):  # kernels are chosen and compiled before, not within, the capture
+            for _ in range(2):
+                expected = body()
+                _restore(changed, held)
+        here.wait_stream(aside)
+        if not len(self._graphs):  # the memory of graphs that are all gone cannot be used for another
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (a loader that pins memory) may go on talking to the device.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = body()
+        self._graphs.add(graph)
+        graph.replay()
+        if not alike(result, expected):
+            raise RuntimeError("a replayed graph gives other values than its kernels one by one")
+        _restore(changed, held)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+
+class Replays:
+    """Calls of a module's functions, captured for each shape that is met a second time.
+
+    A copy, as of its module, starts without any.
+    """
+
+    def __init__(self, capture: Capture | None = None) -> None:
+        self._capture = capture or CudaCapture()
+        self._graphs: OrderedDict[tuple, tuple[list[Tensor], Body]] = OrderedDict()
+        self._met: set[tuple] = set()
+        self._weights = WeightWatch()
+        self._works = True
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __reduce__(self) -> tuple:
+        return Replays, ()
+
+    def run(self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor | None:
+        """`function(*inputs)`, a method of `module`; None where it must be called instead."""
+        if not self._works or torch.is_grad_enabled():
+            return None
+        if self._weights.changed(module):  # graphs read weights where they were when captured
+            self.clear()
+        key = function.__name__, precision(inputs[0].device), *((tensor.shape, tensor.dtype) for tensor in inputs)
+        if key not in self._graphs:
+            if key not in self._met:
+                self._met.add(key)
+                return None
+            kept = [tensor.clone() for tensor in inputs]
+            try:
+                self._graphs[key] = kept, self._capture(lambda: function(*kept), ())
+            except RuntimeError as error:
+                self.clear()
+                self._works = still_works(error, type(module).__name__)
+                return None
+            if len(self._graphs) > KEPT:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        kept, replay = self._graphs[key]
+        for own, given in zip(kept, inputs, strict=True):
+            own.copy_(given)
+        return replay().clone()
+
+    def clear(self) -> None:
+        self._graphs.clear()
+        self._met.clear()
+
+
+def still_works(error: RuntimeError, what: str) -> bool:
+    """Raises a lack of memory again; of any other error, says that `what` runs without graphs: False."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        raise error
+    logger.warning("%s: runs without CUDA graphs: %s", what, str(error).splitlines()[0])
+    return False
+
+
+def precision(device: torch.device) -> torch.dtype | None:
+    """The type that autocast computes in on this device; None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def round_up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def alike(got: Tensor, expected: Tensor) -> bool:
+    """Whether two results are the same but for rounding; what is no number must be so in both."""
+    scale = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max()) if expected.numel() else 0.0
+    return torch.allclose(got, expected, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True)
+
+
+def _restore(tensors: Sequence[Tensor], held: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, held, strict=True):
+        tensor.copy_(value)

@@ -82,6 +82,9 @@ def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") 
 def load_model(folder: str | Path, device: str | torch.device | None = None) -> SALMONN:
     """The model of a checkpoint folder, built from the configuration that lies in it.
 
+    The `generate` section there becomes `model.generate_defaults`: text is generated as the checkpoint's own evaluation
+    did, unless `model.generate` is told otherwise. (`evaluate.py` and the tools take every option from their YAML.)
+
     Raises:
         CheckpointError: the folder is not a checkpoint, or its adapter does not fit the model that it describes.
     """
@@ -92,8 +95,9 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
             f"{folder} is not a checkpoint folder: it has no config.yaml. Give a folder that training wrote, such as "
             "outputs/<run>/best."
         )
-    config = load_config(config_file, overrides=["model.ckpt="]).model
-    model = build_model(config, device)
+    config = load_config(config_file, overrides=["model.ckpt="])
+    model = build_model(config.model, device)
+    model.generate_defaults = config.generate
     load_adapter(model, folder)
     return model
 

@@ -6,14 +6,14 @@ and speed are measured on the same lines.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema import ModelConfig
+from configs.schema import GenerateConfig, ModelConfig
 from models import decoding, pool
 from models.connector import Connector
 from models.decoding import GenerateOptions, Generation
@@ -72,6 +72,8 @@ class SALMONN(nn.Module):
         self.llm = llm
         self.text = text
         self.config = config
+        self.generate_defaults = GenerateConfig()
+        """What `generate`, `generate_each` and `stream` take for options that they are not given."""
 
     @property
     def device(self) -> torch.device:
@@ -156,10 +158,15 @@ class SALMONN(nn.Module):
         text_batch: TextBatch | None = None,
         frames: list[Frames] | None = None,
     ) -> LossOutput:
-        """Cross-entropy of the answers, summed; give `prompts` and `texts`, or the `text_batch` made from them."""
+        """Cross-entropy of the answers, summed; give `prompts` and `texts`, or the `text_batch` made from them.
+
+        Raises:
+            ValueError: texts are missing, or there is not one prompt and one text for each clip.
+        """
         if text_batch is None:
             if prompts is None or texts is None:
                 raise ValueError("the loss needs prompts and texts, or a text_batch; got neither.")
+            check_prompts(waveforms, prompts, frames)
             text_batch = self.text.batch(prompts, texts)
         tokens, mask = self.encode_audio(waveforms, lengths, frames)
         assembled = self.assemble(tokens, mask, text_batch)
@@ -183,11 +190,14 @@ class SALMONN(nn.Module):
         return_details: bool = False,
         **options: object,
     ) -> list[str] | list[Generation]:
-        """Text for each clip; `options` are the fields of `GenerateOptions`.
+        """Text for each clip; `options` are the fields of `GenerateOptions`, by default as in `generate_defaults`.
 
         With `return_details` the tokens, their log-probabilities and the reason for stopping come with the text.
+
+        Raises:
+            ValueError: there is not one prompt for each clip, or shapes do not belong together.
         """
-        settings = GenerateOptions(**options)
+        settings = self._options(options)
         with self._evaluating():
             assembled = self._prompted(waveforms, lengths, prompts, frames)
             generations = decoding.generate(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
@@ -203,7 +213,7 @@ class SALMONN(nn.Module):
         takes its place. With beams, and under `legacy: exact`, each batch is decoded by itself instead. Texts are those
         of `generate` for one clip after another. What the GPU's memory does not hold at once is done in parts.
         """
-        settings = GenerateOptions(**options)
+        settings = self._options(options)
 
         def prompted(*clips: Tensor | list[str]) -> Assembled:
             return self._prompted(*clips, frames(*clips[:2]) if frames else None)
@@ -223,8 +233,9 @@ class SALMONN(nn.Module):
 
     @torch.no_grad()
     def stream(self, waveform: Tensor, prompt: str, **options: object) -> Iterator[str]:
-        """The text for one clip `[T]`, piece by piece as it is decoded (greedy or sampled, never beams)."""
-        settings = GenerateOptions(**{"num_beams": 1, **options})
+        """The text for one clip `[T]`, piece by piece as it is decoded: greedy or sampled, never beams, whatever
+        `generate_defaults` says of these."""
+        settings = self._options({"num_beams": 1, **options})
         with self._evaluating():
             assembled = self._prompted(waveform[None], torch.tensor([waveform.shape[-1]]), [prompt], None)
             yield from decoding.stream(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
@@ -232,8 +243,12 @@ class SALMONN(nn.Module):
     def _prompted(
         self, waveforms: Tensor | None, lengths: Tensor | None, prompts: list[str], frames: list[Frames] | None
     ) -> Assembled:
+        check_prompts(waveforms, prompts, frames)
         tokens, mask = self.encode_audio(waveforms, lengths, frames)
         return self.assemble(tokens, mask, self.text.batch(prompts))
+
+    def _options(self, given: dict[str, object]) -> GenerateOptions:
+        return GenerateOptions(**(asdict(self.generate_defaults) | given))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -284,6 +299,15 @@ def check_clips(waveforms: Tensor, lengths: Tensor) -> None:
         raise ValueError(
             f"lengths are {lengths.tolist()}; expected samples of each clip, 1 to {waveforms.shape[1]}: got {shapes}."
         )
+
+
+def check_prompts(waveforms: Tensor | None, prompts: list[str], frames: list[Frames] | None) -> None:
+    """Raise ValueError unless there is one prompt for each clip, which come as waveforms or as frames."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is one text, {prompts!r}; expected a list with a prompt for each clip.")
+    clips = len(waveforms) if frames is None else len(frames[0].lengths)
+    if len(prompts) != clips:
+        raise ValueError(f"got {len(prompts)} prompts for {clips} clips; expected a prompt for each clip.")
 
 
 def _part_of(name: str) -> str:

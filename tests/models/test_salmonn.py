@@ -1,6 +1,6 @@
 """The joined model: padding is neutral, one path for loss and text, training reaches what it should."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -179,6 +179,38 @@ def test_stream_gives_the_text_of_generate(model):
         waveform, length = alone(waveforms, lengths, row)
         whole = model.generate(waveform, length, [PROMPTS[row]], num_beams=1, max_new_tokens=10)[0]
         assert "".join(model.stream(waveform[0], PROMPTS[row], max_new_tokens=10)).strip() == whole
+
+
+def test_a_prompt_for_each_clip(model):
+    waveforms, lengths = mixed_clips()
+    frames = [Frames(stream.frames[:3], stream.lengths[:3]) for stream in model.encode_frames(waveforms, lengths)]
+    for prompts in (PROMPTS[:1], PROMPTS[:3], []):
+        with pytest.raises(ValueError, match=rf"got {len(prompts)} prompts for 8 clips; expected a prompt for each"):
+            model.generate(waveforms, lengths, prompts, max_new_tokens=1)
+        with pytest.raises(ValueError, match=rf"got {len(prompts)} prompts for 8 clips"):
+            list(model.generate_each([(waveforms, lengths, prompts)], at_once=2, max_new_tokens=1, num_beams=1))
+        with pytest.raises(ValueError, match=rf"got {len(prompts)} prompts for 8 clips"):
+            model(waveforms, lengths, prompts, prompts)
+    with pytest.raises(ValueError, match="got 2 prompts for 3 clips"):
+        model.generate(None, None, PROMPTS[:2], frames=frames)
+    with pytest.raises(ValueError, match="prompts is one text"):
+        model.generate(*alone(waveforms, lengths, 0), PROMPTS[0])
+
+
+def test_a_checkpoint_generates_as_it_says(model, shared_tiny_project, tmp_path):
+    options = {"max_new_tokens": 5, "min_length": 5, "num_beams": 2, "repetition_penalty": 1.3}
+    overrides = [f"generate.{name}={value}" for name, value in options.items()]
+    save_adapter(model, tmp_path / "adapter", config=load_config(shared_tiny_project.config, overrides), metrics={})
+    loaded = load_model(tmp_path / "adapter", "cpu")
+    assert asdict(loaded.generate_defaults).items() >= options.items()
+    waveforms, lengths = mixed_clips()
+    (clip, length), prompts = alone(waveforms, lengths, 4), [PROMPTS[4]]
+    (found,) = loaded.generate(clip, length, prompts, return_details=True)
+    (expected,) = model.generate(clip, length, prompts, return_details=True, **options)
+    assert (found.tokens, found.text) == (expected.tokens, expected.text) and len(found.tokens) == 5
+    (other,) = loaded.generate(clip, length, prompts, return_details=True, max_new_tokens=3, min_length=0)
+    assert len(other.tokens) <= 3
+    assert "".join(loaded.stream(clip[0], PROMPTS[4]))  # beams of the checkpoint are not for streaming
 
 
 def test_generate_leaves_training_as_it_was(config):

@@ -1,0 +1,89 @@
+"""The comparisons run at small shapes: both sides, every part, and what is said where one fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import against_reference, gpu_suite
+from benchmarks.random_weights import write_weights
+from benchmarks.sides import Job, run_apart, run_job
+
+
+def here(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
+    """In this process: a new one would spend seconds on imports alone."""
+    return run_job(job)
+
+
+def test_every_ratio_of_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(against_reference, "back_ends", list)
+    out = tmp_path / "out.json"
+    size = against_reference.SMALL
+    arguments = {"size": size, "small": True, "clips": 2, "run": here}
+    against_reference.compare(out, against_reference.PARTS, tmp_path / "weights", **arguments)
+    report = json.loads(out.read_text())
+    names = [name for name in report["behind"] if name != "ttft_ratio_bf16"]
+    assert len(names) == 7
+    for name in (*names, "ttft_ratio_bf16"):
+        slow, fast = (value for key, value in report["behind"][name].items() if key != "figure")
+        assert report[name] == pytest.approx(slow / fast) and report[name] > 0
+    reference, ours = report["runs"]["reference_fp32"], report["runs"]["ours_fp32"]
+    assert ours["lora_merged"] and not reference["lora_merged"]
+    assert sum(reference["ttft_parts_s"].values()) == pytest.approx(reference["ttft_s"])
+    assert reference["contest_ttft_s"] < reference["ttft_s"]
+    assert "tpot_s" in ours["limits"]["figures"]
+    assert report["runs"]["ours_evaluation"]["clips"] == report["runs"]["reference_evaluation"]["clips"] == 2
+
+    def never(job: Job) -> dict[str, Any]:
+        raise AssertionError(job.name)
+
+    kept = against_reference.compare(out, ["latency"], tmp_path / "weights", **(arguments | {"run": never}), keep=True)
+    assert kept["ttft_ratio_fp32"] == report["ttft_ratio_fp32"]
+
+
+def test_what_was_not_run_is_null_with_a_reason() -> None:
+    ratios = against_reference.ratios_of({"reference_fp32": {"ttft_s": 2.0}, "ours_bf16": {"error": "killed"}})
+    assert ratios["ttft_ratio_bf16"] is None and ratios["behind"]["ttft_ratio_bf16"]["reason"] == "ours_bf16: killed"
+    assert ratios["training_ratio"] is None
+    assert ratios["behind"]["training_ratio"]["reason"] == "reference_training: not run; ours_training: not run"
+
+
+def test_a_process_of_its_own(tmp_path: Path) -> None:
+    """One that fails: the error comes back, in the words of the program."""
+    config = write_weights(against_reference.MODEL, tmp_path, small=True)
+    config = dataclasses.replace(config, quantization="int8")
+    result = run_apart(Job.of(config, name="reference", side="reference", task="latency"))
+    assert result == {"error": "ValueError: the reference way has no quantisation 'int8', only nf4"}
+    assert (
+        "stopped after 0 s" in run_apart(Job.of(config, name="x", side="ours", task="latency"), timeout_s=0.01)["error"]
+    )
+
+
+def test_the_suite_at_small_shapes_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "suite.json"
+    arguments = ["--small", "--device", "cpu", "--systems", "nlp07", "cv16", "nowhere", "--out", str(out)]
+    assert gpu_suite.main(arguments, run=here) == 0
+    report = json.loads(out.read_text())
+    assert report["systems"]["nowhere"] == {"skipped": "configs/nowhere/evaluate.yaml does not exist"}
+    for system in ("nlp07", "cv16"):
+        row = report["systems"][system]
+        assert row["ratios"]["ttft_s"] == pytest.approx(row["reference"]["ttft_s"] / row["ours"]["ttft_s"])
+        assert {"prefill", "connector"} <= set(row["ours"]["ttft_parts_s"])
+        assert row["ours"]["limits"]["figures"]["tpot_s"]["ratio"] > 0
+    assert str(out) in capsys.readouterr().out
+
+
+def test_the_suite_ends_in_time_and_says_what_it_left_out(tmp_path: Path) -> None:
+    suite = gpu_suite.Suite("cpu", tmp_path / "out.json", 0.0, gpu_suite.Size(), small=False, run=here)
+    report = suite.measure(["nlp07"], tmp_path)
+    assert report["systems"]["nlp07"] == {"skipped": "no time was left: 0 s"}
+
+
+def test_without_its_package_a_system_runs_unquantised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_suite.importlib.util, "find_spec", lambda name: None)
+    config, changed = gpu_suite.runnable(gpu_suite.system_config("cv16"))
+    assert config.quantization == "none" and changed == "bitsandbytes is not installed: unquantised"

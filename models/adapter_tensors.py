@@ -32,7 +32,7 @@ class LoadReport:
     unexpected: tuple[str, ...]
     """Tensors of the file with no place in the model."""
     misshapen: tuple[str, ...]
-    """Tensors of another shape, `name: file [2, 3], model [4, 3]`."""
+    """Tensors of another shape, or of whole numbers for real ones: `name: file [2, 3], model [4, 3]`."""
     from_base: tuple[str, ...] = ()
     """Parts that the file has nothing of and that have a source of their own: encoders trained from now on start from
     their base checkpoint."""
@@ -106,9 +106,9 @@ def loaded_names(model: nn.Module) -> set[str]:
 
 def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> LoadReport:
     misshapen = {
-        name: f"{name}: file {list(tensor.shape)}, model {list(own[name][0].shape)}"
+        name: f"{name}: file {_shape(tensor)}, model {_shape(own[name][0])}"
         for name, tensor in state.items()
-        if name in own and tensor.shape != own[name][0].shape
+        if name in own and (tensor.shape != own[name][0].shape or _numbers(tensor) != _numbers(own[name][0]))
     }
     file_parts = {match[0] for name in state if (match := _ENCODER.match(name))}
     missing, from_base = [], set()
@@ -127,6 +127,16 @@ def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> Lo
         misshapen=tuple(misshapen[name] for name in sorted(misshapen)),
         from_base=tuple(sorted(from_base)),
     )
+
+
+def _numbers(tensor: Tensor) -> str:
+    """What kind of numbers it has: between real ones of any width nothing but precision is lost."""
+    return "real" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
+
+
+def _shape(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{list(tensor.shape)}{kind}"
 
 
 def added_encoders(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> tuple[str, ...]:

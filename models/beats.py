@@ -9,7 +9,6 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -18,9 +17,22 @@ from torch import BoolTensor, LongTensor, Tensor, nn
 
 from models.audio_encoder import AudioEncoder, length_mask, load_strictly, zero_after
 from models.features import FBANK_BINS, HOP, SAMPLE_RATE, WINDOW, fbank_frames, kaldi_fbank
+from models.tensor_file import TensorFileError, read_tensor_file
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "linear": lambda values: values}
 MAX_S = 30  # attention's memory grows with the square of this; released systems never went beyond
+
+UNSAID = {
+    "layer_wise_gradient_decay_ratio": 1.0,
+    "deep_norm": False,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "relative_position_embedding": False,
+    "max_distance": 1280,
+    "gru_rel_pos": False,
+    "predictor_dropout": 0.1,
+}
+"""What BEATs' code takes for a key that a file's `cfg` lacks, where the released files say otherwise."""
 
 Padding = Literal["neutral", "released"]
 
@@ -65,9 +77,20 @@ class BEATsConfig:
 
     @classmethod
     def from_released(cls, cfg: dict[str, Any]) -> BEATsConfig:
-        """Keep the keys that shape the network; the others (pre-training's masking) have no effect here."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in cfg.items() if name in names})
+        """Keep the keys that shape the network; the others (pre-training's masking) have no effect here.
+
+        Raises ValueError for a value of another type, or a size that is none, naming the key.
+        """
+        chosen = {}
+        for field in dataclasses.fields(cls):
+            value = cfg.get(field.name, UNSAID.get(field.name, field.default))
+            kind = type(field.default)
+            fits = isinstance(value, int | float if kind is float else kind)
+            if not fits or isinstance(value, bool) != (kind is bool) or (kind is int and value < 1):
+                expected = "a positive int" if kind is int else f"a {kind.__name__}"
+                raise ValueError(f"cfg has {field.name} {value!r:.40}; expected {expected}")
+            chosen[field.name] = value
+        return cls(**chosen)
 
 
 class BEATs(AudioEncoder):
@@ -126,13 +149,16 @@ class BEATs(AudioEncoder):
         Raises ValueError for a file that is not a BEATs checkpoint, naming what does not fit.
         """
         try:
-            file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-            raise ValueError(f"BEATs: cannot read {str(path)!r} as a tensor file: {error}") from error
-        if not isinstance(file, dict) or not {"cfg", "model"} <= file.keys():
+            file = read_tensor_file(path, mmap=True)
+        except TensorFileError as error:
+            raise ValueError(f"BEATs: cannot read {str(path)!r} as a tensor file: it {error}") from error
+        if not is_released(file):
             found = f"the keys {sorted(map(str, file))[:8]}" if isinstance(file, dict) else f"a {type(file).__name__}"
-            raise ValueError(f"BEATs: {str(path)!r} holds {found}; expected {{'cfg': …, 'model': …}}")
-        config = BEATsConfig.from_released(file["cfg"])
+            raise ValueError(f"BEATs: {str(path)!r} holds {found}; expected {{'cfg': dict, 'model': {{name: tensor}}}}")
+        try:
+            config = BEATsConfig.from_released(file["cfg"])
+        except ValueError as error:
+            raise ValueError(f"BEATs: {str(path)!r}: {error}") from error
         if head and not config.finetuned_model:
             raise ValueError(
                 f"BEATs: {str(path)!r} is a pre-trained file, without a classifier; expected a fine-tuned one"
@@ -365,6 +391,13 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.scale, None
+
+
+def is_released(file: Any) -> bool:
+    """Whether what a tensor file holds has the form of BEATs' files."""
+    if not isinstance(file, dict) or not isinstance(file.get("cfg"), dict) or not isinstance(file.get("model"), dict):
+        return False
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in file["model"].items())
 
 
 def reduce_padding(padded: BoolTensor, count: int) -> BoolTensor:

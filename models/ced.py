@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import BoolTensor, LongTensor, Tensor, nn
 from transformers.utils import cached_file
 
 from models.audio_encoder import AudioEncoder, length_mask, load_strictly, zero_after
 from models.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, SAMPLE_RATE, decibel_frames, decibel_spectrogram
+from models.tensor_file import TensorFileError, read_tensor_file
 from models.text import split_revision
 
 PATCH = 16
@@ -150,14 +151,21 @@ class CED(AudioEncoder):
         if padding == "released":
             spectrogram = decibel_spectrogram(waveforms, lengths, batch_floor=True)
             steps = torch.full_like(lengths, spectrogram.shape[-1] // PATCH)
+            tokens = self.encode_spectrogram(self.normalise(spectrogram), steps)
         elif padding == "neutral":
             self.check_lengths(lengths.tolist())
             spectrogram = decibel_spectrogram(waveforms, lengths)
             steps = (1 + lengths // HOP) // PATCH
+            tokens = self.through_network(
+                self.encode_spectrogram,
+                self.normalise(spectrogram),
+                steps,
+                axis=2,
+                longest=self.config.target_length,
+            )
         else:
             raise ValueError(f"CED: padding is {padding!r}; expected 'neutral' or 'released'")
-        tokens = self.encode_spectrogram(self.normalise(spectrogram), steps)
-        frames = tokens.unflatten(1, (BINS, -1)).transpose(1, 2).flatten(1, 2)
+        frames = tokens.unflatten(1, (BINS, -1))[:, :, : spectrogram.shape[-1] // PATCH].transpose(1, 2).flatten(1, 2)
         if self.config.frequency_major:
             place = torch.arange(frames.shape[1], device=device)[None]
             own = steps[:, None].clamp(min=1)  # a clip's own steps, so that its order is the one it has alone
@@ -172,14 +180,18 @@ class CED(AudioEncoder):
         with torch.autocast(spectrogram.device.type, enabled=False):
             return self.init_bn["1"](spectrogram)
 
-    def encode_spectrogram(self, spectrogram: Tensor, steps: LongTensor) -> Tensor:
-        """Normalised [B, M, F], time steps [B] of each clip -> tokens [B, N, D], frequency-major, as released."""
+    def encode_spectrogram(self, spectrogram: Tensor, steps: LongTensor, padded: bool | None = None) -> Tensor:
+        """Normalised [B, M, F], time steps [B] of each clip -> tokens [B, N, D], frequency-major, as released.
+
+        `padded` says whether the spectrogram is longer than any of its clips; None looks.
+        """
         patches = self.patch_embed["proj"](spectrogram[:, None].to(self.patch_embed["proj"].weight.dtype))
         count = patches.shape[-1]
         patches = patches + self.time_pos_embed[..., :count] + self.freq_pos_embed  # [B, D, 4, steps]
         inside = length_mask(steps, count)
         # Without padding there is nothing to mask, and attention takes a faster kernel.
-        keys = None if bool(inside.all()) else inside.repeat(1, BINS)[:, None, None]  # [B, 1, 1, N]
+        padded = not bool(inside.all()) if padded is None else padded
+        keys = inside.repeat(1, BINS)[:, None, None] if padded else None  # [B, 1, 1, N]
         tokens = patches.flatten(2).transpose(1, 2)
         for block in self.blocks:
             tokens = block(tokens, keys)
@@ -230,20 +242,29 @@ def _read(path: str | Path, token: str | None) -> tuple[dict[str, Tensor], dict[
     source = Path(path)
     try:
         if source.is_file():
-            file = torch.load(source, map_location="cpu", weights_only=True)
-            weights = file.get("model", file) if isinstance(file, dict) else None
-            if not isinstance(weights, dict):
-                raise ValueError(f"it holds a {type(weights).__name__}, expected a state dict")
-            return weights, {}
+            return _state_dict(read_tensor_file(source)), {}
         name, revision = split_revision(str(path))
         options = {"revision": revision, "token": token}
         described = json.loads(Path(cached_file(name, "config.json", **options)).read_text())
         return load_file(cached_file(name, "model.safetensors", **options)), described
-    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+    except TensorFileError as error:
+        raise ValueError(f"CED: cannot read {str(path)!r} as a .pt file: it {error}") from error
+    except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(
             f"CED: cannot read {str(path)!r} as a .pt file, a folder with config.json and model.safetensors, or a hub "
             f"name: {error}"
         ) from error
+
+
+def _state_dict(file: Any) -> dict[str, Tensor]:
+    """What a `.pt` file holds: a state dict, bare or under `model`."""
+    weights = file.get("model", file) if isinstance(file, dict) else file
+    if not isinstance(weights, dict):
+        raise TensorFileError(f"holds a {type(weights).__name__}; expected a state dict")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise TensorFileError(f"has {name!r:.40}, a {type(value).__name__}; expected tensors under their names")
+    return weights
 
 
 def _fit_positions(table: Tensor, count: int) -> Tensor:

@@ -12,11 +12,9 @@ Files are read as tensors and plain containers. Code in them is never run.
 """
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -28,12 +26,12 @@ from configs.schema import ModelConfig
 from models.adapter_tensors import PAD_ROWS, CheckpointError, LoadReport, compare, loaded_names, misfit, named_tensors
 from models.legacy_names import HEAD, WITHOUT_EFFECT, lora_targets, own_name, released_name
 from models.llm import LanguageModel
+from models.tensor_file import TensorFileError, read_tensor_file
 
 logger = logging.getLogger(__name__)
 
 EMBEDDING_ROW, HEAD_ROW = f"{PAD_ROWS}embedding", f"{PAD_ROWS}head"
 _BEATS = "encoders.encoders.beats."
-_FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # in torch's message: what a pickle asked for
 
 
 def load_legacy(
@@ -99,17 +97,9 @@ def read_released(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; expected a .pth file of trained parameters.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        forbidden = _FORBIDDEN.search(str(error))
-        what = f"asks for {forbidden[1]}" if forbidden else "is no plain pickle"
-        raise CheckpointError(
-            f"{path} {what}: only tensors and plain containers are read, and nothing was run. Have its owner save the "
-            "state dict alone: torch.save({'model': state_dict}, path)."
-        ) from error
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(f"{path} is truncated, or no file of torch.save: {reason}") from error
+        content = read_tensor_file(path)
+    except TensorFileError as error:
+        raise CheckpointError(f"{path} {error}") from error
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
         content = {"model": content}
     state = content.get("model") if isinstance(content, dict) else None
@@ -123,6 +113,12 @@ def read_released(path: Path) -> dict[str, Any]:
             continue
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, expected a dense tensor.")
+        stored = tensor.untyped_storage().nbytes()
+        if tensor.nbytes > stored:  # one number can be spread over any shape
+            raise CheckpointError(
+                f"{path}: {name} has the shape {list(tensor.shape)}, {tensor.nbytes:,} bytes, of which the file holds "
+                f"{stored:,}; expected a tensor that is stored whole."
+            )
     return {**content, "model": {str(name): tensor for name, tensor in state.items()}}
 
 

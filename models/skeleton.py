@@ -6,7 +6,6 @@ can be read off it; numbers cannot.
 
 import dataclasses
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,13 +16,14 @@ from configs.architectures import Architecture, find_architecture
 from configs.schema import ModelConfig
 from models import build_connector, freeze_connector, quantize
 from models.audio_encoder import AudioEncoder
-from models.beats import BEATs, BEATsConfig
+from models.beats import BEATs, BEATsConfig, is_released
 from models.ced import CED, CEDConfig
 from models.encoders import ENCODERS
 from models.legacy import rules_of
 from models.llm import PRECISIONS, LanguageModel, compute_dtype
 from models.packed import pack_linears
 from models.salmonn import SALMONN
+from models.tensor_file import TensorFileError, read_tensor_file
 from models.whisper import WhisperEncoder
 
 META = torch.device("meta")
@@ -104,10 +104,10 @@ def _build_encoder(path: str, config: ModelConfig, dtype: torch.dtype) -> AudioE
 def _encoder_of_file(path: str, config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
     """A `.pt` file of BEATs or CED: the sizes are read, the weights left on the disk."""
     try:
-        file = torch.load(Path(path).expanduser(), map_location=META, weights_only=True, mmap=True)
-    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"cannot read {path!r} as a tensor file: {error}") from error
-    if isinstance(file, dict) and {"cfg", "model"} <= file.keys():
+        file = read_tensor_file(Path(path).expanduser(), device=META, mmap=True)
+    except TensorFileError as error:
+        raise ValueError(f"cannot read {path!r} as a tensor file: it {error}") from error
+    if is_released(file):
         with META:
             return BEATs(BEATsConfig.from_released(file["cfg"]), fbank_dtype=_fbank_dtype(config)).eval()
     del file

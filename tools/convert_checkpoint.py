@@ -28,10 +28,11 @@ from models.adapter_tensors import PAD_ROWS
 from models.checkpoint import CheckpointError, checkpoint_of, read_adapter, write_adapter
 from models.legacy_checkpoint import pad_rows_of_head, read_pad_rows, read_released, sorted_out
 from models.legacy_names import HEAD, lora_targets, released_name
+from models.tensor_file import TensorFileError, read_tensor_file
 from models.text import split_revision
 
 LEFTOVER_FILE = "released.pt"
-SECRETS = ("token", "key", "api_key")  # keys of those trainers' configurations
+SECRETS = ("token", "hf_token", "key", "api_key", "wandb_key")  # keys of those trainers' configurations
 
 
 def to_folder(source: Path, folder: Path, config: Config, pad_rows: Path | None = None) -> int:
@@ -50,11 +51,15 @@ def to_folder(source: Path, folder: Path, config: Config, pad_rows: Path | None 
     head = next((tensor for name, tensor in entries.items() if HEAD.match(name)), None)
     adapter = {**state, **_pad_rows(pad_rows, head, config.model)}
     placed = {name for names in origin.values() for name in names}
+    try:
+        rest = _without_secrets(content)
+    except RecursionError as error:
+        raise CheckpointError(f"{source}: what it holds beside its tensors is nested too deeply to be kept.") from error
     leftovers = {
         "model": {name: tensor for name, tensor in entries.items() if name not in placed},
         "names": origin,
         "order": list(entries),
-        "rest": _without_secrets(content),
+        "rest": rest,
     }
     model = replace(
         config.model,
@@ -125,18 +130,32 @@ def _read_leftovers(path: Path) -> dict:
             "order": [],
             "rest": {"optimizer": {}, "config": {}, "scaler": None, "epoch": 0},
         }
+    mend = "delete it to convert the trained parameters alone."
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); delete it to convert the trained parameters alone."
-        ) from error
+        leftovers = read_tensor_file(path)
+    except TensorFileError as error:
+        raise CheckpointError(f"{path} {error} Or {mend}") from error
+    parts = {"model": dict, "names": dict, "order": list, "rest": dict}
+    if not isinstance(leftovers, dict) or not all(isinstance(leftovers.get(k), kind) for k, kind in parts.items()):
+        raise CheckpointError(f"{path} is no file of this tool: expected {', '.join(parts)} in it; {mend}")
+    return leftovers
 
 
-def _without_secrets(value: object) -> object:
+def _without_secrets(value: object, copies: dict[int, object] | None = None) -> object:
+    """A copy with empty strings for secrets. What stands in several places is copied once: a small file can hold a
+    structure that would be astronomical if written out."""
+    copies = {} if copies is None else copies
+    if id(value) in copies:
+        return copies[id(value)]
+    copy = value
     if isinstance(value, dict):
-        return {key: "" if key in SECRETS and item else _without_secrets(item) for key, item in value.items()}
-    return value
+        copy = copies[id(value)] = {}
+        for key, item in value.items():
+            copy[key] = "" if key in SECRETS and isinstance(item, str) else _without_secrets(item, copies)
+    elif isinstance(value, list):
+        copy = copies[id(value)] = []
+        copy.extend(_without_secrets(item, copies) for item in value)
+    return copy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -191,6 +191,10 @@ def test_broken_beats_files_are_errors(files: dict[str, Path], tmp_path: Path, c
     torch.save({"state_dict": {}}, path)
     refused(r"holds the keys \['state_dict'\]; expected")
     file = torch.load(files["beats"], weights_only=True)
+    torch.save({**file, "model": {"a": [1.0]}}, path)
+    refused(r"expected \{'cfg': dict, 'model': \{name: tensor\}\}")
+    torch.save({**file, "cfg": file["cfg"] | {"encoder_layers": "x"}}, path)
+    refused("cfg has encoder_layers 'x'; expected a positive int")
     file["model"]["extra"] = file["model"].pop("layer_norm.bias")
     file["model"]["layer_norm.weight"] = torch.zeros(3)
     torch.save(file, path)
@@ -241,6 +245,12 @@ def test_broken_ced_files_are_errors(files: dict[str, Path], tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"cannot read '.*ced\.pt' as a \.pt file, a folder .* or a hub name"):
         CED.from_checkpoint(path)
     torch.save({"weights": 1}, path)
+    with pytest.raises(ValueError, match=r"it has 'weights', a int; expected tensors under their names"):
+        CED.from_checkpoint(path)
+    torch.save([1], path)
+    with pytest.raises(ValueError, match=r"it holds a list; expected a state dict"):
+        CED.from_checkpoint(path)
+    torch.save({"weights": torch.ones(1)}, path)
     with pytest.raises(ValueError, match="is no CED; expected time_pos_embed"):
         CED.from_checkpoint(path)
     weights = torch.load(files["ced"], weights_only=True)

@@ -251,6 +251,12 @@ def damaged(kind, state, path):
         state[name] = [1.0, 2.0]
     elif kind == "sparse":
         state[name] = state[name].to_sparse()
+    elif kind == "whole numbers":
+        state[name] = torch.ones(state[name].shape, dtype=torch.int64)
+    elif kind == "one number for all":
+        state[name] = torch.ones(1).expand(state[name].shape)
+    elif kind == "a head of a petabyte":
+        state["llama_model.base_model.model.lm_head.weight"] = torch.ones(1, 1).expand(10**13, 32)
     write(path, state)
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:-2000])
@@ -270,6 +276,9 @@ def damaged(kind, state, path):
         ("unknown", "unexpected .1.: cls.weight"),
         ("no tensor", "speech_llama_proj.weight is a list"),
         ("sparse", "speech_llama_proj.weight"),
+        ("whole numbers", r"speech_llama_proj.weight: file \[.*\] of int64"),
+        ("one number for all", "speech_llama_proj.weight has the shape .* of which the file holds 4; expected"),
+        ("a head of a petabyte", "lm_head.weight has the shape .* of which the file holds 4; expected"),
         ("truncated", "truncated"),
         ("empty", "truncated"),
         ("no state dict", "optimizer, epoch"),

@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 from configs.schema import load_config
 from models import build_model, load_model
-from models.checkpoint import load_legacy, save_adapter
+from models.checkpoint import CheckpointError, load_legacy, save_adapter
 from tests import tiny
 from tests.models.test_legacy import PROMPT, Malicious, make, pad_rows, released_state, write, write_ced
-from tools.convert_checkpoint import main
+from tools.convert_checkpoint import main, to_folder
 
 CLIPS = torch.randn(2, 30_000, generator=torch.Generator().manual_seed(1)) * 0.1
 LENGTHS = torch.tensor([30_000, 21_000])
@@ -141,3 +141,25 @@ def test_what_cannot_be_converted_is_said_in_a_line(tmp_path, shared_tiny_projec
     assert main([str(tmp_path / "ours"), str(tmp_path / "x.pth")]) == 1
     assert "connector.projections" in capsys.readouterr().err
     assert not (tmp_path / "x.pth").exists()
+
+
+def test_structures_that_would_be_endless_are_kept_or_refused(tmp_path, shared_tiny_project, capsys, monkeypatch):
+    config = ["--cfg-path", str(shared_tiny_project.config)]
+    file = write(tmp_path / "x.pth", released_state(make(shared_tiny_project)))
+    content = torch.load(file, weights_only=True)
+    twice: dict = {"wandb_key": "secret"}
+    for _ in range(80):  # 2 ** 80 if it were written out
+        twice = {"a": twice, "b": [twice]}
+    torch.save({**content, "config": twice}, file)
+    assert main([str(file), str(tmp_path / "adapter"), *config]) == 0
+    assert b"secret" not in (tmp_path / "adapter" / "released.pt").read_bytes()
+    assert main([str(tmp_path / "adapter"), str(tmp_path / "y.pth")]) == 0
+    torch.save({"model": 3}, tmp_path / "adapter" / "released.pt")
+    assert main([str(tmp_path / "adapter"), str(tmp_path / "z.pth")]) == 1
+    assert "released.pt is no file of this tool" in capsys.readouterr().err
+    deep: list = []
+    for _ in range(5000):  # the library reads such a file, but does not write one
+        deep = [deep]
+    monkeypatch.setattr("tools.convert_checkpoint.read_released", lambda path: {**content, "optimizer": deep})
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        to_folder(file, tmp_path / "z", load_config(shared_tiny_project.config))

@@ -1,0 +1,59 @@
+"""Files of `torch.save`, read as tensors and plain containers. Code in them is never run."""
+
+import re
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+_FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # in torch's message: what a pickle asked for
+
+
+class TensorFileError(ValueError):
+    """A file that cannot be read; the message goes on after its name."""
+
+
+def read_tensor_file(path: str | Path, *, device: str | torch.device = "cpu", mmap: bool = False) -> Any:
+    """What `torch.save` put into `path`.
+
+    Args:
+        device: where the tensors go; on `meta` they are sizes alone.
+        mmap: leave the tensors' bytes in the file until they are needed; not for files of PyTorch before 1.6.
+
+    Raises:
+        TensorFileError: no such file, a damaged one, one with objects that only running code could make, or one that
+            unpacks to more than it is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TensorFileError("does not exist; expected a file of torch.save.")
+    _refuse_compressed(path)
+    try:
+        return torch.load(path, map_location=device, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except UnpicklingError as error:
+        forbidden = _FORBIDDEN.search(str(error))
+        what = f"asks for {forbidden[1]}" if forbidden else "is no plain pickle"
+        raise TensorFileError(
+            f"{what}: only tensors and plain containers are read, and nothing was run. Have its owner save the "
+            "state dict alone: torch.save({'model': state_dict}, path)."
+        ) from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        raise TensorFileError(f"is truncated, or no file of torch.save: {reason}") from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """`torch.save` stores its entries as they are, so that a small file cannot fill the memory; others might."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError):  # of old versions of PyTorch, or damaged, as reading it will tell
+        return
+    size = path.stat().st_size
+    if unpacked > size:
+        raise TensorFileError(
+            f"is compressed: {size:,} bytes that unpack to {unpacked:,}. torch.save writes no such file; unpack it "
+            "and save it again if you trust it."
+        )

@@ -264,6 +264,8 @@ def _program_defaults(reading: _Reading, section: str) -> None:
         model.setdefault("lora_target_modules", ["q_proj", "v_proj", "gate_proj"])
     if "qlora" in model and not reading.is_overridden(f"{section}.qlora"):  # cv-16
         model.setdefault("lora_target_modules", list(ALL_LINEAR))
+        if "qwen" in llm and "deepseek" not in llm:  # token 151643, where a tokenizer has no BOS
+            model.setdefault("bos_token", "<|endoftext|>")
 
 
 def _encoders(reading: _Reading, section: str) -> None:

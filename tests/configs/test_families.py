@@ -146,6 +146,9 @@ def test_cv16_train() -> None:
     assert len(config.model.lora_target_modules) == 7
     assert load("cv16_train", "model.lora_target_modules=[q_proj]").model.lora_target_modules == ("q_proj",)
     assert load("nota_train", "model.qlora=true").model.lora_target_modules == ("q_proj", "v_proj")
+    assert config.model.bos_token is None
+    assert load("cv16_train", "model.llama_path=Qwen/Qwen2.5-0.5B-Instruct").model.bos_token == "<|endoftext|>"
+    assert load("cv16_train", "model.llama_path=deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B").model.bos_token is None
     assert config.datasets.augmentation["Gain"] == {"use": False, "p": 0.3}
     assert ignored(config) == {*LAUNCHED, "datasets.whisper_path"}
 

@@ -205,6 +205,13 @@ class ModelConfig:
             f"model.qformer_num_heads ({self.qformer_num_heads}) does not divide model.qformer_hidden_size "
             f"({self.qformer_hidden_size})",
         )
+        trained = [name for name in ("whisper", "beats") if not getattr(self, f"freeze_{name}")]
+        trained = [name for name in trained if getattr(self, f"{name}_path")]
+        _rule(
+            self.encoder_quantization == "none" or not trained,
+            f"model.encoder_quantization is {self.encoder_quantization!r}, but model.freeze_{''.join(trained[:1])} is "
+            "false: rounded weights cannot be trained; set one of them otherwise",
+        )
         _rule(
             self.prompt_template.count("{}") == 1,
             f"model.prompt_template needs exactly one {{}} where the prompt goes, found {self.prompt_template!r}",

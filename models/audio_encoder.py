@@ -93,3 +93,10 @@ def zero_after(values: Tensor, lengths: LongTensor) -> Tensor:
     """[B, N, ...] with zeros where the second axis runs past each row's length."""
     mask = length_mask(lengths, values.shape[1])
     return values.masked_fill(~mask.view(*mask.shape, *[1] * (values.ndim - 2)), 0)
+def kept_layers(encoder: str, wanted: int | None, there: int) -> int:
+    """How many of an encoder's layers to keep; ValueError where it has fewer than are wanted."""
+    if wanted is not None and wanted > there:
+        raise ValueError(f"{encoder}: {wanted} layers are to be kept, but there are {there}")
+    return wanted or there
+
+

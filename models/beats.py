@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor, nn
 
-from models.audio_encoder import AudioEncoder, length_mask, load_strictly, zero_after
+from models.audio_encoder import AudioEncoder, kept_layers, length_mask, load_strictly, zero_after
 from models.features import FBANK_BINS, HOP, SAMPLE_RATE, WINDOW, fbank_frames, kaldi_fbank
+from models.int8 import Int8Linear, round_linears
 from models.tensor_file import TensorFileError, read_tensor_file
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "linear": lambda values: values}
@@ -100,7 +101,15 @@ class BEATs(AudioEncoder):
     float16's range. Layers are never dropped in training. A classifier in the file is loaded only on request.
     """
 
-    def __init__(self, config: BEATsConfig, *, head: bool = False, fbank_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: BEATsConfig,
+        *,
+        head: bool = False,
+        fbank_dtype: torch.dtype = torch.float32,
+        layers: int | None = None,
+    ) -> None:
+        """`layers` keeps that many of the layers, from the bottom."""
         super().__init__()
         self.config = config
         self.fbank_dtype = fbank_dtype
@@ -115,6 +124,8 @@ class BEATs(AudioEncoder):
         self.layer_norm = nn.LayerNorm(config.embed_dim)
         self.post_extract_proj = nn.Linear(config.embed_dim, width) if config.embed_dim != width else None
         self.encoder = TransformerEncoder(config)
+        # The layers' residuals weigh by the depth that the network was trained at, so `config` keeps telling it.
+        self.encoder.layers = self.encoder.layers[: kept_layers("BEATs", layers, config.encoder_layers)]
         self.predictor = nn.Linear(width, config.predictor_class) if head else None
         self.reset_parameters()
 
@@ -139,12 +150,18 @@ class BEATs(AudioEncoder):
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, head: bool = False, fbank_dtype: torch.dtype = torch.float32
+        cls,
+        path: str | Path,
+        *,
+        head: bool = False,
+        fbank_dtype: torch.dtype = torch.float32,
+        layers: int | None = None,
+        int8: bool = False,
     ) -> BEATs:
         """Load a released file, pre-trained or fine-tuned, without executing pickled code.
 
         `head=True` keeps a fine-tuned file's classifier. `fbank_dtype=torch.float64` computes the fbank as released
-        systems did.
+        systems did. `layers` keeps that many layers, from the bottom. `int8` rounds the linear layers to 8 bits.
 
         Raises ValueError for a file that is not a BEATs checkpoint, naming what does not fit.
         """
@@ -164,15 +181,31 @@ class BEATs(AudioEncoder):
                 f"BEATs: {str(path)!r} is a pre-trained file, without a classifier; expected a fine-tuned one"
             )
         with torch.device("meta"):
-            model = cls(config, head=head, fbank_dtype=fbank_dtype)
+            model = cls(config, head=head, fbank_dtype=fbank_dtype, layers=layers)
         weights = _current_names(file["model"])
         if not head:
             weights = {name: value for name, value in weights.items() if not name.startswith("predictor.")}
+        kept = len(model.encoder.layers)
+        weights = {name: value for name, value in weights.items() if _layer_of(name) < kept}
         load_strictly(model, weights, f"BEATs: {str(path)!r}")
-        return model.float().eval()
+        model = model.float().eval()
+        if int8:
+            model.round_to_int8()
+        return model
+
+    def round_to_int8(self) -> None:
+        """Keep the linear layers in 8 bits, but the gates of the position bias: they are small and matter much."""
+        round_linears(self, skip=("grep_linear", "predictor"))
 
     def save_checkpoint(self, path: str | Path) -> None:
-        """Write the released form, `{'cfg': dict, 'model': state dict}`."""
+        """Write the released form, `{'cfg': dict, 'model': state dict}`.
+
+        Raises ValueError for a network whose upper layers were left out, or whose weights were rounded.
+        """
+        if len(self.encoder.layers) != self.config.encoder_layers or any(
+            isinstance(module, Int8Linear) for module in self.modules()
+        ):
+            raise ValueError("BEATs: the released form has all layers and no rounded weights; load the file whole")
         config = dataclasses.replace(self.config, finetuned_model=self.predictor is not None)
         weights = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
         torch.save({"cfg": dataclasses.asdict(config), "model": weights}, path)
@@ -181,7 +214,9 @@ class BEATs(AudioEncoder):
         return fbank_frames(samples) // self.config.input_patch_size * self.tokens_per_step
 
     def settings(self) -> dict[str, Any]:
-        return {"encoder": "beats", "fbank_dtype": str(self.fbank_dtype), **dataclasses.asdict(self.config)}
+        kept = len(self.encoder.layers)
+        described = {"encoder": "beats", "fbank_dtype": str(self.fbank_dtype), **dataclasses.asdict(self.config)}
+        return described if kept == self.config.encoder_layers else described | {"layers_kept": kept}
 
     def forward(
         self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral"
@@ -408,6 +443,12 @@ def reduce_padding(padded: BoolTensor, count: int) -> BoolTensor:
 
 def _current_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Files saved with PyTorch's newer weight norm name the two factors otherwise."""
+def _layer_of(name: str) -> int:
+    """The layer that a weight belongs to; -1 for one outside the layers."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[:2] == ["encoder", "layers"] and parts[2].isdecimal() else -1
+
+
     newer = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
     renamed = {}
     for name, value in weights.items():

@@ -21,6 +21,7 @@ from torch import LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.audio_encoder import AudioEncoder, length_mask
+from models import int8
 from models.beats import BEATs
 from models.ced import CED
 from models.features import SAMPLE_RATE
@@ -57,13 +58,25 @@ class EncoderEntry:
 
 def _build_whisper(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
     window = config.window if config.legacy == "off" else "full"
-    return WhisperEncoder.from_pretrained(config.whisper_path, window=window, dtype=dtype, token=config.token or None)
+    return WhisperEncoder.from_pretrained(
+        config.whisper_path,
+        window=window,
+        dtype=dtype,
+        token=config.token or None,
+        layers=config.whisper_layers,
+        int8=config.encoder_quantization == "int8",
+    )
 
 
 def _build_beats(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
     # Released systems computed the fbank in float64. BEATs itself stays in float32, see there.
     fbank_dtype = torch.float32 if config.legacy == "off" else torch.float64
-    return BEATs.from_checkpoint(config.beats_path, fbank_dtype=fbank_dtype)
+    return BEATs.from_checkpoint(
+        config.beats_path,
+        fbank_dtype=fbank_dtype,
+        layers=config.beats_layers,
+        int8=config.encoder_quantization == "int8",
+    )
 
 
 def _build_ced(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
@@ -153,11 +166,20 @@ class EncoderStack(nn.Module):
         frozen = frozen_encoders(config)
         dtype = named.get(config.dtype, automatic)
         encoders = {name: build_encoder(name, config, dtype if frozen[name] else torch.float32) for name in frozen}
-        return cls(encoders, frozen)
+        stack = cls(encoders, frozen)
+        for line in stack.kernels(torch.device(device)):
+            logger.info("encoder %s", line)
+        return stack
+
+    def kernels(self, device: torch.device) -> list[str]:
+        """What multiplies each encoder's weights on `device`, a line each."""
+        return [f"{name}, weights: {int8.kernel_report(encoder, device)}" for name, encoder in self.encoders.items()]
 
     @property
     def dims(self) -> list[int]:
         return [encoder.dim for encoder in self.encoders.values()]
+        if config.encoder_quantization == "int8":
+            int8.check_device(torch.device(device), allow_slow=config.allow_slow_kernels)
 
     @property
     def frame_rates_hz(self) -> list[float]:

@@ -15,18 +15,20 @@ Stored = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 NF4_BLOCK = 64  # weights under one scale
 NF4_SCALE_BLOCK = 256  # scales that are themselves quantised under one float32
-GROUP = 128  # weights of a row under one scale, of GPTQ and torchao's int4
-INT32_BITS = 32
+GROUP = 128  # weights of a row under one scale, of GPTQ and torchao's int4, where nothing else is said
+WORD_BITS = 32
 
 
-def stored_tensors(back_end: str, rows: int, columns: int, dtype: torch.dtype) -> Stored:
+def stored_tensors(
+    back_end: str, rows: int, columns: int, dtype: torch.dtype, *, bits: int = 4, group_size: int = GROUP
+) -> Stored:
     """What `back_end` keeps of a `[rows, columns]` weight; `dtype` is the compute type, which some scales have.
 
     - `nf4` (bitsandbytes, double quantisation): two weights a byte, a scale of 8 bits for 64 weights, a float32 for 256
       scales, their offset, and the two code books.
     - `int8` (bitsandbytes): a byte a weight, a float32 a row.
-    - `gptq`: 4 bits, groups of 128: scales in float16, zero points of 4 bits, the group of every column.
-    - `torchao_int4`: 4 bits, groups of 128, scale and zero point in bfloat16; `torchao_int8`: a scale a row.
+    - `gptq`: `bits` and groups of `group_size` (-1: a row): a scale in float16 and a zero point of a byte each.
+    - `torchao_int4`: 4 bits, groups, scale and zero point in bfloat16; `torchao_int8`: a scale a row.
 
     Raises:
         ValueError: no such back-end.
@@ -44,16 +46,14 @@ def stored_tensors(back_end: str, rows: int, columns: int, dtype: torch.dtype) -
     if back_end == "int8":
         return {"weight": ((rows, columns), torch.int8), "scales": ((rows,), torch.float32)}
     if back_end == "gptq":
-        groups = math.ceil(columns / GROUP)
-        packed = INT32_BITS // 4
+        groups = 1 if group_size == -1 else math.ceil(columns / group_size)
         return {
-            "weight": ((math.ceil(columns / packed), rows), torch.int32),
-            "zeros": ((groups, math.ceil(rows / packed)), torch.int32),
+            "weight": ((math.ceil(columns * bits / WORD_BITS), rows), torch.int32),
+            "zeros": ((groups, rows), torch.uint8),
             "scales": ((groups, rows), torch.float16),
-            "group_of_column": ((columns,), torch.int32),
         }
     if back_end == "torchao_int4":
-        groups = math.ceil(columns / GROUP)
+        groups = math.ceil(columns / group_size)
         return {
             "weight": ((math.ceil(count / 2),), torch.uint8),
             "scales_and_zeros": ((groups, rows, 2), torch.bfloat16),
@@ -69,14 +69,23 @@ class PackedLinear(nn.Linear):
     """A linear layer that holds what a back-end keeps of its weight, on the meta device.
 
     Its forward takes the memory that the back-ends take: the whole weight in the compute type, for the time of the
-    product, or, for int8, the rounded activations and the 32-bit sums.
+    product, where a kernel `unpacks` it; for int8, the rounded activations and the 32-bit sums.
     """
 
-    def __init__(self, linear: nn.Linear, back_end: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        back_end: str,
+        dtype: torch.dtype,
+        *,
+        bits: int = 4,
+        group_size: int = GROUP,
+        unpacks: bool = True,
+    ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.back_end, self.dtype = back_end, dtype
-        stored = stored_tensors(back_end, self.out_features, self.in_features, dtype)
+        self.back_end, self.dtype, self.unpacks = back_end, dtype, unpacks
+        stored = stored_tensors(back_end, self.out_features, self.in_features, dtype, bits=bits, group_size=group_size)
         for name, (shape, kind) in stored.items():
             tensor = torch.empty(shape, dtype=kind, device="meta")
             if name == "weight":
@@ -88,7 +97,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
-        product = _PackedProduct.apply(inputs.to(self.dtype), self.weight, shape, self.back_end == "int8")
+        product = _PackedProduct.apply(inputs.to(self.dtype), self.weight, shape, self.back_end == "int8", self.unpacks)
         return product if self.bias is None else product + self.bias
 
 
@@ -96,23 +105,32 @@ class _PackedProduct(torch.autograd.Function):
     """Saves the packed weight and unpacks it again in the backward pass, as the back-ends do."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, packed: Tensor, shape: tuple[int, int], in_int8: bool) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Tensor, packed: Tensor, shape: tuple[int, int], in_int8: bool, unpacks: bool
+    ) -> Tensor:
         ctx.save_for_backward(packed)
         ctx.shape = shape
         if in_int8:
             rounded = inputs.to(torch.int8)
             sums = rounded.new_empty(*inputs.shape[:-1], shape[0], dtype=torch.int32)
             return sums.to(inputs.dtype)
+        if not unpacks:
+            return inputs.new_empty(*inputs.shape[:-1], shape[0])
         return inputs @ packed.new_empty(shape, dtype=inputs.dtype).T
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (packed,) = ctx.saved_tensors
-        return gradient @ packed.new_empty(ctx.shape, dtype=gradient.dtype), None, None, None
+        return gradient @ packed.new_empty(ctx.shape, dtype=gradient.dtype), None, None, None, None
 
 
-def pack_linears(model: nn.Module, back_end: str, dtype: torch.dtype, *, skip: nn.Module | None = None) -> int:
-    """Put a `PackedLinear` in the place of every linear layer but `skip`, the output head; returns how many."""
+def pack_linears(
+    model: nn.Module, back_end: str, dtype: torch.dtype, *, skip: nn.Module | None = None, **options: Any
+) -> int:
+    """Put a `PackedLinear` in the place of every linear layer but `skip`, the output head; returns how many.
+
+    `options` are those of `PackedLinear`.
+    """
     linears = [
         (parent, name, child)
         for parent in model.modules()
@@ -120,5 +138,5 @@ def pack_linears(model: nn.Module, back_end: str, dtype: torch.dtype, *, skip: n
         if isinstance(child, nn.Linear) and child is not skip
     ]
     for parent, name, linear in linears:
-        setattr(parent, name, PackedLinear(linear, back_end, dtype))
+        setattr(parent, name, PackedLinear(linear, back_end, dtype, **options))
     return len(linears)

@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Whi
 from configs.architectures import Architecture, find_architecture
 from configs.schema import ModelConfig
 from models import build_connector, freeze_connector, quantize
-from models.audio_encoder import AudioEncoder
+from models.audio_encoder import AudioEncoder, kept_layers
 from models.beats import BEATs, BEATsConfig, is_released
 from models.ced import CED, CEDConfig
 from models.encoders import ENCODERS
+from models.int8 import Int8Linear, fastest, round_linears
 from models.legacy import rules_of
 from models.llm import PRECISIONS, LanguageModel, compute_dtype
-from models.packed import pack_linears
+from models.packed import GROUP, pack_linears
 from models.salmonn import SALMONN
 from models.tensor_file import TensorFileError, read_tensor_file
 from models.whisper import WhisperEncoder
@@ -52,6 +53,9 @@ def build_skeleton(
         frozen[name] = getattr(config, entry.freeze_key)
         dtype = encoder_dtype or _encoder_dtype(config, device)
         encoders[name] = _named(entry.path_key, _build_encoder, path, config, dtype if frozen[name] else torch.float32)
+        for layer in encoders[name].modules():
+            if isinstance(layer, Int8Linear):
+                layer.kernel = fastest(device)  # there: a plan's tensors all say that they lie on the CPU
     stack = rules.encoders(encoders, frozen)
     llm = _named("llama_path", _build_llm, config.llama_path, config, device)
     with META:
@@ -86,9 +90,14 @@ def _build_encoder(path: str, config: ModelConfig, dtype: torch.dtype) -> AudioE
     window = config.window if config.legacy == "off" else "full"
     with META:
         if facts.kind == "whisper":
-            return WhisperEncoder(WhisperConfig(**fields), window=window).to(dtype).eval()
+            described = WhisperConfig(**fields)
+            described.encoder_layers = kept_layers("Whisper", config.whisper_layers, described.encoder_layers)
+            encoder = WhisperEncoder(described, window=window).to(dtype).eval()
+            if config.encoder_quantization == "int8":
+                round_linears(encoder)
+            return encoder
         if facts.kind == "beats":
-            return BEATs(BEATsConfig.from_released(fields), fbank_dtype=_fbank_dtype(config)).eval()
+            return _beats(BEATsConfig.from_released(fields), config)
         if facts.kind == "ced":
             names = {field.name for field in dataclasses.fields(CEDConfig)}
             known = {key: value for key, value in fields.items() if key in names}
@@ -109,10 +118,17 @@ def _encoder_of_file(path: str, config: ModelConfig, dtype: torch.dtype) -> Audi
         raise ValueError(f"cannot read {path!r} as a tensor file: it {error}") from error
     if is_released(file):
         with META:
-            return BEATs(BEATsConfig.from_released(file["cfg"]), fbank_dtype=_fbank_dtype(config)).eval()
+            return _beats(BEATsConfig.from_released(file["cfg"]), config)
     del file
     encoder = CED.from_checkpoint(path, dtype=dtype, **_ced_rules(config))  # at most 86 million weights
     return encoder.to(META)
+
+
+def _beats(described: BEATsConfig, config: ModelConfig) -> BEATs:
+    encoder = BEATs(described, fbank_dtype=_fbank_dtype(config), layers=config.beats_layers).eval()
+    if config.encoder_quantization == "int8":
+        encoder.round_to_int8()
+    return encoder
 
 
 def _ced(config: CEDConfig, dtype: torch.dtype) -> CED:
@@ -148,7 +164,16 @@ def _build_llm(path: str, config: ModelConfig, device: torch.device) -> Language
     with META:
         network = AutoModelForCausalLM.from_config(described, dtype=dtype)
         if back_end != "none":
-            pack_linears(network, back_end, dtype, skip=network.get_output_embeddings())
+            settings = facts.config.get("quantization_config") or {}
+            pack_linears(
+                network,
+                back_end,
+                dtype,
+                skip=network.get_output_embeddings(),
+                bits=settings.get("bits", 4),
+                group_size=settings.get("group_size", GROUP) if back_end == "gptq" else config.torchao_group_size,
+                unpacks=back_end != "gptq" or quantize.gptq_kernel(config, device) == "dequantize",
+            )
         llm = LanguageModel(network, backend=quantize.BACKENDS.get(back_end, quantize.BACKENDS["none"]))
         if config.lora:
             llm.add_lora(

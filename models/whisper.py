@@ -11,8 +11,9 @@ from torch import LongTensor, Tensor
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as TransformersWhisperEncoder
 
-from models.audio_encoder import AudioEncoder, length_mask, zero_after
+from models.audio_encoder import AudioEncoder, kept_layers, length_mask, zero_after
 from models.features import HOP, SAMPLE_RATE, WINDOW, log_mel, log_mel_frames
+from models.int8 import RoundingConfig
 from models.text import loading_problem, split_revision
 
 CONV_STRIDE = 2  # of the second convolution: log-mel frames a frame
@@ -53,16 +54,21 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
         window: Window = "clip",
         dtype: torch.dtype = torch.float32,
         token: str | None = None,
+        layers: int | None = None,
+        int8: bool = False,
     ) -> WhisperEncoder:
         """Load the encoder alone from a Whisper folder or a hub name, `owner/name` or `owner/name@revision`.
 
-        Full models and bare encoders are read. Weights go straight to `dtype`, whatever the file holds.
+        Full models and bare encoders are read. Weights go straight to `dtype`, whatever the file holds; with `int8`,
+        those of linear layers straight to 8 bits. `layers` keeps that many layers, from the bottom; the others are not
+        read.
 
         Raises ValueError if there is no Whisper model, or if it lacks weights of the encoder.
         """
         name, revision = split_revision(str(folder))
         try:
             config = WhisperConfig.from_pretrained(name, revision=revision, token=token)
+            config.encoder_layers = kept_layers("Whisper", layers, config.encoder_layers)
             encoder, report = super().from_pretrained(
                 name,
                 config=config,
@@ -73,6 +79,7 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
                 key_mapping={r"^(model\.)?encoder\.": ""},
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below
+                **({"quantization_config": RoundingConfig()} if int8 else {}),
             )
         except OSError as error:
             raise ValueError(

@@ -36,7 +36,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     freeze = {f"{entry.freeze_key}": True for entry in ENCODERS.values()}
     paths |= {"whisper_path": str(tiny.write_whisper(folder / "whisper"))}
     paths |= {"beats_path": str(tiny.write_beats(folder / "beats.pt"))}
-    return SimpleNamespace(**paths, **freeze, window="clip", legacy="off", token=None, dtype="auto")
+    whole = {"encoder_quantization": "none", "whisper_layers": None, "beats_layers": None}
+    return SimpleNamespace(**paths, **freeze, **whole, window="clip", legacy="off", token=None, dtype="auto")
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,13 @@ class AudioEncoder(nn.Module):
                 )
 
 
+def kept_layers(encoder: str, wanted: int | None, there: int) -> int:
+    """How many of an encoder's layers to keep; ValueError where it has fewer than are wanted."""
+    if wanted is not None and wanted > there:
+        raise ValueError(f"{encoder}: {wanted} layers are to be kept, but there are {there}")
+    return wanted or there
+
+
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Fill a model that lies on the meta device; ValueError, naming `source` and the keys, if any does not fit."""
     expected = model.state_dict()
@@ -93,10 +100,3 @@ def zero_after(values: Tensor, lengths: LongTensor) -> Tensor:
     """[B, N, ...] with zeros where the second axis runs past each row's length."""
     mask = length_mask(lengths, values.shape[1])
     return values.masked_fill(~mask.view(*mask.shape, *[1] * (values.ndim - 2)), 0)
-def kept_layers(encoder: str, wanted: int | None, there: int) -> int:
-    """How many of an encoder's layers to keep; ValueError where it has fewer than are wanted."""
-    if wanted is not None and wanted > there:
-        raise ValueError(f"{encoder}: {wanted} layers are to be kept, but there are {there}")
-    return wanted or there
-
-

@@ -435,6 +435,12 @@ def is_released(file: Any) -> bool:
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in file["model"].items())
 
 
+def _layer_of(name: str) -> int:
+    """The layer that a weight belongs to; -1 for one outside the layers."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[:2] == ["encoder", "layers"] and parts[2].isdecimal() else -1
+
+
 def reduce_padding(padded: BoolTensor, count: int) -> BoolTensor:
     """[B, n] -> [B, count], BEATs' own rule: drop the last n % count, a run of the rest is padding if all of it is."""
     size = padded.shape[1]
@@ -443,12 +449,6 @@ def reduce_padding(padded: BoolTensor, count: int) -> BoolTensor:
 
 def _current_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Files saved with PyTorch's newer weight norm name the two factors otherwise."""
-def _layer_of(name: str) -> int:
-    """The layer that a weight belongs to; -1 for one outside the layers."""
-    parts = name.split(".")
-    return int(parts[2]) if parts[:2] == ["encoder", "layers"] and parts[2].isdecimal() else -1
-
-
     newer = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
     renamed = {}
     for name, value in weights.items():

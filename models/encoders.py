@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.audio_encoder import AudioEncoder, length_mask
 from models import int8
+from models.audio_encoder import AudioEncoder, length_mask
 from models.beats import BEATs
 from models.ced import CED
 from models.features import SAMPLE_RATE
@@ -165,6 +165,8 @@ class EncoderStack(nn.Module):
         automatic = torch.float16 if torch.device(device).type == "cuda" else torch.float32
         frozen = frozen_encoders(config)
         dtype = named.get(config.dtype, automatic)
+        if config.encoder_quantization == "int8":
+            int8.check_device(torch.device(device), allow_slow=config.allow_slow_kernels)
         encoders = {name: build_encoder(name, config, dtype if frozen[name] else torch.float32) for name in frozen}
         stack = cls(encoders, frozen)
         for line in stack.kernels(torch.device(device)):
@@ -178,8 +180,6 @@ class EncoderStack(nn.Module):
     @property
     def dims(self) -> list[int]:
         return [encoder.dim for encoder in self.encoders.values()]
-        if config.encoder_quantization == "int8":
-            int8.check_device(torch.device(device), allow_slow=config.allow_slow_kernels)
 
     @property
     def frame_rates_hz(self) -> list[float]:

@@ -32,16 +32,30 @@ SPICE_TIMEOUT_S = 1800.0
 # turns into one of them. The brackets are listed there in capitals but come out in lower case, so they stay as words.
 _DROPPED = frozenset("'\"`.?!,:-;“”‘’«»‹›…–—") | {"''", "``", "--", "..."}
 _SPELT = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-", "£": "#", "€": "$"}
-_SPELT |= {"½": "1/2", "¼": "1/4", "¾": "3/4"}
+_SPELT |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "¤": "$", "¢": "cents"}
+
+# What the Stanford tokenizer does not know it deletes, with a warning, so that words end there: emoji and all else
+# beyond the basic plane, joiners, variation selectors and marks of direction, symbols that its rules leave out.
+_DELETED = re.compile(
+    "[\x7f\x81-\x84\x86-\x9f\u200b-\u200f\u2012\u2015\u201b\u2024\u2025\u2027\u202a-\u202e\u203c\u203d\u2043"
+    "\u2045-\u206f\u2072\u2073\u208f\u209d-\u20a3\u20a5-\u20ab\u20ad-\u20ff\u2150-\u2152\u215f-\u2182\u2185-\u218f"
+    "\u2e00-\u2e2e\u2e30-\u2e7f\ud800-\uf8ff\ufe00-\ufe6f\ufefd-\uff00\ufff0-\uffff\U00010000-\U0010ffff]"
+)
+# Numbers to Python's regular expressions, tokens of their own there: superscripts, fractions, encircled digits.
+_APART = re.compile("([\xb2\xb3\xb9\xbc-\xbe\u2070-\u2089\u2153-\u215e\u2460-\u249b\u24ea-\u24ff\u2776-\u2793¢])")
+_ENTITIES = {"&amp;": "&", "&lt;": " < ", "&gt;": " > ", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
 
 # After an acronym or initial, one of these words begins a new sentence, so that the full stop is not the initial's.
 _STARTERS = (
     "A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|Mr\\.|Ms\\."
     "|Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|When|While|What|Yet|You"
 )
+_LETTER = r"(?:[^\W_][\u0300-\u036f]*)"  # or digit, and the accents on it
 _PTB_TOKEN = re.compile(
     rf"""
-      </?[a-z!][^<>\s]*>                                                       # markup: <s>
+      (?-i:[<>]?[:;=][-o*']?[()DPdpO\\{{@|\[\]])(?=[^a-z])                       # smileys
+    | c\+\+ | [cf]\#                                                           # languages
+    | </?[a-z!][^<>\s]*>                                                       # markup: <s>
     | (?:https?://|www\.)[^\s<>"|(){{}}]*[^\s<>"|(){{}}.,;:!?'-]               # addresses
     | [\w.+-]+@[a-z0-9-]+(?:\.[a-z0-9-]+)+ | [#@][a-z]\w*
     | can(?=not\b) | gon(?=na\b) | wan(?=na\b) | got(?=ta\b) | gim(?=me\b) | lem(?=me\b)
@@ -54,12 +68,12 @@ _PTB_TOKEN = re.compile(
        |rd|bros|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tue|wed|thu|fri|hon|pres|adm|cmdr|ph\.d|est|tel|dept
        |univ|assn|cie|al|bldg|cf|pvt|plc)\.(?!\w)
     | no\.(?=\s?\d)
-    | (?:[a-z]\.){{2,}}(?![^\W_]) | (?<!\w&)[a-z]\.(?!\s(?-i:{_STARTERS})\s)(?=\s|$)    # u.s., initials
-    | (?<![\w-])[+-]?\d*[.:,]\d+(?:[.:,]\d+)* | (?<=[a-z])\.\d+(?=\W) | (?<![\w-])[+-]\d+(?![\w-])
-    | [^\W_]+(?:-[^\W_]+)*(?:/[^\W_]+(?:-[^\W_]+)*)+                           # and/or, 1/2
+    | (?:[a-z]\.){{2,}}(?!{_LETTER}) | (?<!\w&)[a-z]\.(?!\s(?-i:{_STARTERS})\s)(?=\s|$)    # u.s., initials
+    | (?<![\w-])[+-]?\d*[.:,]\d+(?:[.:,]\d+)* | (?<=[a-z])\.\d+(?=\W) | (?:\+|(?<![\w-])-)\d+(?![\w-])
+    | {_LETTER}+(?:-{_LETTER}+)*(?:/{_LETTER}+(?:-{_LETTER}+)*)+                           # and/or, 1/2
     | [^\W\d_]+(?:\.[^\W\d_]+)+                                                # word.word
-    | (?-i:[A-Z]+(?:[&+][A-Z]+)+)(?!\w) | [^\W_]+(?:_[^\W_]+)+                 # R&B; snake_case
-    | (?:[^\W_]+-)*(?:[^\W_](?!['’]t(?!\w)))+(?:-(?:[^\W_](?!['’]t(?!\w)))+)*   # words, stopping before n't
+    | (?-i:[A-Z]+(?:[&+][A-Z]+)+)(?!\w) | {_LETTER}+(?:_{_LETTER}+)+                 # R&B; snake_case
+    | (?:{_LETTER}+-)*(?:{_LETTER}(?!['’]t(?!\w)))+(?:-(?:{_LETTER}(?!['’]t(?!\w)))+)*   # words, stopping before n't
     | \*+ | [!?]{{2,}} | \.{{2,}} | -{{2,}} | \S
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -84,9 +98,9 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
 
     The texts are read as the lines of one document, as the COCO tools do: a text that ends in an initial ("… in a.")
     keeps its full stop unless the next text begins with a word such as "The". Equal to the Java tool's output on the
-    AudioCaps captions; rare tokens (mixed fractions "3 1/2", emoticons) come out in another cut.
+    AudioCaps captions; rare tokens (mixed fractions "3 1/2", "^_^") come out in another cut.
     """
-    lines = [" ".join(text.split()) for text in texts]
+    lines = [_plain(text) for text in texts]
     document = "\n".join(lines)
     tokens: list[list[str]] = [[] for _ in lines]
     line, line_end = 0, len(lines[0]) if lines else 0
@@ -94,11 +108,24 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
         while match.start() >= line_end + 1:
             line += 1
             line_end += 1 + len(lines[line])
-        token = _SPELT.get(match.group(), match.group()).lower()
+        token = _spelt(match.group())
         if token in _DROPPED or not token.strip(".") or not token.strip("-"):
             continue
         tokens[line].append(token.replace("’", "'"))
     return [" ".join(row) for row in tokens]
+
+
+def _plain(text: str) -> str:
+    """The text on one line, of characters that the Stanford tokenizer knows."""
+    for entity, character in _ENTITIES.items():
+        text = text.replace(entity, character)
+    return " ".join(_APART.sub(r" \1 ", _DELETED.sub(" ", text.replace("\xad", ""))).split())
+
+
+def _spelt(token: str) -> str:
+    """A token as the Stanford tokenizer writes it: lower-cased, brackets by name, in smileys too."""
+    brackets = token[0] in "<>:;=" and len(token) > 1
+    return ("".join(_SPELT.get(each, each) for each in token) if brackets else _SPELT.get(token, token)).lower()
 
 
 def check_pairs(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> None:

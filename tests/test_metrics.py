@@ -175,11 +175,31 @@ def test_unicode_captions() -> None:
         ("plan b. Then it", "plan b then it"),
         ("lo-fi hi-hat -- 44.1kHz 3:00pm 1,000 4/4", "lo-fi hi-hat 44.1 khz 3:00 pm 1,000 4/4"),
         ("cannot gonna y'all o'clock", "can not gon na y' all o'clock"),
+        ("A dog 🐶 barks 🎉🎉 a👍b ❤️ 👨‍👩‍👧 \u200bend", "a dog barks a b ❤ end"),
+        ("I code in C++, c# and g++ at 1+1", "i code in c++ c# and g + + at 1 +1"),
+        ("smile :) now :-( =D so", "smile :-rrb- now :--lrb- =d so"),
+        ("x² ½ 5¢ &amp; &lt;b&gt; cafe\u0301 100°C ♪", "x ² 1/2 5 cents & < b > cafe\u0301 100 ° c ♪"),
         ("he'd've \"said\" [so] {it} & £5 50%", "he 'd 've said -lsb- so -rsb- -lcb- it -rcb- & # 5 50 %"),
     ],
 )  # each line as Stanford CoreNLP 3.4.1 has it
 def test_tokenizer(text: str, tokens: str) -> None:
     assert metrics.ptb_tokenize([text]) == [tokens]
+
+
+def test_tokenizer_takes_any_text() -> None:
+    for odd in (
+        "\ud83d",
+        "\x00\x07",
+        "🏳️‍🌈" * 50,
+        "\u202e\ufeff",
+        "e\u0301" * 5000,
+        "a-" * 5000,
+        "+" * 5000,
+        "(:" * 5000,
+    ):
+        assert len(metrics.ptb_tokenize([odd, "a dog"])) == 2
+    assert metrics.ptb_tokenize(["🐶", "a dog"]) == ["", "a dog"]
+    assert metrics.cider_d([["🐶 barks"], ["C++"]], ["🐶", ""]) == 0.0
 
 
 def test_tokenizer_keeps_one_line_a_text() -> None:

@@ -59,15 +59,53 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, hidden: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         """`hidden` [M, Q, H], `memory` [M, K, D], `memory_mask` [M, K] bool (True = may be read) -> [M, Q, H]."""
-        attended = F.scaled_dot_product_attention(
-            self._heads(self.query(hidden)),
-            self._heads(self.key(memory)),
-            self._heads(self.value(memory)),
-            attn_mask=None if memory_mask is None else memory_mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        query = self._heads(self.query(hidden))
+        read = self._read_unprojected if self._is_cheaper_unprojected(hidden, memory) else self._read
+        attended = read(query, memory, None if memory_mask is None else memory_mask[:, None, None, :])
         attended = self.output(attended.transpose(1, 2).flatten(2))
         return self.norm(F.dropout(attended, self.dropout, self.training) + hidden)
+
+    def _is_cheaper_unprojected(self, hidden: Tensor, memory: Tensor) -> bool:
+        """By multiplications for one row; a choice of shapes alone, so a row's way never depends on its batch."""
+        (queries, width), (frames, depth) = hidden.shape[1:], memory.shape[1:]
+        projected = 2 * frames * width * (depth + queries)
+        return 2 * queries * depth * (width + self.num_heads * frames) < projected
+
+    def _read(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """`query` [M, heads, Q, d], `memory` [M, K, D], `mask` [M, 1, 1, K] -> [M, heads, Q, d]."""
+        return F.scaled_dot_product_attention(
+            query,
+            self._heads(self.key(memory)),
+            self._heads(self.value(memory)),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+
+    def _read_unprojected(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """The same sums in another order: queries go through the key projection, and what they read of the frames
+        through the value projection, in place of every frame through both. A window has many frames and few queries."""
+        rows, heads, queries, size = query.shape
+        keys = self.key.weight.unflatten(0, (heads, size))  # [heads, d, D]
+        values = self.value.weight.unflatten(0, (heads, size))
+        asked = _by_head(query) @ keys  # [heads, M * Q, D]
+        scores = _by_row(asked, rows) @ memory.transpose(1, 2)  # [M, heads * Q, K]
+        bias = (query * self.key.bias.unflatten(0, (heads, 1, size))).sum(-1, keepdim=True)
+        scores = (scores.unflatten(1, (heads, queries)) + bias) * size**-0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        seen = weights.flatten(1, 2) @ memory  # [M, heads * Q, D]
+        read = _by_head(seen.unflatten(1, (heads, queries))) @ values.transpose(1, 2)
+        bias = weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, (heads, 1, size))
+        return read.unflatten(1, (rows, queries)).transpose(0, 1) + bias
+
+
+def _by_head(x: Tensor) -> Tensor:  # [M, heads, Q, d] -> [heads, M * Q, d]
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _by_row(x: Tensor, rows: int) -> Tensor:  # [heads, M * Q, D] -> [M, heads * Q, D]
+    return x.unflatten(1, (rows, -1)).transpose(0, 1).flatten(1, 2)
 
 
 class QFormerLayer(nn.Module):

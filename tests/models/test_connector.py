@@ -5,6 +5,7 @@ import torch
 
 from models.connector import Connector
 from models.encoders import Frames
+from models.qformer import MultiHeadAttention, QFormer, QFormerConfig
 
 DIMS = [24, 16]
 
@@ -89,3 +90,38 @@ def test_a_frozen_qformer_stays_in_eval():
     connector.qformer.requires_grad_(False)
     connector.train()
     assert connector.training and not any(module.training for module in connector.qformer.modules())
+
+
+@pytest.mark.parametrize(("queries", "frames", "masked"), [(1, 17, True), (1, 17, False), (3, 9, True)])
+def test_frames_need_not_be_projected(monkeypatch, queries, frames, masked):
+    """Two orders of the same sums: outputs and gradients agree."""
+    torch.manual_seed(0)
+    config = QFormerConfig(
+        encoder_width=24,
+        hidden_size=16,
+        num_heads=4,
+        num_layers=2,
+        intermediate_size=32,
+        num_queries=queries,
+        dropout=0,
+    )
+    qformer = QFormer(config)
+    for parameter in qformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    memory, weights = torch.randn(5, frames, 24, requires_grad=True), torch.randn(5, queries, 16)
+    mask = torch.arange(frames) < torch.tensor([frames, 1, 4, 5, frames])[:, None] if masked else None
+    found = {}
+    for unprojected in (False, True):
+        monkeypatch.setattr(MultiHeadAttention, "_is_cheaper_unprojected", lambda *_, chosen=unprojected: chosen)
+        outputs = qformer(memory, mask)
+        inputs = [memory, *qformer.parameters()]
+        found[unprojected] = [outputs, *torch.autograd.grad((outputs * weights).sum(), inputs)]
+    for expected, value in zip(*found.values(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_of_many_frames_and_few_queries_is_read_unprojected():
+    attention = MultiHeadAttention(QFormerConfig(encoder_width=2048), memory_width=2048)
+    assert attention._is_cheaper_unprojected(torch.empty(1, 1, 768), torch.empty(1, 17, 2048))
+    assert not attention._is_cheaper_unprojected(torch.empty(1, 32, 768), torch.empty(1, 17, 2048))
+    assert not attention._is_cheaper_unprojected(torch.empty(1, 1, 768), torch.empty(1, 1, 768))

@@ -5,10 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor, nn
+
+from models.graphs import Replays, round_up
+
+REPLAYED_STEP = 96  # spectrum frames, of which widths are multiples where the network is captured: about a second
+REPLAYED_FRAMES = 3000  # of all clips, 30 s: more of them keep the device busy by themselves
 
 FRAMES_VERSION = 1
 """Raise it with every change of code that changes frames, be it in features, in an encoder, or in how clips are cut and
@@ -33,6 +41,8 @@ class AudioEncoder(nn.Module):
     cut_grain: int = 320
     """Samples, of which cuts are multiples, so that parts joined again keep in time: 20 ms, or a step of the network
     where its steps are longer."""
+    replays: Replays | None = None
+    """The network's CUDA graphs, on such a device and not in training; `EncoderStack` sees to them."""
 
     @abstractmethod
     def frame_count(self, samples: int) -> int:
@@ -55,6 +65,31 @@ class AudioEncoder(nn.Module):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def through_network(
+        self,
+        network: Callable[..., Tensor],
+        spectrum: Tensor,
+        lengths: LongTensor,
+        *,
+        axis: int,
+        longest: int | None = None,
+    ) -> Tensor:
+        """`network(spectrum, lengths)`, frames [B, N, D], from a captured graph where there is one this wide.
+
+        A graph is given the spectrum padded along `axis`, to no more than `longest`, so there may be more frames than
+        the spectrum has. With `padded=True` the network masks what lies past each clip's end without asking whether
+        there is anything.
+        """
+        width = spectrum.shape[axis]
+        if self.replays is not None and len(spectrum) * width <= REPLAYED_FRAMES:
+            whole = round_up(width, REPLAYED_STEP)
+            missing = (whole if longest is None else max(width, min(whole, longest))) - width
+            wider = F.pad(spectrum, [0, 0] * (spectrum.ndim - 1 - axis) + [0, missing])
+            frames = self.replays.run(self, partial(network, padded=True), wider, lengths)
+            if frames is not None:
+                return frames
+        return network(spectrum, lengths)
 
     def check_lengths(self, lengths: list[int]) -> None:
         """Raise ValueError for a clip that this encoder cannot take whole."""

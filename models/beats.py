@@ -238,14 +238,18 @@ class BEATs(AudioEncoder):
             elif padding == "neutral":
                 self.check_lengths(lengths.tolist())
                 fbank = kaldi_fbank(waveforms, lengths, dtype=self.fbank_dtype)
-                tokens = self.embed_patches(fbank)
-                steps = (1 + (lengths - WINDOW) // HOP) // self.config.input_patch_size
-                padded = ~length_mask(steps * self.tokens_per_step, tokens.shape[1])
+                frame_lengths = (1 + (lengths - WINDOW) // HOP) // self.config.input_patch_size * self.tokens_per_step
+                frames = self.through_network(self._encode, fbank, frame_lengths, axis=1)
+                return frames[:, : self.frame_count(waveforms.shape[1])], frame_lengths
             else:
                 raise ValueError(f"BEATs: padding is {padding!r}; expected 'neutral' or 'released'")
-            frames = self.encoder(tokens, padded)
-        frame_lengths = (~padded).sum(dim=1)
-        return (zero_after(frames, frame_lengths) if padding == "neutral" else frames), frame_lengths
+            return self.encoder(tokens, padded), (~padded).sum(dim=1)
+
+    def _encode(self, fbank: Tensor, frame_lengths: LongTensor, padded: bool | None = None) -> Tensor:
+        """fbank [B, F, M] -> frames [B, N, D]; `padded` says whether it is longer than any of its clips, None looks."""
+        tokens = self.embed_patches(fbank)
+        frames = self.encoder(tokens, ~length_mask(frame_lengths, tokens.shape[1]), any_padded=padded)
+        return zero_after(frames, frame_lengths)
 
     def embed_patches(self, fbank: Tensor) -> Tensor:
         """fbank [B, F, M] -> tokens [B, N, D], time-major; an incomplete last step is dropped."""
@@ -278,8 +282,11 @@ class TransformerEncoder(nn.Module):
         for layer in self.layers[1:]:  # one table of relative positions, stored under every layer's name
             layer.self_attn.relative_attention_bias = self.layers[0].self_attn.relative_attention_bias
 
-    def forward(self, tokens: Tensor, padded: BoolTensor) -> Tensor:
-        """tokens [B, N, D], padded [B, N] True at padding -> [B, N, D]; only keys are masked."""
+    def forward(self, tokens: Tensor, padded: BoolTensor, any_padded: bool | None = None) -> Tensor:
+        """tokens [B, N, D], padded [B, N] True at padding -> [B, N, D]; only keys are masked.
+
+        `any_padded` says whether there is any padding; None looks.
+        """
         config = self.config
         tokens = tokens.masked_fill(padded[..., None], 0)
         tokens = tokens + self.pos_conv(tokens)
@@ -289,7 +296,8 @@ class TransformerEncoder(nn.Module):
 
         position_bias = self.layers[0].self_attn.position_bias(tokens.shape[1])
         # Without padding there is nothing to mask, and ungated models attend by a faster kernel.
-        keys = ~padded[:, None, None] if bool(padded.any()) else None  # [B, 1, 1, N]
+        any_padded = bool(padded.any()) if any_padded is None else any_padded
+        keys = ~padded[:, None, None] if any_padded else None  # [B, 1, 1, N]
         for layer in self.layers:
             if self.training and self.layer_drop and torch.rand(()).item() <= self.layer_drop:
                 continue

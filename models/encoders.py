@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,9 @@ from models.audio_encoder import AudioEncoder, length_mask
 from models.beats import BEATs
 from models.ced import CED
 from models.features import SAMPLE_RATE
+from models.graphs import Replays
 from models.hf_encoder import HFEncoder
+from models.streams import at_once
 from models.whisper import WhisperEncoder
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PARTS_AT_ONCE = 8  # at least; a long clip's parts are encoded in groups, for memory's sake
+OVERLAPPED_S = 30  # of all clips: more of them fill the device, and encoders side by side would only hold more memory
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ class EncoderStack(nn.Module):
             raise ValueError(f"no audio encoder; set at least one of {keys}")
         self.encoders = nn.ModuleDict(encoders)
         self.frozen = {name: True if frozen is None else frozen[name] for name in encoders}
+        self.captures = True
+        """Whether the encoders' networks are captured in CUDA graphs, in evaluation on such a device."""
         for name, encoder in self.encoders.items():
             if self.frozen[name]:
                 encoder.requires_grad_(False)
@@ -223,6 +229,10 @@ class EncoderStack(nn.Module):
         for name, encoder in self.encoders.items():
             if self.frozen[name]:
                 encoder.eval()
+            if mode or not self.captures:
+                encoder.replays = None
+            elif encoder.replays is None and next(encoder.parameters()).device.type == "cuda":
+                encoder.replays = Replays()  # each its own: encoders may run at the same time
         return self
 
     def frame_count(self, samples: int) -> int:
@@ -241,11 +251,24 @@ class EncoderStack(nn.Module):
         # What lies past a clip's end may be anything; the silence that short clips are given must be silence.
         waveforms = waveforms.masked_fill(~length_mask(lengths, waveforms.shape[1]), 0)
         lengths = lengths.clamp(min=self.min_samples)
-        streams = []
-        for name, encoder in self.encoders.items():
+
+        def encode(name: str) -> tuple[Tensor, Tensor]:
             with _as_stored(waveforms.device.type) if self.frozen[name] else nullcontext():
-                streams.append(_encode_any_length(encoder, waveforms, lengths))
-        return streams
+                stream = _encode_any_length(self.encoders[name], waveforms, lengths)
+            return stream.frames, stream.lengths
+
+        works = [partial(encode, name) for name in self.encoders]
+        results = at_once(works) if self.overlaps(waveforms) else [work() for work in works]
+        return [Frames(*result) for result in results]
+
+    def overlaps(self, waveforms: Tensor) -> bool:
+        """Whether the encoders run at the same time: on CUDA, where the clips alone do not fill the device."""
+        return (
+            waveforms.device.type == "cuda"
+            and len(self.encoders) > 1
+            and not torch.is_grad_enabled()
+            and waveforms.numel() <= OVERLAPPED_S * SAMPLE_RATE
+        )
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class CudaCapture:
 
 
 class Replays:
-    """Calls of a module's functions, captured for each shape that is met a second time.
+    """A module's computation, captured for each shape of its inputs that is met a second time.
 
     A copy, as of its module, starts without any.
     """
@@ -84,12 +84,12 @@ class Replays:
         return Replays, ()
 
     def run(self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor | None:
-        """`function(*inputs)`, a method of `module`; None where it must be called instead."""
+        """`function(*inputs)`, always the same computation of `module`; None where it must be called instead."""
         if not self._works or torch.is_grad_enabled():
             return None
         if self._weights.changed(module):  # graphs read weights where they were when captured
             self.clear()
-        key = function.__name__, precision(inputs[0].device), *((tensor.shape, tensor.dtype) for tensor in inputs)
+        key = precision(inputs[0].device), *((tensor.shape, tensor.dtype) for tensor in inputs)
         if key not in self._graphs:
             if key not in self._met:
                 self._met.add(key)

@@ -129,6 +129,12 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
 
         F may be any number up to `max_source_positions * 2` (3,000 in every released model).
         """
+        longest = self.config.max_source_positions * CONV_STRIDE
+        frames = self.through_network(self._encode, features, feature_lengths, axis=2, longest=longest)
+        return frames[:, : -(-features.shape[-1] // CONV_STRIDE)], -(-feature_lengths // CONV_STRIDE)
+
+    def _encode(self, features: Tensor, feature_lengths: LongTensor, padded: bool | None = None) -> Tensor:
+        """Frames [B, N, D]; `padded` says whether the spectrogram is longer than any of its clips, None looks."""
         hidden = F.gelu(self.conv1(features.to(self.conv1.weight.dtype)))  # [B, D, F]
         hidden = hidden.masked_fill(~length_mask(feature_lengths, hidden.shape[-1])[:, None], 0)
         hidden = F.gelu(self.conv2(hidden)).transpose(1, 2)  # [B, N, D]
@@ -138,7 +144,8 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
         frame_lengths = -(-feature_lengths // CONV_STRIDE)
         keys = length_mask(frame_lengths, hidden.shape[1])
         # Without padding there is nothing to mask, and attention takes a faster kernel.
-        mask = None if bool(keys.all()) else keys[:, None, None]  # [B, 1, 1, N]
+        padded = not bool(keys.all()) if padded is None else padded
+        mask = keys[:, None, None] if padded else None  # [B, 1, 1, N]
         for layer in self.layers:
             hidden = layer(hidden, mask)
-        return zero_after(self.layer_norm(hidden), frame_lengths), frame_lengths
+        return zero_after(self.layer_norm(hidden), frame_lengths)

@@ -372,6 +372,8 @@ def _evaluate_modes(config: Config, arguments: argparse.Namespace, processes: Pr
     model = build_model(config.model, device=device)
     if processes.is_main:
         print(f"language model's weights: {model.llm.kernel}")
+        if config.model.encoder_quantization != "none":
+            print("\n".join(model.encoders.kernels(model.device)))
     for mode in modes:
         evaluate_mode(
             model,

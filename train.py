@@ -216,6 +216,8 @@ def _opening_words(config: Config, runner: Runner, resume: Path | None) -> str:
         f"{config.run.optims.max_epoch} epochs of {runner.iters_per_epoch:,} iterations",
     ]
     lines.append(f"  language model's weights: {runner.model.llm.kernel}")
+    if runner.model.config.encoder_quantization != "none":
+        lines += [f"  {line}" for line in runner.model.encoders.kernels(runner.model.device)]
     if resume is not None:
         lines.append(f"  resumed from {resume} at step {runner.progress.step:,}")
     return "\n".join(lines)

@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from models.encoders import Frames, align_streams
 from models.qformer import QFormer, QFormerConfig
 
+FULL_S = 30  # what the family's rule counts frames of: 1,500 at 50 Hz
+
 
 def frames_in(seconds: float, frame_rate_hz: float) -> int:
-    """How many frames the family counts in a stretch of time: 17 for 0.333333 s at 50 Hz."""
-    return max(1, round(frame_rate_hz * seconds))
+    """How many frames the family counts in a stretch of time: 17 for 0.333333 s at 50 Hz.
+
+    Its arithmetic, in its order, `round(1500 * seconds / 30)`: 0.17 s are 9 frames, though 50 * 0.17 is just 8.5.
+    """
+    return max(1, round(FULL_S * frame_rate_hz * seconds / FULL_S))
 
 
 class Connector(nn.Module):
@@ -22,7 +27,8 @@ class Connector(nn.Module):
 
     A clip has `W = ceil(frames / stride)` windows, the last one partial with its missing frames masked, and `Q` tokens
     a window. `keep_partial_window=False` is the released models' rule: full windows only, so that up to a window of
-    sound at the end is never heard. `window_s=None` makes one window of the whole clip.
+    sound at the end is never heard, nor is sound between windows where the stride is the longer (an error otherwise).
+    `window_s=None` makes one window of the whole clip.
 
     Args:
         stream_names: one name an encoder, in the order of the streams; they name the LayerNorms in checkpoints.
@@ -60,7 +66,7 @@ class Connector(nn.Module):
         rate_hz = max(frame_rates_hz)
         self.window = None if window_s is None else frames_in(window_s, rate_hz)  # K, in frames
         self.stride = None if window_s is None else frames_in(stride_s, rate_hz)
-        if self.window is not None and self.stride > self.window:
+        if self.window is not None and self.stride > self.window and keep_partial_window:
             raise ValueError(
                 f"model.second_stride = {stride_s} is longer than model.second_per_window = {window_s}: sound between "
                 "two windows would not be heard. Use a stride no longer than the window."

@@ -36,6 +36,8 @@ _PREFIXES: tuple[tuple[str, str], ...] = (
 
 # LoRA of peft 0.2 (no adapter name) and later (`default`), below any number of wrappers.
 _LORA = re.compile(r"^[a-z0-9_]+_model\.(?:[a-z_]+\.)*?(layers\.\d+\..+\.lora_[AB])(?:\.default)?\.weight$")
+# cv-03 and nlp-07 name the projection by the language model's family.
+_PROJECTION = re.compile(r"^speech_(?:gemma|qwen)_proj\.")
 _OWN_LORA = re.compile(r"^llm\.(layers\.\d+\..+\.lora_[AB])\.weight$")
 _RELEASED_LORA = r"llama_model.base_model.model.model.\1.default.weight"
 
@@ -75,6 +77,7 @@ def own_name(released: str, audio: str = "beats") -> str | None:
     """
     if match := _LORA.match(released):
         return f"llm.{match[1]}.weight"
+    released = _PROJECTION.sub("speech_llama_proj.", released)
     for pattern, target in _TO_OWN:
         if pattern.match(released):
             name = pattern.sub(target.replace("{audio}", audio), released)

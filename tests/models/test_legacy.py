@@ -13,19 +13,21 @@ from safetensors.torch import save_file
 
 from configs.schema import load_config
 from data.annotations import Annotation
-from dataset import AudioTextDataset, PromptError, Sample, collate
+from dataset import AudioTextDataset, Sample, collate
 from inference import prompts_for
 from models import beam_search, build_model, decoding
 from models.adapter_tensors import named_tensors
 from models.ced import CED, CEDConfig
-from models.checkpoint import CheckpointError, load_adapter, load_legacy, save_adapter
+from models.checkpoint import CheckpointError, load_adapter, load_legacy, load_projection, save_adapter
+from models.connector import Connector
 from models.decoding import GenerateOptions
-from models.encoders import FrameCache
+from models.encoders import FrameCache, Frames
 from models.legacy import STOP_ID, ExactSALMONN, ReleasedText
 from models.legacy_checkpoint import EMBEDDING_ROW, HEAD_ROW
 from models.legacy_names import own_name, released_name
 from models.llm import Assembled
 from models.salmonn import SALMONN
+from prompting import PromptError
 from tests import tiny
 
 BIAS = "beats.encoder.layers.1.self_attn.relative_attention_bias.weight"
@@ -132,6 +134,18 @@ def test_lora_names_of_several_libraries(model, tmp_path, rename):
     report = load_legacy(model, write(tmp_path / "x.pth", renamed))
     assert sum("lora_" in name for name in report.matched) == 8
     assert len(report.ignored) == 3
+
+
+@pytest.mark.parametrize("family", ["gemma", "qwen"])
+def test_files_of_programs_that_name_parts_by_another_language_model(model, tmp_path, family):
+    state = {
+        name.replace("llama_model.", f"{family}_model.").replace("speech_llama_proj.", f"speech_{family}_proj."): tensor
+        for name, tensor in released_state(model, seed=31).items()
+    }
+    report = load_legacy(model, write(tmp_path / "x.pth", state))
+    assert {*report.matched, *report.ignored} == set(state)
+    assert torch.equal(model.connector.to_llm.bias, state[f"speech_{family}_proj.bias"])
+    load_projection(model, tmp_path / "x.pth")
 
 
 def test_gate_projections(project, tmp_path):
@@ -317,6 +331,22 @@ def test_short_clips_are_a_second_long(model):
         got, _ = model.encode_audio(short, torch.tensor([4_000]))
         expected, _ = model.encode_audio(extended, torch.tensor([16_000]))
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("window_s", "stride_s", "frames"), [(0.17, 0.17, 40), (0.333333, 0.5, 101), (1.0, 0.29, 50), (0.25, 0.61, 61)]
+)
+def test_windows_are_counted_and_laid_as_released(window_s, stride_s, frames):
+    """Against the public code's own line; 0.17 s are 9 frames, 0.25 s (12.5) are 12, and strides may leave gaps."""
+    size, step = (round(1500 * seconds / 30.0) for seconds in (window_s, stride_s))
+    options = {"hidden_size": 8, "num_heads": 2, "window_s": window_s, "stride_s": stride_s}
+    connector = Connector(["whisper"], [6], [50.0], 8, keep_partial_window=False, **options)
+    values = torch.randn(2, frames, 6)
+    windows, mask = connector._windows(Frames(values, torch.full((2,), frames)))
+    unfolded = torch.nn.functional.unfold(values.transpose(1, 2)[:, :, None], (1, size), stride=(1, step))
+    assert mask.all()
+    assert torch.equal(windows, unfolded.unflatten(1, (6, size)).permute(0, 3, 2, 1))
+    assert connector.window_count(frames) == windows.shape[1]
 
 
 def test_the_length_limit_cuts_the_end_symbol_off(project):

@@ -1,4 +1,4 @@
-"""Annotation + prompt → `Sample` → `Batch`: prompts, the dataset, collation and the loader.
+"""Annotation + prompt → `Sample` → `Batch`: the dataset, collation and the loader.
 
 Everything random about a sample (its prompt, its reference, its augmentation) is a pure function of (seed, epoch,
 annotation index), so any number of worker processes gives the same batches. Workers decode and resample only; features
@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import json
 import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from configs.loading import program_file
 from data.annotations import Annotation
 from data.audio import SAMPLE_RATE, AudioError, load_clip
 from data.augment import Augment
 from data.join import Joiner
+from prompting import PromptError, Prompts, fill_prompt
 from quarantine import BadClip, Quarantine, TooManyBadClips
 from sampling import GlobalBatchSampler, SampleKey, clip_durations
 
@@ -42,8 +40,6 @@ __all__ = [
     "BatchLoader",
     "GlobalBatchSampler",
     "LoaderError",
-    "PromptError",
-    "Prompts",
     "Quarantine",
     "Sample",
     "SampleKey",
@@ -51,13 +47,10 @@ __all__ = [
     "build_loader",
     "clip_durations",
     "collate",
-    "load_prompts",
 ]
 
 log = logging.getLogger(__name__)
 
-PLACEHOLDER = "<SpeechHere>"  # where the audio belongs in a prompt
-QUESTION_SLOT = "{}"
 QUESTION_TASK = "QA"  # each of its prompts holds a question of its own
 SAMPLE_STREAM = 0x5A  # sets a sample's draws apart from those of the epoch's order
 REFERENCE_STREAM = 0x3C  # and the choice among its references apart from both
@@ -66,93 +59,6 @@ MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # mallopt's names for the
 MALLOC_KEPT_BYTES = 256 << 20
 MALLOC_MMAP_BYTES = 32 << 20
 WORKER_DEATH_SIGNS = ("exited unexpectedly", "is killed by signal")
-
-
-# -- prompts ---------------------------------------------------------------------------------------------------------
-
-
-class PromptError(ValueError):
-    """A prompt file, or a task without its prompt, that a user must mend."""
-
-
-class Prompts(Mapping[str, "str | tuple[str, ...]"]):
-    """Task → one prompt (test) or several (training), and the file that they come from, for errors."""
-
-    def __init__(self, by_task: Mapping[str, str | Sequence[str]], source: str = "prompts") -> None:
-        self._by_task = {
-            task: prompts if isinstance(prompts, str) else tuple(prompts) for task, prompts in by_task.items()
-        }
-        self.source = source
-        for task in self._by_task:
-            self._check(task)
-
-    def __getitem__(self, task: str) -> str | tuple[str, ...]:
-        return self._by_task[task]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_task)
-
-    def __len__(self) -> int:
-        return len(self._by_task)
-
-    def choices(self, task: str) -> tuple[str, ...]:
-        """All prompts of a task; raises `PromptError` where there is none."""
-        if task not in self._by_task:
-            raise PromptError(f"{self.source}: no prompt for task '{task}'; it has {', '.join(self._by_task)}")
-        prompts = self._by_task[task]
-        return (prompts,) if isinstance(prompts, str) else prompts
-
-    def _check(self, task: str) -> None:
-        choices = self.choices(task)
-        if not choices:
-            raise PromptError(f"{self.source}: task '{task}' has an empty list; expected at least one prompt")
-        for prompt in choices:
-            if not isinstance(prompt, str):
-                raise PromptError(f"{self.source}: task '{task}' holds {prompt!r}; expected a text or a list of texts")
-            if prompt.count(PLACEHOLDER) != 1:
-                raise PromptError(
-                    f"{self.source}: task '{task}': prompt {prompt!r} holds {prompt.count(PLACEHOLDER)} {PLACEHOLDER}; "
-                    f"expected exactly one, as <Speech>{PLACEHOLDER}</Speech>"
-                )
-
-
-def load_prompts(path: str | Path) -> Prompts:
-    """Read `{task: prompt}` (test) or `{task: [prompt, …]}` (training); raises `PromptError` naming file and task."""
-    try:
-        entries = json.loads(program_file(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise PromptError(f"{path}: no such prompt file; check model.prompt_path and model.test_prompt_path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: the prompt file cannot be read ({error})") from None
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from None
-    if not isinstance(entries, dict) or not entries:
-        raise PromptError(f"{path}: expected an object {{task: prompt or list of prompts}}, with at least one task")
-    for task, prompts in entries.items():
-        if not isinstance(prompts, str | list):
-            raise PromptError(f"{path}: task '{task}' holds {prompts!r}; expected a text or a list of texts")
-    return Prompts(entries, source=str(path))
-
-
-def fill_prompt(prompt: str, annotation: Annotation, source: str = "prompts") -> str:
-    """Put the annotation's `Q` where the prompt says `{}`.
-
-    Raises:
-        PromptError: there is no `Q`, or it holds the audio's placeholder.
-    """
-    if QUESTION_SLOT not in prompt:
-        return prompt
-    if annotation.Q is None:
-        raise PromptError(
-            f"{annotation.source or annotation.path}: no 'Q', but the prompt of task '{annotation.task}' in {source} "
-            f"needs one: {prompt!r}; add the field or choose another task"
-        )
-    if PLACEHOLDER in annotation.Q:
-        raise PromptError(
-            f"{annotation.source or annotation.path}: 'Q' holds {PLACEHOLDER}, which stands in the prompt already: "
-            f"{annotation.Q!r}; take it out"
-        )
-    return prompt.replace(QUESTION_SLOT, annotation.Q)
 
 
 # -- samples ---------------------------------------------------------------------------------------------------------

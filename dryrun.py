@@ -15,12 +15,13 @@ from huggingface_hub import try_to_load_from_cache
 from configs.loading import program_file
 from configs.schema import Config, GenerateConfig, ModelConfig, load_config
 from data.audio import SAMPLE_RATE
-from dataset import AudioTextDataset, Batch, PromptError, load_prompts
+from dataset import AudioTextDataset, Batch
 from memory_plan import InferencePlan, TrainingPlan, Workload, part_sizes, plan_inference, plan_training
 from models import pick_device
 from models.encoders import ENCODERS
 from models.salmonn import SALMONN
 from models.skeleton import build_skeleton
+from prompting import PromptError, load_prompts
 from provenance import GIB, ROOT
 from training_step import training_model_config
 

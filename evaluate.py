@@ -38,7 +38,7 @@ import provenance
 from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, ConfigError, add_config_arguments, config_from_arguments
 from data.annotations import Annotation, AnnotationError, load_annotations
-from dataset import BadClip, Quarantine, load_prompts
+from dataset import BadClip, Quarantine
 from inference import (
     EvaluationResult,
     Processes,
@@ -61,6 +61,7 @@ from predictions import (
     shared_ids,
     write_atomically,
 )
+from prompting import load_prompts
 from swap import swap_audio
 
 __all__ = ["EvaluationResult", "evaluate_annotations", "main"]

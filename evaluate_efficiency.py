@@ -47,10 +47,10 @@ import provenance
 from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.audio import SAMPLE_RATE, load_waveform
-from dataset import load_prompts
 from device_limits import CALIBRATION_S, count_work, limits_of, measure_rates
 from efficiency_report import comparison, format_table, published_rows, summary
 from models import SALMONN, beats, build_model, decoding, pick_device, whisper
+from prompting import load_prompts
 from provenance import GIB
 
 __all__ = ["Memory", "Workload", "comparison", "format_table", "measure", "published_rows", "summary"]

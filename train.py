@@ -19,11 +19,12 @@ import evaluate
 from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
-from dataset import AudioTextDataset, load_prompts
+from dataset import AudioTextDataset
 from distillation import Distiller, build_distiller, describe_plan
 from dryrun import absent_data, absent_weights, describe, describe_data, plan, planned_device
 from models import SALMONN, build_model
 from nonfinite import NonFiniteError
+from prompting import load_prompts
 from run_folder import RunFolder, RunFolderError, find_resume
 from runner import Runner, RunResult
 from training_step import make_accelerator, training_model_config

@@ -21,16 +21,14 @@ from dataset import (
     BadClip,
     GlobalBatchSampler,
     LoaderError,
-    PromptError,
-    Prompts,
     Quarantine,
     SampleKey,
     TooManyBadClips,
     build_loader,
     clip_durations,
     collate,
-    load_prompts,
 )
+from prompting import PromptError, Prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine's cores
 
@@ -68,42 +66,6 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> list[Annotation]:
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------------
-
-
-def test_load_prompts(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.json"
-    path.write_text(json.dumps({"asr": PROMPTS["asr"], "QA": PROMPTS["QA"][0]}))
-    prompts = load_prompts(path)
-    assert prompts["asr"] == tuple(PROMPTS["asr"]) and prompts["QA"] == PROMPTS["QA"][0]
-    assert set(prompts) == {"asr", "QA"}
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (None, "no such prompt file"),
-        ('{"asr": ', "line 1: broken JSON"),
-        ("[]", "expected an object"),
-        ("{}", "at least one task"),
-        ('{"asr": 3}', "task 'asr' holds 3"),
-        ('{"asr": []}', "task 'asr' has an empty list"),
-        ('{"asr": [1]}', "task 'asr' holds 1"),
-        ('{"asr": "Write it down."}', "task 'asr': prompt 'Write it down.' holds 0 <SpeechHere>"),
-    ],
-)
-def test_prompt_files_are_checked(tmp_path: Path, content: str | None, message: str) -> None:
-    path = tmp_path / "prompts.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(PromptError, match=message) as caught:
-        load_prompts(path)
-    assert str(path) in str(caught.value)
-
-
-def test_prompt_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.json"
-    path.write_text(json.dumps({"asr": PROMPTS["asr"][0]}), encoding="utf-8-sig")
-    assert load_prompts(path)["asr"] == PROMPTS["asr"][0]
 
 
 def test_task_without_prompt_names_task_and_file(annotations: list[Annotation]) -> None:

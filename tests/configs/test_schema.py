@@ -20,7 +20,7 @@ from configs.schema import (
     holds_secret,
     load_config,
 )
-from dataset import load_prompts
+from prompting import load_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hf_do_not_show"

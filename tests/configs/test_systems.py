@@ -20,11 +20,11 @@ from configs.architectures import (
 )
 from configs.schema import load_config
 from data.augment import Augment
-from dataset import load_prompts
 from memory_plan import part_sizes
 from models.beats import BEATs, BEATsConfig
 from models.ced import CED, CEDConfig
 from models.skeleton import build_skeleton
+from prompting import load_prompts
 from provenance import ROOT
 
 SYSTEMS = ("salmonn_13b", "salmonn_7b", "salmonn_3b", "cv03", "nlp07", "cv16", "three_encoders")

@@ -1,13 +1,14 @@
 """Which tensors of a model an adapter holds, under which names, and what to say when a file does not fit them."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-NAMES_SHOWN = 12  # per kind, in an error
+NAMES_SHOWN = 12  # in an error
 PAD_ROWS = "llm.pad_rows."  # rows appended to a vocabulary, which no base checkpoint holds
 
 _LLM_BLOCK = re.compile(r"^llm\.model\.(?:[a-z_]+\.)*?(layers\.\d+\.)")
@@ -165,13 +166,19 @@ def with_added_encoders(
     return widened, {name: entry for name, entry in own.items() if not name.startswith(fresh)}
 
 
+def listed(names: Iterable[object]) -> str:
+    """Names for an error: the first ones, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
 def misfit(path: Path, report: LoadReport) -> str:
     lines = [f"{path} does not fit the model; nothing was loaded."]
     for kind in ("missing", "unexpected", "misshapen"):
         names = getattr(report, kind)
         if names:
-            more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-            lines.append(f"  {kind} ({len(names)}): {', '.join(names[:NAMES_SHOWN])}{more}")
+            lines.append(f"  {kind} ({len(names)}): {listed(names)}")
     lines.append("  " + _likely_cause(report))
     return "\n".join(lines)
 

@@ -23,7 +23,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from configs.schema import ModelConfig
-from models.adapter_tensors import PAD_ROWS, CheckpointError, LoadReport, compare, loaded_names, misfit, named_tensors
+from models.adapter_tensors import (
+    PAD_ROWS,
+    CheckpointError,
+    LoadReport,
+    compare,
+    listed,
+    loaded_names,
+    misfit,
+    named_tensors,
+)
 from models.legacy_names import HEAD, WITHOUT_EFFECT, lora_targets, own_name, released_name
 from models.llm import LanguageModel
 from models.tensor_file import TensorFileError, read_tensor_file
@@ -104,9 +113,7 @@ def read_released(path: Path) -> dict[str, Any]:
         content = {"model": content}
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict):
-        found = (
-            f"the keys {', '.join(map(str, content))[:200]}" if isinstance(content, dict) else type(content).__name__
-        )
+        found = f"the keys {listed(content)}" if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} holds {found}; expected {{'model': {{name: tensor}}, …}}.")
     for name, tensor in state.items():
         if WITHOUT_EFFECT.match(str(name)):

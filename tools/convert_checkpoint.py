@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from configs.schema import Config, ConfigError, ModelConfig, load_config
-from models.adapter_tensors import PAD_ROWS
+from models.adapter_tensors import PAD_ROWS, listed
 from models.checkpoint import CheckpointError, checkpoint_of, read_adapter, write_adapter
 from models.legacy_checkpoint import pad_rows_of_head, read_pad_rows, read_released, sorted_out
 from models.legacy_names import HEAD, lora_targets, released_name
@@ -45,7 +45,7 @@ def to_folder(source: Path, folder: Path, config: Config, pad_rows: Path | None 
     audio = "ced" if config.model.ced_path and not config.model.beats_path else "beats"
     state, origin, unknown = sorted_out(entries, audio)
     if unknown:
-        raise CheckpointError(f"{source} holds {len(unknown)} tensors of no known name: {', '.join(unknown[:8])}.")
+        raise CheckpointError(f"{source} holds {len(unknown)} tensors of no known name: {listed(unknown)}.")
     if not state:
         raise CheckpointError(f"{source} holds no trained parameters.")
     head = next((tensor for name, tensor in entries.items() if HEAD.match(name)), None)
@@ -88,8 +88,7 @@ def to_released(folder: Path, target: Path) -> int:
     homeless = [name for name, theirs in names.items() if theirs == [None]]
     if homeless:
         raise CheckpointError(
-            f"{folder}: the public code has no place for {len(homeless)} tensors of this adapter: "
-            f"{', '.join(homeless[:8])}."
+            f"{folder}: the public code has no place for {len(homeless)} tensors of this adapter: {listed(homeless)}."
         )
     entries = {theirs: adapter[name] for name, all_theirs in names.items() for theirs in all_theirs}
     entries |= leftovers["model"]

@@ -137,6 +137,14 @@ def test_misfits_are_listed_and_nothing_is_loaded(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
 
 
+def test_a_long_list_of_misfits_says_how_many_more_there_are(tmp_path):
+    folder = save_adapter(Model(seed=1), tmp_path / "a")
+    state = load_file(folder / "adapter.safetensors")
+    save_file(state | {f"connector.other_{n:02}": torch.zeros(2) for n in range(15)}, tmp_path / "adapter.safetensors")
+    with pytest.raises(CheckpointError, match=r"unexpected \(15\): .*connector\.other_11, and 3 more"):
+        load_adapter(Model(seed=2), tmp_path / "adapter.safetensors")
+
+
 def test_missing_lora_is_an_error_that_says_what_to_set(tmp_path):
     with pytest.raises(CheckpointError, match=r"(?s)missing \(2\).*model\.lora"):
         load_adapter(Model(), save_adapter(Model(lora=False), tmp_path / "a"))

@@ -190,6 +190,9 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Type of the frozen weights and of the arithmetic: `auto` is float32 on CPU and, in training, without
     `run.amp`; float16 on CUDA."""
+    cuda_graphs: bool = True
+    """On CUDA, in evaluation: run encoders, prefill and decode steps from CUDA graphs. Launching kernels one by one is
+    most of a small model's time; false saves the memory that graphs keep."""
 
     @property
     def has_common_prompt(self) -> bool:

@@ -258,7 +258,7 @@ class EncoderStack(nn.Module):
             return stream.frames, stream.lengths
 
         works = [partial(encode, name) for name in self.encoders]
-        results = at_once(works) if self.overlaps(waveforms) else [work() for work in works]
+        results = at_once(works, waveforms.device) if self.overlaps(waveforms) else [work() for work in works]
         return [Frames(*result) for result in results]
 
     def overlaps(self, waveforms: Tensor) -> bool:

@@ -20,9 +20,9 @@ TOLERANCE = 0.02  # between kernels one by one and replayed, relative to the lar
 logger = logging.getLogger(__name__)
 
 Body = Callable[[], Tensor]
-Capture = Callable[[Body, Sequence[Tensor]], Body]
-"""Takes a computation and the tensors that it changes; gives a function that runs it, and leaves these tensors as they
-are. Raises RuntimeError where it cannot."""
+Capture = Callable[[Body, Sequence[Tensor], torch.device], Body]
+"""Takes a computation, the tensors that it changes, and its device; gives a function that runs it, and leaves these
+tensors as they are. Raises RuntimeError where it cannot."""
 
 
 class CudaCapture:
@@ -35,7 +35,11 @@ class CudaCapture:
         self._pool: tuple | None = None
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
-    def __call__(self, body: Body, changed: Sequence[Tensor]) -> Body:
+    def __call__(self, body: Body, changed: Sequence[Tensor], device: torch.device) -> Body:
+        with torch.cuda.device(device):
+            return self._captured(body, changed)
+
+    def _captured(self, body: Body, changed: Sequence[Tensor]) -> Body:
         here = torch.cuda.current_stream()
         held = [tensor.clone() for tensor in changed]
         aside = torch.cuda.Stream()
@@ -96,7 +100,7 @@ class Replays:
                 return None
             kept = [tensor.clone() for tensor in inputs]
             try:
-                self._graphs[key] = kept, self._capture(lambda: function(*kept), ())
+                self._graphs[key] = kept, self._capture(lambda: function(*kept), (), kept[0].device)
             except RuntimeError as error:
                 self.clear()
                 self._works = still_works(error, type(module).__name__)

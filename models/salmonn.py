@@ -72,6 +72,7 @@ class SALMONN(nn.Module):
         self.llm = llm
         self.text = text
         self.config = config
+        self.encoders.captures = self.llm.captures = config.cuda_graphs
         self.generate_defaults = GenerateConfig()
         """What `generate`, `generate_each` and `stream` take for options that they are not given."""
 

@@ -161,7 +161,7 @@ class _Place:
                 return run_prompt(llm, *inputs, cache)
             kept = [part.new_zeros(part.shape[0], width, *part.shape[2:]) for part in inputs]
             _fill(kept, inputs)
-            self._prompts[key] = kept, capture(lambda: self._run_prompt(llm, kept, start), ())
+            self._prompts[key] = kept, capture(lambda: self._run_prompt(llm, kept, start), (), llm.device)
         kept, replay = self._prompts[key]
         _fill(kept, inputs)
         logits = replay().clone()
@@ -178,7 +178,9 @@ class _Place:
         if span not in self._steps:
             held = self.lengths.clone(), self.positions.clone()
             try:
-                self._steps[span] = capture(lambda: self._run_step(llm, span), (self.lengths, self.positions))
+                self._steps[span] = capture(
+                    lambda: self._run_step(llm, span), (self.lengths, self.positions), llm.device
+                )
             except RuntimeError:
                 cache.lengths, cache.next_positions = held
                 cache.attend_to(before)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 
-def at_once(works: Sequence[Callable[[], tuple[Tensor, ...]]]) -> list[tuple[Tensor, ...]]:
+def at_once(works: Sequence[Callable[[], tuple[Tensor, ...]]], device: torch.device) -> list[tuple[Tensor, ...]]:
     """The tensors that each piece of work gives; the current stream waits for all of them, the host for none."""
-    here = torch.cuda.current_stream()
+    here = torch.cuda.current_stream(device)
     sides = [_side_stream(here.device, index) for index in range(len(works))]
     results = []
     for side, work in zip(sides, works, strict=True):

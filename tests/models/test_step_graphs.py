@@ -35,7 +35,7 @@ def recorded(model, monkeypatch):
     """Steps go through a `StepGraphs` that repeats each step as it was captured, line by line; what it captured."""
     captured = []
 
-    def capture(body, changed):
+    def capture(body, changed, device):
         captured.append([tensor.shape[0] for tensor in changed])  # a step's two, none for a prompt
         return body
 
@@ -133,7 +133,7 @@ def test_a_step_that_cannot_be_captured_is_run_singly(model, monkeypatch, caplog
     llm, text = model
     expected = texts_of(llm, text, 1)
 
-    def refuse(body, changed):
+    def refuse(body, changed, device):
         body()
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
@@ -149,7 +149,7 @@ def test_a_prompt_that_cannot_be_captured_is_run_singly(model, monkeypatch, capl
     llm, text = model
     expected = texts_of(llm, text, 1)
 
-    def refuse_prompts(body, changed):
+    def refuse_prompts(body, changed, device):
         if not changed:
             raise RuntimeError("not permitted")
         return body

@@ -238,7 +238,7 @@ def counted_flops(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
 
 @torch.no_grad()
 def count_kernels(model: SALMONN, token: Tensor, cache: decoding.KeyValueCache) -> int | None:
-    """Kernels of one decode step on CUDA, those of a captured graph included; None elsewhere."""
+    """Kernels of one decode step on CUDA; None elsewhere."""
     if model.device.type != "cuda":
         return None
     from torch.profiler import ProfilerActivity, profile
@@ -272,9 +272,11 @@ def count_work(
     """
     parts: dict[str, nn.Module] = {f"encoder.{name}": module for name, module in model.encoders.encoders.items()}
     parts |= {"connector": model.connector}
-    with counted_flops(parts) as flops:
-        token, cache = first_token()
-    context = int(cache.lengths[0]) + decode_steps // 2
+    with model.kernel_by_kernel():  # a captured graph shows neither
+        with counted_flops(parts) as flops:
+            token, cache = first_token()
+        context = int(cache.lengths[0]) + decode_steps // 2
+        kernels = count_kernels(model, token, cache)
     total = flops.pop("total")
     flops["prefill"] = total - sum(flops.values())
     sizes = {row.part: row.bytes for row in part_sizes(model)}
@@ -282,7 +284,7 @@ def count_work(
     # Prefill reads the layers' weights too; a head as large as an embedding is among them.
     read |= {"prefill": decode_bytes(model, 0), "decode": decode_bytes(model, context)}
     dtypes = {part: _compute_type(module) for part, module in parts.items()} | {"prefill": model.llm.dtype}
-    return Work(flops=flops, read=read, dtypes=dtypes, kernels=count_kernels(model, token, cache))
+    return Work(flops=flops, read=read, dtypes=dtypes, kernels=kernels)
 
 
 def _compute_type(module: nn.Module) -> torch.dtype:

@@ -260,6 +260,22 @@ class SALMONN(nn.Module):
         finally:
             self.train(was_training)
 
+    @contextmanager
+    def kernel_by_kernel(self) -> Iterator[None]:
+        """Without CUDA graphs while the context is open, so that what a call does can be counted."""
+        encoders = list(self.encoders.encoders.values())
+        captured = self.encoders.captures, self.llm.captures, self.llm.graphs, [each.replays for each in encoders]
+        self.encoders.captures = self.llm.captures = False
+        self.llm.graphs = None
+        for encoder in encoders:
+            encoder.replays = None
+        try:
+            yield
+        finally:
+            self.encoders.captures, self.llm.captures, self.llm.graphs, replays = captured
+            for encoder, kept in zip(encoders, replays, strict=True):
+                encoder.replays = kept
+
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter that training changes."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)

@@ -200,6 +200,16 @@ def test_graphs_can_be_switched_off(shared_tiny_project: tiny.TinyProject) -> No
     assert model.llm.graphs is None
 
 
+def test_graphs_are_back_after_counting(model: SALMONN) -> None:
+    encoders = list(model.encoders.encoders.values())
+    model.llm.graphs, encoders[0].replays = graphs, replays = StepGraphs(replaying([])), Replays(replaying([]))
+    with model.kernel_by_kernel():
+        model.eval()
+        assert model.llm.graphs is None and all(encoder.replays is None for encoder in encoders)
+    assert model.llm.graphs is graphs and encoders[0].replays is replays and encoders[1].replays is None
+    model.train().eval()
+
+
 class FakeStream:
     """A CUDA stream that only notes the order of things."""
 

@@ -247,7 +247,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bar()  # one a part and load of the model: nothing that small takes a bar
     recipe = RECIPES[arguments.recipe]
     output = Path(arguments.output or f"outputs/{recipe.name}{'-short' if arguments.short else ''}")
-    prefix = output / "corpus" if recipe.synthetic else arguments.prefix
+    prefix = output / "corpus" if recipe.synthetic else arguments.prefix and Path(arguments.prefix)
+    if Path.cwd() != ROOT:  # recipes, and the commands that run here, name files from there
+        output, prefix = output.absolute(), prefix and prefix.absolute()
+        print(f"tools.demo: going on in {ROOT}, which the recipe's paths and those in --options start from")
+        os.chdir(ROOT)
     overrides = [f"datasets.prefix={prefix}"] if prefix else []
     if load_config(recipe.stages[0]).datasets.cache_encoder_outputs:
         overrides.append(f"datasets.cache_encoder_outputs={output / 'frames'}")

@@ -42,6 +42,28 @@ def test_whole_path_on_a_tiny_project(
     assert str(output / "second") in printed
 
 
+@pytest.mark.parametrize("arguments", [[], ["--recipe", "real", "--prefix", "recordings"]])
+def test_it_may_be_started_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """The recipe's files are found, and what the user names, or is given to read, stays where the user is."""
+    started: list[demo.Run] = []
+
+    def started_in(run: demo.Run) -> None:
+        assert Path.cwd() == demo.ROOT and Path(run.recipe.stages[0]).is_file()
+        started.append(run)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(demo, "make_corpus", started_in)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        demo.main([*arguments, "--output", "mine"])
+    assert started[0].output == tmp_path / "mine" and started[0].output.is_dir()
+    prefix = tmp_path / ("recordings" if arguments else "mine/corpus")
+    assert f"datasets.prefix={prefix}" in started[0].overrides
+    assert f"going on in {demo.ROOT}" in capsys.readouterr().out
+
+
 def test_a_failing_step_ends_the_run(tmp_path: Path) -> None:
     run = demo.Run(recipe=demo.RECIPES["demo"], output=tmp_path, overrides=(), short=True)
     with pytest.raises(SystemExit, match=r"corpus.*status 3"):

@@ -7,9 +7,10 @@ import dataclasses
 import inspect
 import itertools
 import sys
+import typing
 from typing import Any
 
-from configs import compat, sections
+from configs import compat
 from configs.parsing import described, field_types
 from configs.schema import Config
 
@@ -118,12 +119,23 @@ def table(cls: type, title: str) -> str:
     return "\n".join([heading, "| key | default | accepts | meaning |", "|---|---|---|---|", *rows, ""])
 
 
+def with_mappings(tables: dict[str, type]) -> dict[str, type]:
+    """Sections, each followed by the mappings within it that have keys of their own and are not among those before."""
+    found: dict[str, type] = {}
+    for name, section in tables.items():
+        found[name] = section
+        for key, annotation in field_types(section).items():
+            for kind in (annotation, *typing.get_args(annotation)):
+                if dataclasses.is_dataclass(kind) and kind not in (*found.values(), *tables.values()):
+                    found[f"{name}.{key}"] = kind
+    return found
+
+
 def markdown() -> str:
     """The whole page."""
     types = {name: kind for name, kind in field_types(Config).items() if dataclasses.is_dataclass(kind)}
     parts = [INTRODUCTION.format(sections=", ".join(f"`{name}`" for name in types))]
-    parts += [table(kind, name) for name, kind in types.items()]
-    parts.append(table(sections.OptimsConfig, "run.optims"))
+    parts += [table(kind, name) for name, kind in with_mappings(types).items()]
     parts.append(
         FAMILY.format(
             renamed="\n".join(f"| `{theirs}` | `{ours}` |" for theirs, ours in compat.RENAMED.items()),

@@ -214,7 +214,7 @@ class GPTQLinear(nn.Linear):
         """`[..., in]` -> `[..., out]`."""
         if self.order is not None:
             inputs = inputs.index_select(-1, self.order)
-        product = _Product.apply(inputs, self)
+        product = _Product.apply(inputs, self) if torch.is_grad_enabled() else self.multiply(inputs)
         return product if self.bias is None else product + self.bias
 
     def multiply(self, inputs: Tensor) -> Tensor:

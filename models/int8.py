@@ -8,6 +8,7 @@ unquantised ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +20,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from models.file_pages import release
+
 METHOD = "smolt_int8"
 """Our rounding's name in transformers' table."""
 LARGEST = 127
+RELEASE_EVERY = 128 * 2**20
+"""Bytes of weights after which their files' pages are given back."""
 
 
 class Int8Linear(nn.Linear):
@@ -128,7 +133,10 @@ class RoundingConfig(QuantizationConfigMixin):
 class Rounding(HfQuantizer):
     """Makes an `Int8Linear` of each linear layer, one weight at a time: unrounded, the model is never there whole."""
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **_: Any
+    ) -> None:
+        self._files, self._read = checkpoint_files or [], 0
         for name, linear in [*model.named_modules()]:
             if type(linear) is nn.Linear:
                 with torch.device("meta"):
@@ -142,7 +150,14 @@ class Rounding(HfQuantizer):
         return name == "weight" and isinstance(model.get_submodule(owner), Int8Linear)
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Round()
+        return _Round(self._was_read)
+
+    def _was_read(self, count: int) -> None:
+        """Count bytes of the files; from time to time, give back the pages that they take."""
+        self._read += count
+        if self._read > RELEASE_EVERY:
+            release(self._files)
+            self._read = 0
 
     def is_serializable(self) -> bool:
         return False
@@ -153,6 +168,9 @@ class Rounding(HfQuantizer):
 
 
 class _Round(ConversionOps):
+    def __init__(self, was_read: Callable[[int], None]) -> None:
+        self._was_read = was_read
+
     def convert(
         self,
         input_dict: dict[str, list[Tensor]],
@@ -168,6 +186,7 @@ class _Round(ConversionOps):
         if weight.shape != layer.weight.shape:  # named with all that does not fit
             return {full_layer_name: weight}
         layer.fill(weight)
+        self._was_read(weight.nbytes)
         layer._is_hf_initialized = True
         if missing_keys is not None:
             missing_keys -= {f"{owner}.weight", f"{owner}.scales"}

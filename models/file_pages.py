@@ -1,0 +1,37 @@
+"""Memory of weights' files that are mapped while a model is loaded.
+
+A file's pages stay in the process once they were read. Where weights are rounded as they come, the file would so count
+beside the model to the end of loading; nothing needs it any longer, and its pages can be read again.
+"""
+
+import ctypes
+import mmap
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+_SMAPS = Path("/proc/self/smaps")
+_HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(/.*)$")
+
+
+def release(files: Sequence[str | Path]) -> int:
+    """Give back the pages of these files that this process has mapped and not written to; bytes of the mappings.
+
+    Linux only; elsewhere nothing happens. Mappings with pages that were written to are left alone: their content is
+    in no file.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if advice is None or not _SMAPS.exists():
+        return 0
+    wanted = {str(Path(file).resolve()) for file in files}
+    released, place = 0, None
+    for line in _SMAPS.read_text(encoding="utf-8", errors="replace").splitlines():
+        head = _HEAD.match(line)
+        if head:
+            place = (int(head[1], 16), int(head[2], 16)) if head[3] in wanted else None
+        elif place and line.startswith("Anonymous:") and line.split()[1] == "0":
+            start, stop = place
+            library = ctypes.CDLL(None, use_errno=True)
+            if library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), ctypes.c_int(advice)) == 0:
+                released += stop - start
+    return released

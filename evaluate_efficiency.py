@@ -93,6 +93,8 @@ class Workload:
     warmup: int = 3
     calibration_s: float = CALIBRATION_S
     """For each of the device's rates."""
+    batch: int = 1
+    """Rows that `first_token` and `decode` do at once, all with this clip; `measure` is of one."""
 
     @property
     def seconds(self) -> float:
@@ -168,12 +170,13 @@ def synthetic_clip(seconds: float, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def first_token(model: SALMONN, work: Workload) -> tuple[Tensor, decoding.KeyValueCache]:
-    """The way from waveform to first token; its id `[1]` and the cache to go on with."""
+    """The way from waveform to first token; ids `[B]` and the cache to go on with."""
     model.text.forget_prompts()
-    waveforms, lengths = work.waveform[None], torch.tensor([len(work.waveform)])
+    waveforms = work.waveform.expand(work.batch, -1)
+    lengths = torch.full((work.batch,), len(work.waveform))
     tokens, mask = model.encode_audio(waveforms, lengths)
-    assembled = model.assemble(tokens, mask, model.text.batch([work.prompt]))
-    cache = decoding.KeyValueCache(1, assembled.embeds.shape[1] + work.decode_steps, assembled.embeds.device)
+    assembled = model.assemble(tokens, mask, model.text.batch([work.prompt] * work.batch))
+    cache = decoding.KeyValueCache(work.batch, assembled.embeds.shape[1] + work.decode_steps, assembled.embeds.device)
     return decoding.prefill(model.llm, assembled, cache).argmax(dim=-1), cache
 
 

@@ -3,10 +3,10 @@
     python -m benchmarks.against_reference --out FILE [--parts latency bf16 …] [--small]
 
 Parts, each of which can be left out: `latency` (the reference and ours in float32), `full_window` (ours on 30 s, as the
-reference hears them), `bf16`, `light` (bf16, encoders in int8), `back_ends` (ours with every quantisation that is meant
-for this device), `evaluation` (64 clips of 2 to 20 s, 4 beams) and `training` (an optimiser step). Every run is a
-process of its own and loads the same files; its peak memory includes loading. With `--keep` the runs that FILE holds
-already are not repeated.
+reference hears them), `bf16`, `back_ends` (ours with every quantisation that is meant for this device), `light` (the
+language model in 4 bits, the encoders in 8), `evaluation` (64 clips of 2 to 20 s, 4 beams) and `training` (an optimiser
+step). Every run is a process of its own and loads the same files; its peak memory includes loading. With `--keep` the
+runs that FILE holds already are not repeated.
 
 Ratios say how many times less the best of ours takes than the reference, in float32 unless the name says otherwise:
 `ttft_ratio_fp32`, `ttft_ratio_bf16`, `ttft_ratio_full_window`, `tpot_ratio_fp32`, `tpot_ratio_best`,
@@ -32,12 +32,13 @@ import numpy as np
 import torch
 
 import provenance
+from benchmarks.gptq_weights import write_in_4_bits
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import Job, ratio, run_apart
 from configs.schema import ModelConfig
 from data.audio import SAMPLE_RATE
 from evaluate_efficiency import synthetic_clip
-from models.quantize import BACKENDS
+from models.quantize import BACKENDS, Backend
 
 MODEL = ModelConfig(
     llama_path="Qwen/Qwen2.5-0.5B-Instruct",
@@ -47,7 +48,7 @@ MODEL = ModelConfig(
     bos_token="<|im_start|>",
     dtype="float32",
 )
-PARTS = ("latency", "full_window", "bf16", "light", "back_ends", "evaluation", "training")
+PARTS = ("latency", "full_window", "bf16", "back_ends", "light", "evaluation", "training")
 CLIPS = 64
 SHORTEST_S, LONGEST_S = 2.0, 20.0
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16")  # of x86, in /proc/cpuinfo
@@ -97,11 +98,12 @@ def back_ends(device: str = "cpu") -> list[str]:
     return [
         name
         for name, row in BACKENDS.items()
-        if name not in ("none", "gptq")  # the latter is a file's, not made at loading
-        and device in row.devices
-        and device not in row.slower_on
-        and (row.package is None or importlib.util.find_spec(row.package) is not None)
+        if name != "none" and device in row.devices and device not in row.slower_on and is_installed(row)
     ]
+
+
+def is_installed(row: Backend) -> bool:
+    return row.package is None or importlib.util.find_spec(row.package) is not None
 
 
 def write_clips(folder: Path, count: int, size: Size, seed: int = 0) -> Path:
@@ -120,8 +122,8 @@ def write_clips(folder: Path, count: int, size: Size, seed: int = 0) -> Path:
     return path
 
 
-def jobs_of(part: str, model: ModelConfig, size: Size, annotations: Path | None) -> list[Job]:
-    """The runs of one part; `model` names the files."""
+def jobs_of(part: str, model: ModelConfig, size: Size, *, annotations: Path | None, gptq: Path | None) -> list[Job]:
+    """The runs of one part; `model` names the files, `gptq` the language model's folder in 4 bits."""
     latency = {
         "task": "latency",
         "clip_s": size.clip_s,
@@ -144,6 +146,7 @@ def jobs_of(part: str, model: ModelConfig, size: Size, annotations: Path | None)
     def reference(name: str, settings: dict[str, Any]) -> Job:
         return Job.of(model, name=f"reference_{name}", side="reference", **settings)
 
+    half = "bfloat16" if has_native_bf16() else "float32"
     if part == "latency":
         return [reference("fp32", latency), ours("fp32", latency)]
     if part == "full_window":
@@ -151,10 +154,12 @@ def jobs_of(part: str, model: ModelConfig, size: Size, annotations: Path | None)
     if part == "bf16":
         return [ours("bf16", latency, dtype="bfloat16")]
     if part == "light":
-        return [ours("light", latency, dtype="bfloat16", encoder_quantization="int8")]
+        return [
+            ours("light", latency, dtype=half, encoder_quantization="int8", quantization="gptq", llama_path=str(gptq))
+        ]
     if part == "back_ends":
-        dtype = "bfloat16" if has_native_bf16() else "float32"
-        return [ours(name, latency, quantization=name, dtype=dtype) for name in back_ends()]
+        paths = {"gptq": {"llama_path": str(gptq)}}
+        return [ours(name, latency, quantization=name, dtype=half, **paths.get(name, {})) for name in back_ends()]
     if part == "evaluation":
         return [reference("evaluation", evaluation), ours("evaluation", evaluation)]
     assert part == "training", part
@@ -207,10 +212,14 @@ def compare(
         runs = {name: figures for name, figures in held.items() if "error" not in figures}
     start = time.perf_counter()
     print(f"writing random weights to {weights}", flush=True)
-    model = write_weights(MODEL, weights, small=small)
+    # Layers as small as these fit no fast kernel.
+    model = dataclasses.replace(write_weights(MODEL, weights, small=small), allow_slow_kernels=small)
     annotations = write_clips(weights / "clips", clips, size) if "evaluation" in parts else None
+    gptq = None
+    if {"back_ends", "light"} & {*parts}:
+        gptq = Path(write_in_4_bits(model, weights, small=small).llama_path)
     report: dict[str, Any] = {}
-    for job in (job for part in parts for job in jobs_of(part, model, size, annotations)):
+    for job in (job for part in parts for job in jobs_of(part, model, size, annotations=annotations, gptq=gptq)):
         if job.name not in runs:
             print(f"[{time.perf_counter() - start:6.0f} s] {job.name} …", flush=True)
             runs[job.name] = run(job)
@@ -242,14 +251,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run (default: all)")
     parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips of the evaluation (default: {CLIPS})")
+    parser.add_argument("--batch", type=int, help="clips at once in the evaluation, on both sides (default: 8)")
     parser.add_argument("--weights", help="folder for the random weights, kept (default: a temporary one; 4 GB)")
     parser.add_argument("--keep", action="store_true", help="do not repeat the runs that --out holds already")
     parser.add_argument("--small", action="store_true", help="small shapes: seconds, and no claim")
     arguments = parser.parse_args(argv)
-    if arguments.clips < 1:
-        parser.error(f"--clips is {arguments.clips}; expected at least 1")
+    for name, value in (("clips", arguments.clips), ("batch", arguments.batch)):
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}; expected at least 1")
     clips = min(arguments.clips, 2) if arguments.small else arguments.clips
     size = SMALL if arguments.small else Size()
+    if arguments.batch is not None:
+        size = dataclasses.replace(size, evaluation_batch=arguments.batch)
     with tempfile.TemporaryDirectory(prefix="against_reference_") as folder:
         report = compare(
             Path(arguments.out),

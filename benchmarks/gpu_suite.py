@@ -30,6 +30,7 @@ import torch
 
 import provenance
 from benchmarks.bare_machine import ABSENT
+from benchmarks.gptq_weights import write_in_4_bits
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import Job, ratio, run_apart
 from configs.schema import ModelConfig, load_config
@@ -80,7 +81,7 @@ def runnable(config: ModelConfig) -> tuple[ModelConfig, str | None]:
     """The configuration that this machine can run, and what was changed in it."""
     row = BACKENDS.get(config.quantization)
     if row is None:
-        problem = f"{config.quantization} is not made at loading"
+        problem = f"{config.quantization} is not known"
     elif row.package is not None and importlib.util.find_spec(row.package) is None:
         problem = f"{row.package} is not installed"
     else:
@@ -88,8 +89,13 @@ def runnable(config: ModelConfig) -> tuple[ModelConfig, str | None]:
     return dataclasses.replace(config, quantization="none"), f"{problem}: unquantised"
 
 
-def jobs_of(system: str, config: ModelConfig, device: str, size: Size) -> list[Job]:
-    """Ours and the reference's; `config` names the files. Kernels that are slow here are measured all the same."""
+def jobs_of(
+    system: str, config: ModelConfig, device: str, size: Size, unquantised: ModelConfig | None = None
+) -> list[Job]:
+    """Ours and the reference's; `config` names the files, `unquantised` those of the reference where they are others.
+
+    Kernels that are slow here are measured all the same.
+    """
     common = {"task": "latency", "device": device, "clip_s": size.clip_s, "calibration_s": size.calibration_s}
     allowed = dataclasses.replace(config, allow_slow_kernels=True)
     ours = Job.of(
@@ -101,9 +107,9 @@ def jobs_of(system: str, config: ModelConfig, device: str, size: Size) -> list[J
         warmup=size.warmup,
         **common,
     )
-    reference_config = config if config.quantization in ("none", "nf4") else dataclasses.replace(
-        config, quantization="none"
-    )  # fmt: skip
+    reference_config = unquantised or config
+    if reference_config.quantization not in ("none", "nf4"):
+        reference_config = dataclasses.replace(reference_config, quantization="none")
     reference = Job.of(
         reference_config,
         name=f"{system}, the reference way",
@@ -158,10 +164,13 @@ class Suite:
         row: dict[str, Any] = {"quantization": config.quantization} | ({"changed": changed} if changed else {})
         self.say(f"{system}: writing random weights")
         try:
-            local = write_weights(config, weights, small=self.small, device=self.device)
+            gptq = config.quantization == "gptq"
+            plain = dataclasses.replace(config, quantization="none") if gptq else config
+            unquantised = write_weights(plain, weights, small=self.small, device=self.device)
+            local = write_in_4_bits(unquantised, weights, small=self.small) if gptq else unquantised
         except (ValueError, OSError, RuntimeError) as error:
             return row | {"skipped": f"no weights could be written: {error}"}
-        jobs = jobs_of(system, local, self.device, self.size)
+        jobs = jobs_of(system, local, self.device, self.size, unquantised)
         for position, job in enumerate(jobs):
             left_s = end - time.monotonic()
             self.say(f"{job.name}, {left_s:.0f} s left for {system}")

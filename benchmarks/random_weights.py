@@ -167,7 +167,8 @@ def build_random(
 
 
 def _name_of(facts: Architecture, small: bool, dtype: torch.dtype | None) -> str:
-    parts = [Path(facts.name).stem, "small" if small else "", str(dtype).removeprefix("torch.") if dtype else ""]
+    name = Path(facts.name).name.removesuffix(".pt")  # not its stem: versions have points
+    parts = [name, "small" if small else "", str(dtype).removeprefix("torch.") if dtype else ""]
     return "_".join(part for part in parts if part)
 
 

@@ -9,7 +9,9 @@ loading included (on CUDA the allocator's); a process of its own keeps one side'
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -27,7 +29,17 @@ from benchmarks import bare_machine  # noqa: F401 - before the program, whose re
 from benchmarks.reference_way import ReferenceModel
 from command_line import quieten_libraries
 from configs.schema import Config, GenerateConfig, ModelConfig, RunConfig
-from evaluate_efficiency import CALIBRATION_S, Memory, Workload, clock, measure, synthetic_clip
+from evaluate_efficiency import (
+    CALIBRATION_S,
+    Memory,
+    Workload,
+    clock,
+    decode,
+    first_token,
+    measure,
+    reuse_prefix,
+    synthetic_clip,
+)
 from models import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +54,7 @@ class Job:
 
     name: str
     side: Literal["ours", "reference"]
-    task: Literal["latency", "evaluation", "training"]
+    task: Literal["latency", "grid", "evaluation", "training"]
     model: dict[str, Any]
     """The fields of `ModelConfig`, with paths of files that are there."""
     device: str = "cpu"
@@ -58,11 +70,25 @@ class Job:
     """Clips at once, in evaluation and training."""
     num_beams: int = 1
     """In evaluation."""
+    batches: tuple[int, ...] = ()
+    clips_s: tuple[float, ...] = ()
+    """Of the grid: every number of clips with every length."""
+    point_s: float = 60.0
+    """Points of the grid that would take longer, judging by smaller ones, are left out."""
+    prefix: str | None = None
+    prompt: str = PROMPT
+    """With `annotations`, a grid is scored: the folder that clip paths start from, and their prompt."""
 
     @classmethod
     def of(cls, config: ModelConfig, **fields: Any) -> Job:
         """A job on `config`, whose token stays behind: jobs are files."""
         return cls(model=dataclasses.asdict(dataclasses.replace(config, token=None)), **fields)
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """From a JSON file, where tuples are lists."""
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
     @property
     def config(self) -> ModelConfig:
@@ -82,11 +108,6 @@ def run_job(job: Job) -> dict[str, Any]:
         model: Any = build_model(job.config, device)
         merged = job.task != "training" and model.llm.merge_lora()
         about = {"kernel": model.llm.kernel, "lora_merged": merged}
-        if device.type == "cuda" and job.task != "training":
-            from models import step_graphs
-
-            step_graphs.enable(model.llm)
-            about["graphs"] = "decode step"
     else:
         model = ReferenceModel(job.config, device)
         about = {"kernel": "transformers generate, dynamic cache, LoRA beside", "lora_merged": False}
@@ -156,6 +177,74 @@ def _stages(marks: Sequence[tuple[str, float]]) -> dict[str, float]:
         "part.features.whisper": features - start,
         "part.encoders and connector": encoded - features,
         "part.prefill": tokens[0] - encoded,
+    }
+
+
+def _grid(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
+    """Every point of the grid, small ones first; what would take too long or too much memory is left out, and why."""
+    points: list[dict[str, Any]] = []
+    for batch, clip_s in sorted(itertools.product(job.batches, job.clips_s), key=math.prod):
+        point = {"batch": batch, "clip_s": clip_s}
+        smaller = [row for row in points if "ttft_s" in row and row["batch"] <= batch and row["clip_s"] <= clip_s]
+        growth = min((batch * clip_s / (row["batch"] * row["clip_s"]) for row in smaller), default=1.0)
+        seconds = max((row["took_s"] for row in smaller), default=0.0) * growth
+        if seconds > job.point_s:
+            points.append(point | {"left_out": f"it would take about {seconds:.0f} s"})
+            continue
+        try:
+            points.append(point | _point(model, job, memory, batch, clip_s))
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            points.append(point | {"left_out": "out of memory"})
+    result = {"points": points, "peak_gib": max(row.get("peak_gib", 0.0) for row in points)}
+    if job.annotations:
+        result["scores"] = _scores(model, job)
+    return result
+
+
+def _point(model: Any, job: Job, memory: Memory, batch: int, clip_s: float) -> dict[str, Any]:
+    work = Workload(waveform=synthetic_clip(clip_s), prompt=job.prompt, decode_steps=job.decode_steps, batch=batch)
+    now = clock(model.device)
+    begin = now()
+    reuse_prefix(model, work)
+    ttft, tpot = [], []
+    memory.reset()
+    for iteration in range(job.warmup + job.iterations):
+        start = now()
+        token, cache = first_token(model, work)
+        first = now() - start
+        steps = decode(model, token, cache, job.decode_steps, now)
+        if iteration >= job.warmup:
+            ttft.append(first)
+            tpot.append(statistics.fmean(steps))
+        del cache
+    whole = statistics.median(ttft) + job.decode_steps * statistics.median(tpot)
+    return {
+        "ttft_s": statistics.median(ttft),
+        "tpot_s": statistics.median(tpot),
+        "tokens_per_s": batch / statistics.median(tpot),
+        "rtfx": batch * clip_s / whole,
+        "peak_gib": memory.peak_gib(),
+        "took_s": now() - begin,
+    }
+
+
+def _scores(model: Any, job: Job) -> dict[str, Any]:
+    """Task -> its metric, the value and the number of clips."""
+    from data.annotations import load_annotations
+    from inference import evaluate_annotations
+
+    annotations = load_annotations(job.annotations, prefix=job.prefix)
+    config = Config(
+        model=job.config,
+        generate=GenerateConfig(num_beams=job.num_beams),
+        run=RunConfig(batch_size_eval=job.batch, num_workers=0, device=job.device),
+    )
+    prompts = dict.fromkeys((annotation.task for annotation in annotations), job.prompt)
+    result = evaluate_annotations(model, annotations, prompts, config, java=False)
+    return {
+        task: {"metric": row.primary, "value": row.values.get(row.primary), "clips": row.clips}
+        for task, row in result.tasks.items()
     }
 
 
@@ -235,6 +324,7 @@ def _training(model: Any, loss: Callable[[], torch.Tensor], job: Job, memory: Me
 
 MEASURES: dict[tuple[str, str], Callable[[Any, Job, Memory], dict[str, Any]]] = {
     ("ours", "latency"): _our_latency,
+    ("ours", "grid"): _grid,
     ("reference", "latency"): _reference_latency,
     ("ours", "evaluation"): _our_evaluation,
     ("reference", "evaluation"): _reference_evaluation,
@@ -268,7 +358,7 @@ def ratio(slow: dict[str, Any] | None, fast: dict[str, Any] | None, figure: str)
 def main(argv: Sequence[str]) -> int:
     given, made = argv
     quieten_libraries()
-    job = Job(**json.loads(Path(given).read_text(encoding="utf-8")))
+    job = Job.read(Path(given))
     try:
         result = run_job(job)
     except Exception as error:  # whatever it was, the parent has other jobs to run and says what became of this one

@@ -33,6 +33,16 @@ def test_a_small_system_is_written_once_and_generates(tmp_path: Path) -> None:
     assert len(set(answer.tokens)) > 1 and answer.text.startswith("w")
 
 
+def test_sizes_of_a_family_have_folders_of_their_own(tmp_path: Path) -> None:
+    names = ("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-3B-Instruct")
+    config = load_config(ROOT / "configs/nlp07/evaluate.yaml").model
+    paths = [
+        random_weights.write_weights(dataclasses.replace(config, llama_path=name), tmp_path, small=True).llama_path
+        for name in names
+    ]
+    assert len(set(paths)) == 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_ced_and_frozen_types(dtype: torch.dtype) -> None:
     config = load_config(ROOT / "configs/nlp07/evaluate.yaml").model

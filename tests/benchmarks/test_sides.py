@@ -20,7 +20,7 @@ def here(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
 
 
 def test_every_ratio_of_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(against_reference, "back_ends", list)
+    monkeypatch.setattr(against_reference, "back_ends", lambda: ["gptq"])
     out = tmp_path / "out.json"
     size = against_reference.SMALL
     arguments = {"size": size, "small": True, "clips": 2, "run": here}
@@ -36,6 +36,7 @@ def test_every_ratio_of_the_comparison(tmp_path: Path, monkeypatch: pytest.Monke
     assert sum(reference["ttft_parts_s"].values()) == pytest.approx(reference["ttft_s"])
     assert reference["contest_ttft_s"] < reference["ttft_s"]
     assert "tpot_s" in ours["limits"]["figures"]
+    assert {"ours_gptq", "ours_light"} <= set(report["runs"])
     assert report["runs"]["ours_evaluation"]["clips"] == report["runs"]["reference_evaluation"]["clips"] == 2
 
     def never(job: Job) -> dict[str, Any]:
@@ -75,6 +76,15 @@ def test_the_suite_at_small_shapes_on_the_cpu(tmp_path: Path, capsys: pytest.Cap
         assert {"prefill", "connector"} <= set(row["ours"]["ttft_parts_s"])
         assert row["ours"]["limits"]["figures"]["tpot_s"]["ratio"] > 0
     assert str(out) in capsys.readouterr().out
+
+
+def test_a_system_in_4_bits_is_written_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(gpu_suite.system_config("nlp07"), quantization="gptq")
+    monkeypatch.setattr(gpu_suite, "system_config", lambda system: config)
+    suite = gpu_suite.Suite("cpu", tmp_path / "out.json", 60.0, gpu_suite.SMALL, small=True, run=here)
+    row = suite.measure(["nlp07"], tmp_path)["systems"]["nlp07"]
+    assert row["quantization"] == "gptq" and row["ours"]["kernel"].startswith("gptq")
+    assert row["ratios"]["tpot_s"] > 0
 
 
 def test_the_suite_ends_in_time_and_says_what_it_left_out(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> 
             _training(plan_training(training, workload, batch=config.run.batch_size_train, amp=amp), workload)
         )
     published = published_for(config)
-    if published is not None:
+    if published is None:
+        sections.append("no figure is published for these networks")
+    else:
         sections.append(_beside_published(published, config, workload, serving_plan))
     return "\n\n".join(sections)
 

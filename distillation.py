@@ -222,6 +222,11 @@ def misfits(student: SALMONN, teacher: SALMONN, weights: dict[str, float]) -> li
             f"{teacher.llm.hidden_size}; expected the same width. Set distillation.hidden to 0."
         )
     if "qformer" in weights:
+        if student.connector.window_jitter:
+            problems.append(
+                "distillation.qformer: model.window_jitter moves the student's windows away from the teacher's; set "
+                "distillation.qformer to 0 or model.window_jitter to false."
+            )
         for key, of in QFORMER_FACTS.items():
             got, expected = of(student), of(teacher)
             if got != expected:

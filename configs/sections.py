@@ -118,6 +118,9 @@ class ModelConfig:
     """Length of a window, in seconds."""
     second_stride: float = option(0.333333, above=0)
     """Distance from one window's start to the next one's, in seconds."""
+    window_jitter: bool = False
+    """In training, start the windows at random up to a stride before the clip: words meet windows' edges elsewhere
+    every time they are heard."""
     qformer_hidden_size: int = option(768, minimum=1)
     """Width of the Q-Former."""
     qformer_num_heads: int = option(12, minimum=1)

@@ -123,6 +123,7 @@ def build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageMo
         window_s=config.second_per_window if config.window_level_Qformer else None,
         stride_s=config.second_stride,
         keep_partial_window=config.legacy == "off",
+        window_jitter=config.window_jitter,
         fusion=config.fusion,
     )
 

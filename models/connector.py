@@ -37,6 +37,8 @@ class Connector(nn.Module):
         llm_hidden_size: `H`.
         fusion: `concat` lays the streams side by side on the channel axis; `project` takes each to the Q-Former's
             width by a linear layer of its own and adds them.
+        window_jitter: in training, the grid of windows starts up to a stride before the clip, elsewhere in each batch:
+            nothing is cut off, but a word meets a window's edge in other places every time it is heard.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Connector(nn.Module):
         window_s: float | None = 0.333333,
         stride_s: float = 0.333333,
         keep_partial_window: bool = True,
+        window_jitter: bool = False,
         fusion: str = "concat",
     ) -> None:
         super().__init__()
@@ -64,6 +67,7 @@ class Connector(nn.Module):
         self.num_queries = num_queries
         self.keep_partial_window = keep_partial_window
         rate_hz = max(frame_rates_hz)
+        self.window_jitter = window_jitter and window_s is not None and keep_partial_window
         self.window = None if window_s is None else frames_in(window_s, rate_hz)  # K, in frames
         self.stride = None if window_s is None else frames_in(stride_s, rate_hz)
         if self.window is not None and self.stride > self.window and keep_partial_window:
@@ -152,6 +156,10 @@ class Connector(nn.Module):
         mask = torch.arange(total, device=frames.device) < lengths[:, None]  # [B, N]
         if self.window is None:
             return frames[:, None], mask[:, None]
+        if self.window_jitter and self.training:
+            early = int(torch.randint(self.stride, ()))
+            frames, mask = nn.functional.pad(frames, (0, 0, early, 0)), nn.functional.pad(mask, (early, 0))
+            total += early
         count = self.window_count(total)
         if count == 0:
             raise ValueError(

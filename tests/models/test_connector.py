@@ -125,3 +125,23 @@ def test_a_window_of_many_frames_and_few_queries_is_read_unprojected():
     assert attention._is_cheaper_unprojected(torch.empty(1, 1, 768), torch.empty(1, 17, 2048))
     assert not attention._is_cheaper_unprojected(torch.empty(1, 32, 768), torch.empty(1, 17, 2048))
     assert not attention._is_cheaper_unprojected(torch.empty(1, 1, 768), torch.empty(1, 1, 768))
+
+
+def test_jitter_moves_windows_in_training_alone_and_loses_no_frame(monkeypatch):
+    torch.manual_seed(0)
+    options = {"hidden_size": 16, "num_heads": 2, "num_layers": 1, "window_s": 0.1, "stride_s": 0.1, "dropout": 0.0}
+    plain, moving = (Connector(["a"], [8], [50.0], 12, window_jitter=jitter, **options) for jitter in (False, True))
+    moving.load_state_dict(plain.state_dict())
+    streams = [Frames(torch.randn(2, 23, 8, requires_grad=True), torch.tensor([23, 4]))]
+    torch.testing.assert_close(moving.eval()(streams)[0], plain.eval()(streams)[0], rtol=0, atol=0)
+    drawn = []
+    for early in range(5):  # the stride is five frames
+        monkeypatch.setattr(torch, "randint", lambda *_, chosen=early: torch.tensor(chosen))
+        tokens, mask = moving.train()(streams)
+        assert mask.sum(1).tolist() == [-(-(23 + early) // 5), -(-(4 + early) // 5)]
+        (gradient,) = torch.autograd.grad(tokens.square().sum(), streams[0].frames)
+        assert (gradient[0].abs().sum(-1) > 0).all(), early
+        assert (gradient[1, :4].abs().sum(-1) > 0).all(), early
+        assert not gradient[1, 4:].any(), early
+        drawn.append(tokens[0, 0])
+    assert all((drawn[0] - other).abs().max() > 1e-6 for other in drawn[1:])

@@ -76,6 +76,51 @@ class _Candidates:
     """`[B, C]` bool"""
 
 
+@dataclass
+class Running:
+    """The beams of clips that are equally far on."""
+
+    state: _Beams
+    text: TextProcessor
+    options: GenerateOptions
+    generators: list[torch.Generator | None]
+    tokens: int = 0
+    """Generated so far."""
+
+    @classmethod
+    def start(cls, clips: int, text: TextProcessor, options: GenerateOptions, device: torch.device) -> "Running":
+        state = _Beams.start(clips, options.num_beams, options.max_new_tokens, device)
+        return cls(state, text, options, seeded_rows(options, clips, device))
+
+    @property
+    def next_ids(self) -> Tensor:
+        """`[B·P]`, the last token of each running beam."""
+        return self.state.tokens[:, :, -1].flatten()
+
+    def advance(self, logits: Tensor) -> tuple[Tensor, list[bool]]:
+        """Continue each clip by a token from `logits` `[B·P, V]`: the beams that were continued, `[B, P]`, and which
+        clips are done."""
+        last_step = self.tokens + 1 == self.options.max_new_tokens
+        candidates = _candidates(logits, self.state, self.text, self.options, last_step, self.generators)
+        self.tokens += 1
+        _collect_done(self.state, candidates, self.tokens, self.options)
+        sources = _continue(self.state, candidates)
+        done = ~_can_improve(self.state, self.tokens, self.options) | candidates.ended.all(dim=1)
+        return sources, done.tolist()
+
+    def close(self) -> None:
+        """Take the running beams into the finished hypotheses."""
+        _close(self.state, self.tokens, self.options)
+
+    def best(self, clip: int = 0) -> tuple[list[int], list[float]]:
+        """The best finished hypothesis: its ids and their log-probabilities."""
+        return _best(self.state, clip)
+
+    def keep(self, clips: list[int]) -> None:
+        self.state.select(torch.tensor(clips, device=self.state.scores.device))
+        self.generators = self.generators if len(self.generators) == 1 else [self.generators[clip] for clip in clips]
+
+
 def beam_search(
     llm: LanguageModel,
     assembled: Assembled,
@@ -91,42 +136,39 @@ def beam_search(
     """
     device = assembled.embeds.device
     clips, beams, prompt_span = len(assembled), options.num_beams, assembled.embeds.shape[1]
-    generators = seeded_rows(options, clips, device)
     cache = KeyValueCache(clips, prompt_span, device)
     logits = prefill(llm, assembled, cache)
     shared = int(cache.lengths.min())  # up to here the beams of any clip have equal keys
     cache.select(torch.arange(clips, device=device).repeat_interleave(beams), prompt_span + options.max_new_tokens - 1)
     logits = logits.repeat_interleave(beams, dim=0)
 
-    state = _Beams.start(clips, beams, options.max_new_tokens, device)
+    running = Running.start(clips, text, options, device)
     alive = list(range(clips))  # the clip behind each clip of the state
     results: dict[int, tuple[list[int], list[float], bool]] = {}
-    for step in range(options.max_new_tokens):
-        last_step = step + 1 == options.max_new_tokens
-        candidates = _candidates(logits, state, text, options, last_step, generators)
-        _collect_done(state, candidates, step + 1, options)
-        sources = _continue(state, candidates)
-        halted = halt_id is not None and 0 not in results and int(state.tokens[0, 0, -1]) == halt_id
-        finished = (~_can_improve(state, step + 1, options) | candidates.ended.all(dim=1)).tolist()
+    while True:
+        sources, done = running.advance(logits)
+        halted = halt_id is not None and 0 not in results and int(running.next_ids[0]) == halt_id
         for index, clip in enumerate(alive):
-            if finished[index] and clip not in results:
-                results[clip] = (*_best(state, index), False)
+            if done[index] and clip not in results:
+                results[clip] = (*running.best(index), False)
         if halted:
-            _close(state, step + 1, options)
-            results |= {clip: (*_best(state, i), True) for i, clip in enumerate(alive) if clip not in results}
+            running.close()
+            results |= {clip: (*running.best(i), True) for i, clip in enumerate(alive) if clip not in results}
         kept = [index for index, clip in enumerate(alive) if clip not in results]
         if not kept:
-            break
+            return [results[clip] for clip in range(clips)]
         rows = (torch.arange(len(alive), device=device)[:, None] * beams + sources).flatten()
         cache.reorder(rows, shared)
         if 2 * len(kept) <= len(alive):
-            index = torch.tensor(kept, device=device)
-            state.select(index)
-            cache.select((index[:, None] * beams + torch.arange(beams, device=device)).flatten())
+            running.keep(kept)
+            cache.select(rows_of(kept, beams, device))
             alive = [alive[position] for position in kept]
-            generators = generators if len(generators) == 1 else [generators[position] for position in kept]
-        logits = decode_step(llm, state.tokens[:, :, -1].flatten(), cache)
-    return [results[clip] for clip in range(clips)]
+        logits = decode_step(llm, running.next_ids, cache)
+
+
+def rows_of(clips: Sequence[int], beams: int, device: torch.device) -> Tensor:
+    """The rows of the cache that hold the beams of these clips, `[B·P]`."""
+    return (torch.tensor(clips, device=device)[:, None] * beams + torch.arange(beams, device=device)).flatten()
 
 
 def _candidates(

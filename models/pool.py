@@ -1,6 +1,7 @@
 """Many clips through one cache: where a row has finished, the next clip's prompt takes its place at once.
 
-Greedy search or sampling. Each row is decoded as if it were alone, so the texts are those of one clip after another.
+Each row is decoded as if it were alone, so the texts are those of one clip after another. With beams a clip has as many
+rows of the cache, side by side, and a search of its own over them.
 """
 
 from collections import deque
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from models.beam_search import Running, rows_of
 from models.decoding import Generation, Hypothesis, append_token, finished
 from models.kv_cache import KeyValueCache
 from models.llm import Assembled, LanguageModel
@@ -44,6 +46,26 @@ class _Place:
     def length(self) -> int:
         """Slots in use: the prompt's, and those of all tokens but the last, which is to be written next."""
         return self.row.width + len(self.made.tokens) - 1
+
+    @property
+    def next_ids(self) -> list[int]:
+        return self.made.tokens[-1:]
+
+
+@dataclass
+class _BeamPlace:
+    """Rows of the cache, one a beam, that are in use."""
+
+    row: Prompted
+    running: Running
+
+    @property
+    def length(self) -> int:
+        return self.row.width + self.running.tokens - 1
+
+    @property
+    def next_ids(self) -> list[int]:
+        return self.running.next_ids.tolist()
 
 
 def decode_each(
@@ -81,22 +103,21 @@ def decode_each(
 
 
 class Pool:
-    """Up to `places` rows that are decoded together, each from its own prompt to its own end.
+    """Up to `places` clips that are decoded together, each from its own prompt to its own end.
 
     `admit` runs prompts and gives them free places, `step` appends a token to every row; both return the rows that
     finished by it, whose places are free again.
     """
 
     def __init__(self, llm: LanguageModel, text: TextProcessor, options: GenerateOptions, places: int) -> None:
-        if options.num_beams != 1:
-            raise ValueError(f"a pool decodes with num_beams=1; got num_beams={options.num_beams}.")
         if places < 1:
             raise ValueError(f"a pool needs a place for a row; got places={places}.")
         self.llm = llm
         self.text = text
         self.options = options
         self.places = places
-        self._places: list[_Place | None] = []  # a row of the cache each
+        self.beams = options.num_beams
+        self._places: list[_Place | _BeamPlace | None] = []  # a row of the cache each, or one for each beam
         self._cache: KeyValueCache | None = None
 
     def __len__(self) -> int:
@@ -119,24 +140,40 @@ class Pool:
     def admit(self, rows: Sequence[Prompted]) -> list[tuple[int, Generation]]:
         """Run the prompts of `rows`, no more than there are free places, and choose their first tokens."""
         assert 0 < len(rows) <= self.free, (len(rows), self.free)
-        device = self.llm.device
-        places = [_Place(row, Hypothesis([], []), seeded(self.options, device)) for row in rows]
+        places = [self._place(row) for row in rows]
         prompt = join([row.prompt for row in rows])
         width = prompt.embeds.shape[1]
         capacity = width + self.options.max_new_tokens - 1
         if not len(self):
             self._cache, self._places = None, []  # before the next one is made
-            cache = KeyValueCache(len(rows), capacity, device)
-            logits = prefill(self.llm, prompt, cache)
-            self._cache, self._places = cache, list(places)
+            logits, self._cache = self._prefilled(prompt, capacity)
+            self._places = list(places)
             return self._choose(logits, range(len(rows)))
-        cache = KeyValueCache(len(rows), width, device)
-        logits = prefill(self.llm, prompt, cache)
+        logits, cache = self._prefilled(prompt, width)
         indices = self._make_room(len(rows), capacity)
-        self._cache.put(torch.tensor(indices, device=device), cache)
+        self._cache.put(self._rows(indices), cache)
         for index, place in zip(indices, places, strict=True):
             self._places[index] = place
         return self._choose(logits, indices)
+
+    def _place(self, row: Prompted) -> _Place | _BeamPlace:
+        if self.beams == 1:
+            return _Place(row, Hypothesis([], []), seeded(self.options, self.llm.device))
+        return _BeamPlace(row, Running.start(1, self.text, self.options, self.llm.device))
+
+    def _prefilled(self, prompt: Assembled, capacity: int) -> tuple[Tensor, KeyValueCache]:
+        """Logits and cache of prompts that are run once, and then repeated for each beam."""
+        cache = KeyValueCache(len(prompt), capacity if self.beams == 1 else prompt.embeds.shape[1], self.llm.device)
+        logits = prefill(self.llm, prompt, cache)
+        if self.beams > 1:
+            rows = torch.arange(len(prompt), device=self.llm.device).repeat_interleave(self.beams)
+            cache.select(rows, capacity)
+            logits = logits[rows]
+        return logits, cache
+
+    def _rows(self, indices: Sequence[int]) -> Tensor:
+        """The rows of the cache at these places."""
+        return rows_of(indices, self.beams, self.llm.device)
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Generation]]:
@@ -147,14 +184,14 @@ class Pool:
         cache, active = self._cache, self._active
         idle = [index for index, place in enumerate(self._places) if place is None]
         if idle:  # they take part in every step, each time from slot 0 on
-            cache.vacate(torch.tensor(idle, device=self.llm.device))
+            cache.vacate(self._rows(idle))
         cache.attend_to(max(self._places[index].length for index in active))
-        last = [0 if place is None else place.made.tokens[-1] for place in self._places]
+        last = [token for place in self._places for token in (place.next_ids if place else [0] * self.beams)]
         logits = decode_step(self.llm, torch.tensor(last, device=self.llm.device), cache)
-        return self._choose(logits[active] if idle else logits, active)
+        return self._choose(logits[self._rows(active)] if idle else logits, active)
 
     def _make_room(self, rows: int, capacity: int) -> list[int]:
-        """The indices of `rows` idle rows of the cache, with at least `capacity` slots; enlarges it where needed."""
+        """The indices of `rows` idle places of the cache, with at least `capacity` slots; enlarges it where needed."""
         idle = [index for index, place in enumerate(self._places) if place is None]
         if len(idle) < rows or capacity > self._cache.capacity:
             active = self._active
@@ -163,13 +200,15 @@ class Pool:
         return idle[:rows]
 
     def _keep(self, indices: list[int], fillers: int = 0, capacity: int | None = None) -> None:
-        """Keep these rows of the cache, and as many idle ones behind them as there are `fillers`."""
+        """Keep these places of the cache, and as many idle ones behind them as there are `fillers`."""
         chosen = [*indices, *indices[:1] * fillers]
-        self._cache.select(torch.tensor(chosen, device=self.llm.device), capacity)
+        self._cache.select(self._rows(chosen), capacity)
         self._places = [*(self._places[index] for index in indices), *[None] * fillers]
 
     def _choose(self, logits: Tensor, indices: Sequence[int]) -> list[tuple[int, Generation]]:
-        """The next token of the rows at `indices`, from their logits `[R, V]`; those that end leave the pool."""
+        """The next token of the clips at `indices`, from their rows' logits `[R, V]`; those that end leave the pool."""
+        if self.beams > 1:
+            return self._choose_beams(logits, indices)
         places = [self._places[index] for index in indices]
         counts = [len(place.made.tokens) for place in places]
         history = torch.empty(len(places), 0, dtype=torch.long, device=logits.device)
@@ -187,6 +226,22 @@ class Pool:
             if place.made.done or len(place.made.tokens) == self.options.max_new_tokens:
                 self._places[index] = None
                 done.append((place.row.number, finished(place.made.tokens, place.made.logprobs, self.text)))
+        return done
+
+    def _choose_beams(self, logits: Tensor, indices: Sequence[int]) -> list[tuple[int, Generation]]:
+        """`_choose` where each clip has several rows, which go on from the beams that were continued."""
+        sources = torch.arange(len(self._places) * self.beams, device=logits.device)
+        done = []
+        for index, own in zip(indices, logits.split(self.beams), strict=True):
+            place = self._places[index]
+            chosen, (ended,) = place.running.advance(own)
+            first = index * self.beams
+            sources[first : first + self.beams] = first + chosen[0]
+            if ended:
+                self._places[index] = None
+                done.append((place.row.number, finished(*place.running.best(), self.text)))
+        if len(self):  # beams of a clip have equal keys up to the end of its prompt
+            self._cache.reorder(sources, min(row.width for row in self.rows))
         return done
 
 

@@ -211,8 +211,8 @@ class SALMONN(nn.Module):
         """The hypothesis of every clip of many batches, with its number among all clips, in the order they finish.
 
         A batch is encoded together; its clips are decoded `at_once` at a time, and where one has finished, the next
-        takes its place. With beams, and under `legacy: exact`, each batch is decoded by itself instead. Texts are those
-        of `generate` for one clip after another. What the GPU's memory does not hold at once is done in parts.
+        takes its place. Under `legacy: exact` each batch is decoded by itself instead. Texts are those of `generate`
+        for one clip after another. What the GPU's memory does not hold at once is done in parts.
         """
         settings = self._options(options)
 
@@ -227,7 +227,7 @@ class SALMONN(nn.Module):
             return decoding.generate(self.llm, prompted(*clips), self.text, settings, halt_id=self.halt_id)
 
         with self._evaluating():
-            if settings.num_beams == 1 and self.halt_id is None:
+            if self.halt_id is None:
                 yield from pool.decode_each(self.llm, self.text, settings, rows(), at_once=at_once)
             else:
                 yield from enumerate(result for clips in batches for result in in_parts(decoded, *clips))

@@ -10,16 +10,18 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks import bare_machine  # noqa: F401 - before the program, whose readers of recordings may be absent
 from configs.schema import ModelConfig
-from models.gptq import GPTQSettings
+from models.gptq import GPTQSettings, StoredGPTQ
 from models.gptq_folder import save_folder
-from models.gptq_solver import round_to_nearest
 
 GROUP_SIZE, SMALL_GROUP_SIZE = 128, 32
+MIDDLE = 8  # of 4 bits
+SMALLEST_SCALE = 1e-4  # scales are float16
 WEIGHT_FILES = ("*.safetensors*", "*.bin*", "config.json", "generation_config.json")
 
 
@@ -42,7 +44,7 @@ def write_gptq(source: str | Path, folder: str | Path, *, group_size: int = GROU
     head = model.get_output_embeddings()
     for name, layer in [*model.named_modules()]:
         if isinstance(layer, nn.Linear) and layer is not head:
-            model.set_submodule(name, round_to_nearest(layer.weight, settings).stored(settings, layer.bias))
+            model.set_submodule(name, rounded(layer, settings))
     draft = folder.with_name(folder.name + ".part")
     shutil.rmtree(draft, ignore_errors=True)
     save_folder(model, draft, settings)
@@ -52,3 +54,18 @@ def write_gptq(source: str | Path, folder: str | Path, *, group_size: int = GROU
             shutil.copy2(path, draft)
     draft.rename(folder)
     return folder
+
+
+def rounded(layer: nn.Linear, settings: GPTQSettings) -> StoredGPTQ:
+    """The layer with each weight at the nearest of its group's sixteen values, which lie evenly up to the largest."""
+    outputs, inputs = layer.weight.shape
+    groups = settings.groups(inputs)
+    size = inputs if settings.group_size == -1 else settings.group_size
+    values = F.pad(layer.weight.float(), (0, groups * size - inputs)).unflatten(
+        1, (groups, size)
+    )  # [out, groups, size]
+    scales = (values.abs().amax(dim=2) / (MIDDLE - 1)).clamp(min=SMALLEST_SCALE)
+    integers = (values / scales[:, :, None]).round_().add_(MIDDLE).clamp_(0, 2 * MIDDLE - 1)
+    zeros = torch.full((groups, outputs), MIDDLE, dtype=torch.int32)
+    integers = integers.flatten(1)[:, :inputs].to(torch.uint8)
+    return StoredGPTQ.of(integers, zeros, scales.T, settings.group_of(inputs), settings, bias=layer.bias)

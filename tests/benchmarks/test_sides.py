@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import against_reference, gpu_suite
+from benchmarks import against_reference, gptq_weights, gpu_suite
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import Job, run_apart, run_job
+from models.gptq import GPTQLinear, GPTQSettings
 
 
 def here(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
@@ -76,6 +78,13 @@ def test_the_suite_at_small_shapes_on_the_cpu(tmp_path: Path, capsys: pytest.Cap
         assert {"prefill", "connector"} <= set(row["ours"]["ttft_parts_s"])
         assert row["ours"]["limits"]["figures"]["tpot_s"]["ratio"] > 0
     assert str(out) in capsys.readouterr().out
+
+
+def test_weights_in_4_bits_are_near() -> None:
+    layer = torch.nn.Linear(96, 64)
+    settings = GPTQSettings(group_size=64)  # the second group is half full
+    near = GPTQLinear(gptq_weights.rounded(layer, settings)).dequantized()
+    assert (near - layer.weight).abs().max() <= layer.weight.abs().max() / 14 * 1.01
 
 
 def test_a_system_in_4_bits_is_written_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from models.skeleton import build_skeleton
 from prompting import load_prompts
 from provenance import ROOT
 
-SYSTEMS = ("salmonn_13b", "salmonn_7b", "salmonn_3b", "cv03", "nlp07", "cv16", "three_encoders")
+SYSTEMS = ("salmonn_13b", "salmonn_7b", "salmonn_3b", "cv03", "nlp07", "cv16", "three_encoders", "smolt")
 FILES = [path for system in SYSTEMS for path in sorted((ROOT / "configs" / system).glob("*.yaml"))]
 TRAINED_MILLIONS = {"salmonn_13b": 33}  # Tang et al. 2024, section 4.1: "33 million"
 CLOSE = 0.005
@@ -67,6 +67,7 @@ def test_every_system_has_its_stages_and_an_evaluation():
         "nlp07": {"train", "evaluate", "canary", "distillation"},
         "cv16": {"stage1", "stage2", "evaluate", "without_beats", "deepseek", "qwen"},
         "three_encoders": {"stage1", "stage2"},
+        "smolt": {"stage1", "stage2", "evaluate"},
     }
     for system, files in stages.items():
         assert files <= {path.stem for path in FILES if path.parent.name == system}, system

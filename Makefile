@@ -38,13 +38,13 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(PY)
 
 install: $(VENV)/.installed ## make .venv and install what the program needs
 
-demo: $(VENV)/.installed ## corpus, two training stages, both evaluations, efficiency; ends with one table (9 minutes)
+demo: $(VENV)/.installed ## corpus, two training stages, both evaluations, efficiency; ends with one table (11 minutes)
 	$(PY) -m tools.demo
 
 demo-short: $(VENV)/.installed ## the same path in a few steps: shows that it runs, not what it reaches
 	$(PY) -m tools.demo --short
 
-real: $(VENV)/.installed ## train and evaluate on real recordings: make real PREFIX=/path/to/recordings (30 minutes)
+real: $(VENV)/.installed ## train and evaluate on real recordings: make real PREFIX=/path/to/recordings (20 minutes)
 	@test -n "$(PREFIX)" || { echo "Where are the recordings? Call: make real PREFIX=/path/to/recordings"; exit 2; }
 	@test -d "$(PREFIX)" || { echo "make real: PREFIX=$(PREFIX) is no folder"; exit 2; }
 	$(PY) -m tools.demo --recipe real --prefix "$(PREFIX)"

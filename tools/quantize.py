@@ -88,6 +88,11 @@ class Bench:
         self._tokens: list[torch.Tensor] | None = None
         self._texts: list[str] | None = None
 
+    @property
+    def target_tokens(self) -> int:
+        """What shares of flips are shares of; known once a model was measured."""
+        return sum(len(part) for part in self._tokens or ())
+
     @torch.no_grad()
     def loss(self, model: SALMONN) -> tuple[float, list[torch.Tensor]]:
         """Nats a target token, and the likeliest token at each target, clip by clip."""
@@ -107,7 +112,6 @@ class Bench:
         if first:
             self._tokens, self._texts = tokens, texts
         other = sum(int((one != two).sum()) for one, two in zip(self._tokens, tokens, strict=True))
-        count = sum(len(part) for part in tokens)
         changed = sum(one != two for one, two in zip(self._texts, texts, strict=True))
         sizes = {row.part: row.bytes / 2**20 for row in part_sizes(model)}
         row = Measured(
@@ -116,7 +120,7 @@ class Bench:
             llm_mib=round(sizes["llm"] + sizes.get("lora", 0), 3),
             total_mib=round(sizes["total"], 3),
             loss=loss,
-            flips=None if first else other / max(1, count),
+            flips=None if first else other / max(1, self.target_tokens),
             scores=scores,
             changed=None if first or not texts else changed / len(texts),
         )
@@ -285,8 +289,8 @@ def run(arguments: argparse.Namespace) -> dict:
         others, held_out = [], samples_of(config, training, arguments.held_out, skip=arguments.samples)
     if not samples or not held_out:
         raise ConfigError(f"{config.path}: no clip can be read, or too few for --samples and --held-out")
-    step = max(1, len(others) // max(1, arguments.score_samples))
-    bench = Bench(config, held_out, others[::step][: arguments.score_samples])
+    count = min(arguments.score_samples, len(others))
+    bench = Bench(config, held_out, [others[index * len(others) // count] for index in range(count)])
 
     rows = [bench.measure("unquantised", built(config, dataclasses.replace(config.model, quantization="none"), device))]
     details = []
@@ -304,6 +308,7 @@ def run(arguments: argparse.Namespace) -> dict:
         "config": config.path,
         "settings": settings.to_config(),
         "calibration": {"clips": len(samples), "held_out": len(held_out), "scored": len(bench.scored)},
+        "target_tokens": bench.target_tokens,
         "rows": [dataclasses.asdict(row) for row in rows],
         "folders": details,
     }
@@ -311,6 +316,7 @@ def run(arguments: argparse.Namespace) -> dict:
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (Path(detail["folder"]) / REPORT).write_text(text + "\n", encoding="utf-8")
     print("\n" + table(rows))
+    print(f"flips: of {bench.target_tokens:,} target tokens; texts and scores: of {len(bench.scored):,} clips")
     return report
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SMAPS = Path("/proc/self/smaps")
-_HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(/.*)$")
+_HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)$")  # the last is empty for memory without a file
 
 
 def release(files: Sequence[str | Path]) -> int:

@@ -52,5 +52,21 @@ def test_written_pages_stay(tmp_path: Path) -> None:
     assert file_pages.release([path]) == 0 and values[7] == 3
 
 
+def test_what_follows_a_file_in_memory_does_not_speak_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.bin"
+    path.write_bytes(b"\0" * (1 << 20))
+    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=1 << 20)
+    values = torch.tensor([], dtype=torch.uint8).set_(storage)
+    values[7] = 3
+    place = f"{storage.data_ptr():x}-{storage.data_ptr() + (1 << 20):x}"
+    listing = tmp_path / "smaps"
+    listing.write_text(
+        f"{place} rw-p 00000000 fe:00 12 {path}\nAnonymous:             4 kB\n"
+        "7f0000000000-7f0000001000 ---p 00000000 00:00 0 \nAnonymous:             0 kB\n"
+    )
+    monkeypatch.setattr(file_pages, "_SMAPS", listing)
+    assert file_pages.release([path]) == 0 and values[7] == 3
+
+
 def test_other_files_stay(tmp_path: Path) -> None:
     assert file_pages.release([tmp_path / "nowhere"]) == 0

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+MIB = 1 << 20
 PUBLISHED = Path(__file__).resolve().parent / "benchmarks" / "published.json"
 
 
@@ -53,6 +54,8 @@ def summary(report: dict) -> str:
     rows += [
         [name, f"{report[name]:.3f}", None, None, None] for name in ("peak_gib", "load_peak_gib", "loaded_gib", "rtfx")
     ]
+    held = {row["part"]: row["bytes"] / MIB for row in report["parts"]}
+    rows += [[f"{part}: weights, MiB", f"{size:.2f}", None, None, None] for part, size in held.items()]
     return format_table(["figure", "median", "p90", "device's limit", "times"], rows)
 
 

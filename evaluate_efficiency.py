@@ -49,6 +49,7 @@ from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.audio import SAMPLE_RATE, load_waveform
 from device_limits import CALIBRATION_S, count_work, limits_of, measure_rates
 from efficiency_report import comparison, format_table, published_rows, summary
+from memory_plan import part_sizes
 from models import SALMONN, beats, build_model, decoding, pick_device, whisper
 from prompting import load_prompts
 from provenance import GIB
@@ -424,7 +425,7 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
         "warmup": work.warmup,
         "iterations": work.iterations,
         "kernel": model.llm.kernel,
-        "parts": [asdict(row) for row in model.parameter_table()],
+        "parts": [asdict(row) for row in part_sizes(model)],
         "machine": provenance.machine(device),
         "versions": provenance.versions(),
         "commit": provenance.commit(),

@@ -5,9 +5,10 @@
     python -m tools.demo --recipe real --prefix /path/to/recordings      # real recordings (make real)
 
 Beside the trained model's scores stand those of the same model with the clips swapped among each other, and those of an
-untrained connector: a model that only guesses what texts look like scores alike in all three. Scores are fractions: a
-WER of 0.05 is 5 %. Writes `outputs/<recipe>/summary.json` (`outputs/<recipe>-short/` for a short run). Every run starts
-afresh: what an earlier one left in its stages' and evaluations' folders is deleted.
+untrained connector: a model that only guesses what texts look like scores alike in all three. Where the recipe
+quantises its language model, the same adapter is evaluated and measured on float32 weights too, in a second table.
+Scores are fractions: a WER of 0.05 is 5 %. Writes `outputs/<recipe>/summary.json` (`outputs/<recipe>-short/` for a
+short run). Every run starts afresh: what an earlier one left in its stages' and evaluations' folders is deleted.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ TASKS = {"asr": ("submission_asr", "wer"), "aac": ("submission_aac", "cider_d")}
 MOST_PROCESSES = 2
 """Processes to train in, on a CPU: what the recipes' times are stated for."""
 VARIANTS = {"": "trained", "_swapped": "audio swapped between clips", "_untrained": "untrained connector"}
+FLOAT32 = ("model.quantization=none", "model.dtype=float32")
+"""Overrides for the language model as its folder holds it, which quantised weights are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,8 @@ class Run:
     short: bool
     scores: dict[str, dict[str, float | None]] = field(default_factory=lambda: {task: {} for task in TASKS})
     efficiency: dict[str, float] = field(default_factory=dict)
+    precisions: dict[str, dict[str, float | str | None]] = field(default_factory=dict)
+    """Back-end, or `float32` -> what the trained adapter scores and costs on them; empty unless there are two."""
     files: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -175,6 +180,15 @@ def train_stages(run: Run) -> Path:
     return adapter
 
 
+def read_scores(output: Path, variant: str = "") -> dict[str, float | None]:
+    """Each task's figure, by the metric's name, of the evaluations in a folder."""
+    scores = {}
+    for mode, metric in TASKS.values():
+        folder = output / "eval" / (f"{mode}_swapped" if variant == "_swapped" else mode)
+        scores[metric] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["scores"][metric]
+    return scores
+
+
 def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
     """Score every task: by the trained model, by the same with swapped audio, or by an untrained connector."""
     output = run.output / "untrained" if variant == "_untrained" else run.output
@@ -187,17 +201,15 @@ def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
         f"run.output_dir={output}", "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}"
     )
     run.step(f"evaluation, {VARIANTS[variant]}", lambda: evaluate.main(arguments))
+    scores = read_scores(output, variant)
     for task, (mode, metric) in TASKS.items():
-        folder = output / "eval" / (f"{mode}_swapped" if variant == "_swapped" else mode)
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        run.scores[task][metric + variant] = scores["scores"][metric]
+        run.scores[task][metric + variant] = scores[metric]
         if not variant:
-            run.files[f"{task}: submission.csv, predictions.jsonl, scores.json"] = folder
+            run.files[f"{task}: submission.csv, predictions.jsonl, scores.json"] = output / "eval" / mode
 
 
-def measure_efficiency(run: Run, adapter: Path) -> None:
-    """Efficiency, in a process of its own: on CPU, memory is that of the whole process."""
-    report = run.output / "efficiency.json"
+def measure_efficiency(run: Run, adapter: Path, report: Path, name: str, overrides: Sequence[str] = ()) -> dict:
+    """The efficiency report, made in a process of its own: on CPU, memory is that of the whole process."""
     command = [
         sys.executable,
         str(ROOT / "evaluate_efficiency.py"),
@@ -209,11 +221,64 @@ def measure_efficiency(run: Run, adapter: Path) -> None:
     command += ["--ckpt", str(adapter)]
     if run.short:
         command += ["--iterations", "2", "--warmup", "1", "--decode-steps", "8"]
-    command += run.options()
-    run.step("efficiency", lambda: subprocess.run(command, check=False).returncode)
-    figures = json.loads(report.read_text(encoding="utf-8"))
-    run.efficiency = {name: figures[name] for name in ("ttft_s", "tpot_s", "peak_gib", "rtfx")}
-    run.files["efficiency: every figure, its spread, the machine"] = report
+    command += run.options(*overrides)
+    run.step(name, lambda: subprocess.run(command, check=False).returncode)
+    return json.loads(report.read_text(encoding="utf-8"))
+
+
+def measure_trained(run: Run, adapter: Path) -> None:
+    """What the trained model costs; where its language model is quantised, beside what it scores and costs in float32.
+
+    A folder of GPTQ weights holds no others, so there is nothing to compare them with.
+    """
+    path = run.output / "efficiency.json"
+    report = measure_efficiency(run, adapter, path, "efficiency")
+    run.efficiency = {name: report[name] for name in ("ttft_s", "tpot_s", "peak_gib", "rtfx")}
+    run.files["efficiency: every figure, its spread, the machine"] = path
+    backend = load_config(run.recipe.stages[-1], list(run.overrides)).model.quantization
+    if backend in ("none", "gptq"):
+        return
+    own = {metric: run.scores[task].get(metric) for task, (_, metric) in TASKS.items()}
+    run.precisions[backend] = {**own, **costs(report)}
+    output = run.output / "float32"
+    arguments = ["--cfg-path", run.recipe.stages[-1], "--no-java"]
+    arguments += run.options(f"run.output_dir={output}", f"model.ckpt={adapter}", *FLOAT32)
+    run.step("evaluation, trained, float32", lambda: evaluate.main(arguments))
+    report = measure_efficiency(run, adapter, output / "efficiency.json", "efficiency, float32", FLOAT32)
+    run.precisions["float32"] = {**read_scores(output), **costs(report)}
+    run.files["the same adapter on float32 weights: scores, efficiency"] = output
+
+
+def costs(report: dict) -> dict[str, float | str]:
+    """Of an efficiency report: what the weights take as they are loaded, times, memory, and the kernel that ran."""
+    held = {row["part"]: row["bytes"] for row in report["parts"]}
+    times = {name: report[name] for name in ("ttft_s", "tpot_s", "peak_gib", "kernel")}
+    return {"llm_bytes": held["llm"], "model_bytes": held["total"], **times}
+
+
+def precision_table(run: Run) -> str:
+    """Quantised weights beside float32 ones, and what to make of it."""
+    rows: list[list[str | None]] = []
+    for name, label in {
+        "wer": "ASR: WER",
+        "cider_d": "captions: CIDEr-D",
+        "llm_bytes": "LLM's weights as loaded, bytes",
+        "model_bytes": "all weights, bytes",
+        "ttft_s": "TTFT, s, 10 s clip",
+        "tpot_s": "TPOT, s, 10 s clip",
+        "peak_gib": "peak memory, GiB, 10 s clip",
+    }.items():
+        values = [figures[name] for figures in run.precisions.values()]
+        rows.append([label, *(f"{value:.4f}" if isinstance(value, float) else value for value in values)])
+    figures = format_table(["one adapter, two precisions of the LLM", *run.precisions], rows)
+    kernels = [str(figures["kernel"]) for figures in run.precisions.values()]
+    notes = ["float32: the numbers in the LLM's folder, under an adapter that learned on the quantised ones."]
+    if ", cpu," in kernels[0]:
+        notes += [
+            "On a CPU, at this size, fewer bits save little and cost time: their kernels are slower than float32's,",
+            "embeddings and output head stay as they are, and most of the peak is Python and its libraries.",
+        ]
+    return "\n".join([figures, *(f"  {kernel}" for kernel in kernels), *notes])
 
 
 def table(run: Run) -> str:
@@ -234,7 +299,8 @@ def table(run: Run) -> str:
         rows.append([f"{label}, 10 s clip", shown(run.efficiency.get(name)), None, None])
     figures = format_table(["figure", *VARIANTS.values()], rows)
     places = "\n".join(f"  {path}  ({what})" for what, path in run.files.items())
-    return f"{figures}\n\nFiles:\n{places}"
+    beside = f"\n\n{precision_table(run)}" if run.precisions else ""
+    return f"{figures}{beside}\n\nFiles:\n{places}"
 
 
 def write_summary(run: Run, seconds: float) -> Path:
@@ -244,10 +310,12 @@ def write_summary(run: Run, seconds: float) -> Path:
     content = {
         **run.scores,
         "efficiency": run.efficiency,
+        "precisions": run.precisions,
         "seconds": round(seconds, 1),
         "seconds_by_step": run.seconds,
         "short": run.short,
-        "about": "wer is a fraction, 0.05 is 5 %; *_swapped: audio swapped between clips; *_untrained: fresh connector",
+        "about": "wer is a fraction; *_swapped: audio swapped between clips; *_untrained: fresh connector; "
+        "precisions: the trained adapter on quantised weights and on the LLM's own in float32",
         "files": {what: str(place) for what, place in run.files.items()},
     }
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -284,14 +352,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides.append(f"datasets.cache_encoder_outputs={output / 'frames'}")
     run = Run(recipe=recipe, output=output, overrides=(*overrides, *arguments.options), short=arguments.short)
     run.output.mkdir(parents=True, exist_ok=True)
-    for stale in ("eval", "untrained", "summary.json", *(Path(config).stem for config in recipe.stages)):
+    for stale in ("eval", "untrained", "float32", "summary.json", *(Path(config).stem for config in recipe.stages)):
         remove(run.output / stale)
     make_corpus(run)
     encode_clips(run)
     adapter = train_stages(run)
     for variant in VARIANTS:
         evaluate_variant(run, variant, adapter)
-    measure_efficiency(run, adapter)
+    measure_trained(run, adapter)
     seconds = time.monotonic() - start
     write_summary(run, seconds)
     print(f"\n{table(run)}\n\n{recipe.name}: done in {seconds / 60:.1f} minutes")

@@ -25,20 +25,28 @@ def test_whole_path_on_a_tiny_project(
     stale.mkdir(parents=True)  # of an earlier run: a demo starts afresh
     monkeypatch.chdir(demo.ROOT)
 
-    assert demo.main(["--recipe", "tiny", "--short", "--output", str(output)]) == 0
+    quantised = ["--options", "model.quantization=nf4", "model.allow_slow_kernels=true"]
+    assert demo.main(["--recipe", "tiny", "--short", "--output", str(output), *quantised]) == 0
 
     summary = json.loads((output / "summary.json").read_text())
     assert set(summary["asr"]) == {"wer", "wer_swapped", "wer_untrained"}
     assert set(summary["aac"]) == {"cider_d", "cider_d_swapped", "cider_d_untrained"}
     assert all(isinstance(value, float) for task in ("asr", "aac") for value in summary[task].values())
     assert {"ttft_s", "tpot_s", "peak_gib"} <= set(summary["efficiency"])
+    assert list(summary["precisions"]) == ["nf4", "float32"]
+    nf4, float32 = summary["precisions"].values()
+    assert nf4["wer"] == summary["asr"]["wer"] and nf4["ttft_s"] == summary["efficiency"]["ttft_s"]
+    assert isinstance(float32["wer"], float) and isinstance(float32["cider_d"], float)
+    assert nf4["kernel"].startswith("nf4: ") and float32["kernel"].startswith("none: ")
+    saved = float32["llm_bytes"] - nf4["llm_bytes"]
+    assert saved > 0 and float32["model_bytes"] - nf4["model_bytes"] == saved
     assert 0 < sum(summary["seconds_by_step"].values()) <= summary["seconds"] + 1
     for place in summary["files"].values():
         assert Path(place).exists(), place
     assert not stale.exists()
     assert (output / "eval" / "submission_asr" / "submission.csv").is_file()
     printed = capsys.readouterr().out
-    assert printed.index("| figure") < printed.index("summary.json")
+    assert printed.index("| figure") < printed.index("| one adapter") < printed.index("summary.json")
     assert str(output / "second") in printed
 
 
@@ -74,6 +82,34 @@ def test_real_recordings_must_be_named(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         demo.main(["--recipe", "real"])
     assert "--prefix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["none", "gptq"])
+def test_without_two_precisions_there_is_nothing_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Neither an unquantised recipe nor a folder that holds nothing but quantised weights is measured twice."""
+    measured = []
+    report = {"ttft_s": 1.0, "tpot_s": 2.0, "peak_gib": 3.0, "rtfx": 4.0}
+    monkeypatch.setattr(demo, "measure_efficiency", lambda *arguments: measured.append(arguments) or report)
+    run = demo.Run(
+        recipe=demo.RECIPES["demo"], output=tmp_path, overrides=(f"model.quantization={backend}",), short=True
+    )
+    demo.measure_trained(run, tmp_path)
+    assert len(measured) == 1 and run.efficiency == report and run.precisions == {}
+    assert "one adapter" not in demo.table(run)
+
+
+def test_quantised_and_float32_weights_stand_side_by_side(tmp_path: Path) -> None:
+    run = demo.Run(recipe=demo.RECIPES["demo"], output=tmp_path, overrides=(), short=False)
+    figures = {"wer": 0.05, "cider_d": None, "ttft_s": 0.08, "tpot_s": 0.002, "peak_gib": 0.5}
+    for backend, kernel, size in (("nf4", "nf4: unpacked, cpu, 14 layers", 10), ("float32", "none: torch, cpu", 80)):
+        run.precisions[backend] = {**figures, "llm_bytes": size, "model_bytes": 100 + size, "kernel": kernel}
+    shown = demo.table(run)
+    for line in ("| nf4 ", "| float32", "nf4: unpacked", "none: torch", "| 10 ", "| 180 ", "fewer bits save little"):
+        assert line in shown, line
+    run.precisions["nf4"]["kernel"] = "nf4: fused, cuda, 14 layers"
+    assert "fewer bits save little" not in demo.precision_table(run)
 
 
 def test_missing_figures_are_shown_as_missing(tmp_path: Path) -> None:

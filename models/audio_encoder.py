@@ -18,7 +18,7 @@ from models.graphs import Replays, round_up
 REPLAYED_STEP = 96  # spectrum frames, of which widths are multiples where the network is captured: about a second
 REPLAYED_FRAMES = 3000  # of all clips, 30 s: more of them keep the device busy by themselves
 
-FRAMES_VERSION = 1
+FRAMES_VERSION = 2
 """Raise it with every change of code that changes frames, be it in features, in an encoder, or in how clips are cut and
 joined: frames that lie in a cache are then not used any more."""
 

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from models.features import (
+    FBANK_MEAN,
+    FBANK_STD,
     SAMPLE_RATE,
+    _decibel_filters,
+    _kaldi_filters,
     decibel_frames,
     decibel_spectrogram,
     fbank_frames,
@@ -73,3 +77,31 @@ def test_autocast_does_not_lower_the_precision(waveforms: torch.Tensor) -> None:
 def test_fbank_of_less_than_a_frame_is_an_error() -> None:
     with pytest.raises(ValueError, match="399 samples; expected at least 400"):
         kaldi_fbank(torch.zeros(1, 399), torch.tensor([399]))
+
+
+def test_triangles_are_drawn_as_in_the_library_of_the_released_encoders() -> None:
+    """Weights near a triangle's foot, where torchaudio's single precision is 0.5 % (CED) and 0.2 % (BEATs) off."""
+    cpu = torch.device("cpu")
+    assert _decibel_filters(cpu)[56, 174].item() == pytest.approx(0.00043874300899915397, rel=1e-6)
+    kaldi = _kaldi_filters(128, cpu, torch.float64, torch.float32)
+    assert kaldi[182, 113].item() == pytest.approx(0.004328907001763582, rel=1e-6)
+    exact = _kaldi_filters(128, cpu, torch.float64, torch.float64)
+    assert exact[182, 113].item() == pytest.approx(0.004335949027478197, rel=1e-6)
+
+
+def test_fbank_of_a_clean_tone_in_float64() -> None:
+    """A rising tone, most bins of which hear nothing but the tone's skirts; values are torchaudio's."""
+    seconds = torch.arange(SAMPLE_RATE, dtype=torch.float64) / SAMPLE_RATE
+    tone = 0.5 * torch.sin(2 * torch.pi * (100 * seconds + 3500 * seconds.square()))
+    fbank = kaldi_fbank(tone[None], torch.tensor([SAMPLE_RATE]), dtype=torch.float64)[0] * (2 * FBANK_STD) + FBANK_MEAN
+    expected = [10.676037648877289, 8.897076259996696, 15.260024515401714, 14.912606299473799]
+    assert fbank[10, ::16][:4].tolist() == pytest.approx(expected, abs=2e-5)
+    expected = [1.3359558763231243, 3.207298662419603, 5.416010760977104, 12.30760886627826]
+    assert fbank[90, ::16][4:].tolist() == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("samples", [400, 401, 559, 560, 719, 720])
+def test_fbank_of_a_clip_of_a_frame_or_two(samples: int) -> None:
+    clip = torch.randn(1, samples, generator=torch.Generator().manual_seed(samples))
+    assert kaldi_fbank(clip, torch.tensor([samples])).shape == (1, fbank_frames(samples), 128)
+    assert fbank_frames(samples) == 1 + (samples - 400) // 160

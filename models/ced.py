@@ -109,7 +109,7 @@ class CED(AudioEncoder):
             raise ValueError(
                 f"CED: {str(path)!r} is no CED; expected time_pos_embed [1, D, 1, T] and blocks.0.mlp.fc1.weight"
             ) from error
-        span = target_length or described.get("target_length", positions * PATCH)
+        span = target_length or described.get("target_length") or _span_of(positions)
         weights["time_pos_embed"] = _fit_positions(weights["time_pos_embed"].float(), span // PATCH)
         config = CEDConfig(
             embed_dim=width,
@@ -265,6 +265,12 @@ def _state_dict(file: Any) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise TensorFileError(f"has {name!r:.40}, a {type(value).__name__}; expected tensors under their names")
     return weights
+
+
+def _span_of(positions: int) -> int:
+    """Spectrogram frames that a bare file was made for: its positions tell them but for what fills no patch."""
+    released = CEDConfig.target_length
+    return released if released // PATCH == positions else positions * PATCH
 
 
 def _fit_positions(table: Tensor, count: int) -> Tensor:

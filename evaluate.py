@@ -371,8 +371,9 @@ def _evaluate_modes(config: Config, arguments: argparse.Namespace, processes: Pr
             print("model.ckpt is not set: this evaluates an untrained connector", file=sys.stderr)
     torch.manual_seed(config.run.seed)  # an untrained connector is the same one every time, in every process
     model = build_model(config.model, device=device)
+    lora = model.merge_for_serving()
     if processes.is_main:
-        print(f"language model's weights: {model.llm.kernel}")
+        print(f"language model's weights: {model.llm.kernel}; LoRA: {lora}")
         if config.model.encoder_quantization != "none":
             print("\n".join(model.encoders.kernels(model.device)))
     for mode in modes:

@@ -405,9 +405,10 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
     memory.reset()
     start = time.perf_counter()
     model = build_model(config.model, device)
+    lora = model.merge_for_serving()
     load_s = time.perf_counter() - start
     load_peak, loaded = memory.peak_gib(), memory.now_gib()
-    print(f"language model's weights: {model.llm.kernel}")
+    print(f"language model's weights: {model.llm.kernel}; LoRA: {lora}")
 
     figures = measure(model, work, asdict(config.generate), memory)
     report = {
@@ -425,6 +426,7 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
         "warmup": work.warmup,
         "iterations": work.iterations,
         "kernel": model.llm.kernel,
+        "lora": lora,
         "parts": [asdict(row) for row in part_sizes(model)],
         "machine": provenance.machine(device),
         "versions": provenance.versions(),

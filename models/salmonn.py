@@ -276,6 +276,17 @@ class SALMONN(nn.Module):
             for encoder, kept in zip(encoders, replays, strict=True):
                 encoder.replays = kept
 
+    def merge_for_serving(self) -> str:
+        """Add LoRA into the language model's weights where that rounds nothing anew, which spares its products in every
+        layer and token; says where LoRA is. The model is for evaluation from then on.
+
+        Under `legacy: exact` it stays beside the weights, where the public code has it.
+        """
+        if not any(True for _ in self.llm.lora_layers()):
+            return "none"
+        merged = self.config.legacy != "exact" and self.llm.merge_lora()
+        return "merged into the weights" if merged else "beside the weights"
+
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter that training changes."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)

@@ -201,6 +201,7 @@ def test_report_is_whole(shared_tiny_project: TinyProject, tmp_path: Path, capsy
     for row in efficiency.published_rows():
         assert f"| {row['name']} " in printed
     assert report["kernel"].endswith(" linear, float32, cpu") and report["kernel"] in printed
+    assert report["lora"] == "merged into the weights"
     assert "unstated 48.5" in printed and str(out) in printed
 
 

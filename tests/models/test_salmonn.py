@@ -323,3 +323,18 @@ def test_a_runs_folder_stands_for_its_best_checkpoint(config, model, tmp_path, s
     expected = dict(model.named_parameters())
     for found in (build_model(replace(config, ckpt=str(run))), load_model(run, "cpu")):
         assert all(torch.equal(p, expected[name]) for name, p in found.named_parameters())
+
+
+def test_serving_merges_lora_where_that_rounds_nothing(config, model):
+    waveforms, lengths = mixed_clips()
+    options = {"num_beams": 1, "max_new_tokens": 6, "return_details": True}
+    served = build_model(config)
+    served.load_state_dict(model.state_dict())
+    expected = model.generate(waveforms, lengths, PROMPTS, **options)
+    assert served.merge_for_serving() == served.merge_for_serving() == "merged into the weights"
+    found = served.generate(waveforms, lengths, PROMPTS, **options)
+    assert [each.tokens for each in found] == [each.tokens for each in expected]
+    assert build_model(replace(config, legacy="exact")).merge_for_serving() == "beside the weights"
+    quantised = replace(config, quantization="nf4", allow_slow_kernels=True)
+    assert build_model(quantised).merge_for_serving() == "beside the weights"
+    assert build_model(replace(config, lora=False)).merge_for_serving() == "none"

@@ -20,9 +20,9 @@ def draw_speaker(rng: np.random.Generator) -> str:
         "language variant",
         "name invented",
         f"pitch {low_hz:.0f} {low_hz * rng.uniform(1.2, 1.7):.0f}",
-        f"flutter {rng.integers(0, 9)}",
+        f"flutter {rng.integers(0, 13)}",
         f"roughness {rng.integers(0, 4)}",
-        f"voicing {rng.uniform(30, 150):.0f}",
+        f"voicing {np.exp(rng.uniform(np.log(30), np.log(220))):.0f}",
         f"consonants {rng.uniform(50, 125):.0f} {rng.uniform(40, 130):.0f}",
     ]
     if rng.random() < 0.12:
@@ -31,13 +31,32 @@ def draw_speaker(rng: np.random.Generator) -> str:
         # Above the third, formants tell speakers apart and carry no vowel: they may be anywhere.
         place = tract * rng.uniform(0.92, 1.08) if number < 3 else rng.uniform(0.7, 1.25)
         lines.append(f"formant {number} {100 * place:.0f} {rng.uniform(55, 150):.0f} {rng.uniform(60, 170):.0f}")
-    if rng.random() < 0.4:
-        points = sorted(rng.uniform(150, 3500, 4))
-        tone = " ".join(f"{at:.0f} {rng.uniform(15, 255):.0f}" for at in points)
-        lines.append(f"tone {tone}")
-    if rng.random() < 0.5:  # how long stressed and unstressed syllables are
-        lines.append("stressAdd " + " ".join(f"{rng.uniform(-25, 70):.0f}" for _ in range(8)))
+    tone = rng.random()
+    if tone < 0.5:  # how strong each part of the spectrum is: anything, or duller the higher
+        points, strengths = np.sort(rng.uniform(100, 3500, 4)), rng.uniform(15, 255, 4)
+        if tone < 0.2:
+            strengths = np.sort(strengths)[::-1]
+        lines.append("tone " + " ".join(f"{at:.0f} {by:.0f}" for at, by in zip(points, strengths, strict=True)))
+    lines += _rhythm(rng)
     return "\n".join(lines) + "\n"
+
+
+def _rhythm(rng: np.random.Generator) -> list[str]:
+    """How long and how loud syllables are, by stress, and which tune a sentence has."""
+    lines = []
+    kind = rng.random()
+    if kind < 0.35:
+        lines.append("stressAdd " + " ".join(f"{rng.uniform(-25, 70):.0f}" for _ in range(8)))
+    elif kind < 0.55:  # some stresses drawn far out
+        lines.append("stressAdd " + " ".join(f"{rng.choice([0, rng.uniform(-30, 180)]):.0f}" for _ in range(8)))
+    elif kind < 0.7:  # lengths of their own in place of the language's, nearly the same for all
+        lines.append("stressLength " + " ".join(str(step) for step in range(8)))
+        lines.append("stressAdd " + " ".join(f"{rng.uniform(80, 170):.0f}" for _ in range(8)))
+    if rng.random() < 0.35:
+        lines.append("stressAmp " + " ".join(f"{rng.uniform(14, 30):.0f}" for _ in range(8)))
+    if rng.random() < 0.35:
+        lines.append(f"intonation {rng.integers(1, 5)}")
+    return lines
 
 
 class SpeakerFolder:

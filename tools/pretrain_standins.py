@@ -3,7 +3,8 @@
     python -m tools.pretrain_standins --out assets/standins
     python -m tools.pretrain_standins --parts llm --scale 0.01 --out outputs/try       # a few steps of one part
 
-About two hours on one CPU core with bfloat16 instructions, more without; steps are counted, never seconds. The
+About two and a half hours on one CPU core with bfloat16 instructions, more without; steps are counted, never seconds.
+The
 parts are independent of each other and may run side by side. Everything is drawn from `--seed`; test voices, test
 sentences and test pairs of events are kept out, and every clip and every line of text is checked against them.
 
@@ -23,7 +24,7 @@ from tools.standins.clips import load_clips, read_shard
 from tools.standins.tokenizer import build_tokenizer
 
 PARTS = ("llm", "whisper", "beats")
-WHISPER_CLIPS, WHISPER_SPEECH = 24_000, 0.94
+WHISPER_SPEECH = 0.94
 BEATS_CLIPS, BEATS_SPEECH = 6_000, 0.2
 HELD_OUT = 200
 """Clips kept from training, for the figures printed on the way."""
@@ -38,11 +39,11 @@ def _log(part: str, started: float):
     return log
 
 
-def _clips(arguments: argparse.Namespace, features: str, count: int, speech: float):
+def _clips(arguments: argparse.Namespace, features: str, count: int, *, further: int = 0, **how: float):
+    """The clips of a set; `further` sets share no draw with the first."""
     count = max(2 * HELD_OUT, int(count * arguments.scale))
-    shards = load_clips(
-        arguments.work, count, features=features, speech=speech, seed=arguments.seed, processes=arguments.processes
-    )
+    seed, processes = arguments.seed + further, arguments.processes
+    shards = load_clips(arguments.work, count, features=features, seed=seed, processes=processes, **how)
     return [clip for shard in shards for clip in read_shard(shard)]
 
 
@@ -61,23 +62,29 @@ def pretrain_whisper(arguments: argparse.Namespace) -> None:
     recipe = whisper.WhisperRecipe(seed=arguments.seed)
     recipe = replace(
         recipe,
-        steps=max(1, int(recipe.steps * arguments.scale)),
+        rounds=tuple(replace(each, steps=max(1, int(each.steps * arguments.scale))) for each in recipe.rounds),
         alignment_steps=max(1, int(recipe.alignment_steps * arguments.scale)),
     )
-    clips = _clips(arguments, "log_mel", WHISPER_CLIPS, WHISPER_SPEECH)
-    table = whisper.phoneme_table(clips)
-    examples = [whisper.example(clip, table) for clip in clips]
-    state = arguments.work / f"whisper_{recipe.seed}_{recipe.steps}.pt"
-    for step, model in whisper.train(recipe, examples[:-HELD_OUT], len(table) + 1, log, state):
-        log(step=step, held_out_wer=whisper.word_error_rate(model, examples[-HELD_OUT:]))
-        whisper.save(model, arguments.out / "whisper")
+    states = [
+        arguments.work / f"whisper_{recipe.seed}_{number}_{each.steps}.pt" for number, each in enumerate(recipe.rounds)
+    ]
+    table: dict[str, int] = {}
+    for number, each in enumerate(recipe.rounds):
+        clips = _clips(arguments, "log_mel", each.clips, further=number, speech=WHISPER_SPEECH, invented=each.invented)
+        table = table or whisper.phoneme_table(clips)
+        examples = [whisper.example(clip, table) for clip in clips]
+        training = whisper.train(recipe, number, examples[:-HELD_OUT], len(table) + 1, log, states)
+        for step, model in training:
+            log(round=number, step=step, held_out_wer=whisper.word_error_rate(model, examples[-HELD_OUT:]))
+            whisper.save(model, arguments.out / "whisper")
 
 
 def pretrain_beats(arguments: argparse.Namespace) -> None:
     log = _log("beats", time.monotonic())
     recipe = beats.BEATsRecipe(seed=arguments.seed)
     recipe = replace(recipe, steps=max(1, int(recipe.steps * arguments.scale)))
-    clips = _clips(arguments, "fbank", BEATS_CLIPS, BEATS_SPEECH)
+    # It is told each speaker's gender, which nobody knows of invented ones.
+    clips = _clips(arguments, "fbank", BEATS_CLIPS, speech=BEATS_SPEECH, invented=0.0)
     examples = [beats.example(clip) for clip in clips]
     for step, model in beats.train(recipe, examples[:-HELD_OUT], log):
         recall, precision = beats.detection_scores(model, examples[-HELD_OUT:])

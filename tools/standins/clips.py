@@ -28,8 +28,6 @@ SHARD_CLIPS = 500
 RANDOM_WORDS = 0.25
 """Share of spoken clips that say random words instead of a sentence, so that acoustics cannot lean on grammar."""
 RANDOM_DIGITS = 0.08
-INVENTED_SPEAKERS = 0.6
-"""Share of Whisper's spoken clips by a speaker drawn for that clip alone."""
 OVER_SOUND = 0.12
 """Share of spoken clips with a sound behind them."""
 
@@ -77,15 +75,18 @@ def assert_training_only(clip: Clip) -> None:
         assert not is_test_pair(clip.events[0].kind, clip.events[1].kind), clip.events
 
 
-def load_clips(folder: Path, count: int, *, features: str, speech: float, seed: int, processes: int) -> Iterator[Path]:
+def load_clips(
+    folder: Path, count: int, *, features: str, speech: float, invented: float, seed: int, processes: int
+) -> Iterator[Path]:
     """Render `count` clips in shards, each in a fresh process, and yield the shards' files; existing ones are kept.
 
-    `features` is `log_mel` or `fbank`.
+    `features` is `log_mel` or `fbank`; `invented` the share of spoken clips by a speaker drawn for that clip alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (folder / f"{features}_{seed}_{start:06d}.pt", start, min(start + SHARD_CLIPS, count), features, speech, seed)
+        (path, range(start, min(start + SHARD_CLIPS, count)), features, speech, invented, seed)
         for start in range(0, count, SHARD_CLIPS)
+        for path in [folder / f"{features}_{seed}_{start:06d}.pt"]
     ]
     missing = [job for job in jobs if not job[0].exists()]
     # espeak's output depends on what a process said before: one process a shard.
@@ -95,22 +96,24 @@ def load_clips(folder: Path, count: int, *, features: str, speech: float, seed: 
     yield from (path for path, *_ in jobs)
 
 
-def _render_shard(job: tuple[Path, int, int, str, float, int]) -> Path:
-    path, start, end, features, speech, seed = job
+def _render_shard(job: tuple[Path, range, str, float, float, int]) -> Path:
+    path, numbers, *how = job
     torch.set_num_threads(1)
     synthesiser = Synthesiser()
-    clips = [_prepare(number, features, speech, seed, synthesiser) for number in range(start, end)]
+    clips = [_prepare(number, *how, synthesiser) for number in numbers]
     temporary = path.with_suffix(".tmp")
     torch.save([vars(clip) for clip in clips], temporary)
     temporary.rename(path)
     return path
 
 
-def _prepare(number: int, features: str, speech: float, seed: int, synthesiser: Synthesiser) -> PretrainingClip:
+def _prepare(
+    number: int, features: str, speech: float, invented: float, seed: int, synthesiser: Synthesiser
+) -> PretrainingClip:
     clip = draw_pretraining_clip(number, speech=speech, seed=seed)
     assert_training_only(clip)
     rng = np.random.default_rng((SEED_SPACE, seed, number, 3))
-    if features == "log_mel" and clip.voice is not None and rng.random() < INVENTED_SPEAKERS:  # BEATs is told genders
+    if clip.voice is not None and rng.random() < invented:
         clip = replace(clip, voice=invent_speaker(clip.voice, f"invented{number}", rng))
     rendered = render(clip, synthesiser)
     mono = rendered.waveform.mean(axis=0)

@@ -34,6 +34,18 @@ PHONEME_LAYER = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class Round:
+    """Training on a set of clips of its own, from where the round before it ended."""
+
+    clips: int
+    steps: int
+    rate: float
+    """Times the recipe's learning rates."""
+    invented: float
+    """Share of the spoken clips by a speaker drawn for that clip alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WhisperRecipe:
     """Sizes and training of the encoder."""
 
@@ -41,13 +53,16 @@ class WhisperRecipe:
     layers: int = 4
     heads: int = 6
     ffn: int = 576
-    steps: int = 8_000
+    rounds: tuple[Round, ...] = (
+        Round(clips=24_000, steps=8_000, rate=1.0, invented=0.6),
+        Round(clips=16_000, steps=4_000, rate=0.6, invented=0.9),
+    )
     batch: int = 32
     peak_rate: float = 2e-3
     muon_rate: float = 0.02
     warmup_steps: int = 150
     alignment_steps: int = 600
-    """Steps with the frame losses alone; later they fade against CTC."""
+    """Steps of the first round with the frame losses alone; later they fade against CTC."""
     save_steps: int = 500
     seed: int = 0
 
@@ -277,36 +292,40 @@ AttentionInterface.register("short", short_attention)
 
 
 def train(
-    recipe: WhisperRecipe, examples: list[Example], phonemes: int, log, state: Path
+    recipe: WhisperRecipe, number: int, examples: list[Example], phonemes: int, log, states: list[Path]
 ) -> Iterator[tuple[int, WordRecogniser]]:
-    """Train; yields (step, model) every `save_steps` and at the end.
+    """Train round `number`; yields (step, model) every `save_steps` and at the end.
 
-    Before each yield everything is kept in the file `state`; where it exists, training goes on from it.
+    Before each yield everything is kept in the round's file of `states`; where it exists, training goes on from it.
     """
-    torch.manual_seed(recipe.seed)
+    this, seed = recipe.rounds[number], recipe.seed + number
+    torch.manual_seed(seed)
     model = WordRecogniser(whisper_config(recipe), phonemes)
     attend_locally(model.encoder)
     model.encoder.config._attn_implementation = "short"
     model.encoder.embed_positions.requires_grad_(False)
-    both = optimisers(model, model.encoder.layers, recipe.peak_rate, recipe.muon_rate)
+    both = optimisers(model, model.encoder.layers, this.rate * recipe.peak_rate, this.rate * recipe.muon_rate)
     done = 0
+    state = states[number]
     if state.exists():
         kept = torch.load(state, weights_only=True)
         done = kept["step"]
         model.load_state_dict(kept["model"])
         for optimiser, moments in zip(both, kept["optimisers"], strict=True):
             optimiser.load_state_dict(moments)
-    batches = length_batches(
-        [item.length for item in examples], recipe.batch, torch.Generator().manual_seed(recipe.seed)
-    )
-    for step, chosen in enumerate(itertools.islice(batches, recipe.steps), start=1):
+    elif number:
+        model.load_state_dict(torch.load(states[number - 1], weights_only=True)["model"])
+    batches = length_batches([item.length for item in examples], recipe.batch, torch.Generator().manual_seed(seed))
+    for step, chosen in enumerate(itertools.islice(batches, this.steps), start=1):
         if step <= done:
             continue
         for group in (group for optimiser in both for group in optimiser.param_groups):
-            group["lr"] = learning_rate(step, recipe.steps, group["peak"], recipe.warmup_steps)
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+            group["lr"] = learning_rate(step, this.steps, group["peak"], recipe.warmup_steps)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         batch = collate([examples[i] for i in chosen], generator)
-        ctc_weight = min(0.9, max(0.0, (step - recipe.alignment_steps) / recipe.alignment_steps))
+        ctc_weight = 0.9
+        if number == 0:
+            ctc_weight = min(0.9, max(0.0, step / recipe.alignment_steps - 1))
         model.train()
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
@@ -318,7 +337,7 @@ def train(
                 optimiser.step()
         if step % 50 == 0:
             log(step=step, **parts)
-        if step % recipe.save_steps == 0 or step == recipe.steps:
+        if step % recipe.save_steps == 0 or step == this.steps:
             moments = [optimiser.state_dict() for optimiser in both]
             torch.save({"step": step, "model": model.state_dict(), "optimisers": moments}, state.with_suffix(".tmp"))
             state.with_suffix(".tmp").replace(state)

@@ -47,14 +47,14 @@ import provenance
 from command_line import is_for_user, quieten_libraries
 from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.audio import SAMPLE_RATE, load_waveform
+from device_gauges import Memory, clock
 from device_limits import CALIBRATION_S, count_work, limits_of, measure_rates
 from efficiency_report import comparison, format_table, published_rows, summary
 from memory_plan import part_sizes
 from models import SALMONN, beats, build_model, decoding, pick_device, whisper
 from prompting import load_prompts
-from provenance import GIB
 
-__all__ = ["Memory", "Workload", "comparison", "format_table", "measure", "published_rows", "summary"]
+__all__ = ["Memory", "Workload", "clock", "comparison", "format_table", "measure", "published_rows", "summary"]
 
 FEATURES = {"whisper": (whisper, "log_mel"), "beats": (beats, "kaldi_fbank")}
 """Encoder -> where it calls for its features, so that they are timed apart; others' are part of the encoder's time."""
@@ -100,61 +100,6 @@ class Workload:
     @property
     def seconds(self) -> float:
         return len(self.waveform) / SAMPLE_RATE
-
-
-class Memory:
-    """Peak memory since `reset`: of the CUDA allocator, or of this process' resident set."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.kind = "CUDA allocator" if device.type == "cuda" else "resident set of the process"
-        self.resettable = True
-        if device.type == "cuda":
-            torch.cuda.init()  # its context is not counted by the allocator, and resetting needs it
-
-    def reset(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: sets VmHWM to the present size
-        except OSError:
-            self.resettable = False
-
-    def now_gib(self) -> float:
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device) / GIB
-        return self._status("VmRSS")
-
-    def peak_gib(self) -> float:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / GIB
-        return self._status("VmHWM")
-
-    def _status(self, key: str) -> float:
-        """A size from /proc/self/status; where there is none, the peak since the process began."""
-        try:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith(f"{key}:"):
-                    return int(line.split()[1]) * 1024 / GIB
-        except OSError:
-            pass
-        import resource  # not on Windows
-
-        self.resettable = False
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-
-
-def clock(device: torch.device) -> Callable[[], float]:
-    """A clock in seconds that first waits for the device's work to end."""
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now
 
 
 def synthetic_clip(seconds: float, seed: int = 0) -> Tensor:

@@ -12,6 +12,7 @@ Test clips have voices, sentences and pairs of events that no training clip of a
 """
 
 import argparse
+import io
 import json
 import os
 import time
@@ -155,7 +156,9 @@ def _render_shard(job: tuple[Path, list[tuple[Clip, str]]]) -> list[tuple[str, t
     facts = []
     for clip, path in items:
         waveform = render(clip, synthesiser).waveform
-        soundfile.write(folder / path, waveform.T, clip.channel.rate_hz, subtype="PCM_16")
+        buffer = io.BytesIO()  # into a file, libsndfile would wait for the disk clip by clip
+        soundfile.write(buffer, waveform.T, clip.channel.rate_hz, subtype="PCM_16", format=Path(path).suffix[1:])
+        (folder / path).write_bytes(buffer.getvalue())
         phonemes = "" if clip.sentence is None else synthesiser.phonemes(clip.sentence.text, clip.voice)
         facts.append((path, (waveform.shape[1] / clip.channel.rate_hz, phonemes)))
     return facts

@@ -6,8 +6,9 @@ The lines timed are those that evaluation runs: `model.encode_audio`, `model.ass
 `decoding.decode_step`. Definitions:
 
 - `ttft_s`: from the waveform in host memory to the first token's id, prompt tokenised and all transfers included.
-  Its parts are taken in further iterations, with a synchronised clock at every border; their sum may exceed the whole
-  where the device would overlap them.
+  Its parts are taken in further iterations, one after each of the others, so that what else the machine does meets
+  both alike; with a synchronised clock at every border, their sum may exceed the whole where the device would overlap
+  them.
 - `tpot_s`: mean over `--decode-steps` real steps, each with the cache one token longer and its token read back.
 - `peak_gib`: most memory at inference, `load_peak_gib` while loading: of the CUDA allocator, or, on CPU, of the
   process' resident set, which holds Python and its libraries too (`before_load_gib`).
@@ -187,6 +188,15 @@ def timed_parts(model: SALMONN, now: Callable[[], float]) -> Iterator[dict[str, 
             undo()
 
 
+def parts_of_first_token(model: SALMONN, work: Workload, now: Callable[[], float]) -> dict[str, float]:
+    """Seconds of each part of one `first_token`, `other` being what lies between them: together its whole time."""
+    with timed_parts(model, now) as parts:
+        start = now()
+        first_token(model, work)
+        parts["other"] = now() - start - sum(parts.values())
+    return parts
+
+
 @contextmanager
 def replaced(owner: object, name: str, value: object) -> Iterator[None]:
     """`owner.name` is `value` while the context is open."""
@@ -241,13 +251,15 @@ def measure(model: SALMONN, work: Workload, options: dict, memory: Memory) -> di
         decode(model, *first_token(model, work), work.decode_steps, now)
 
     memory.reset()
-    ttft, tpot = [], []
+    ttft, tpot, runs = [], [], []
     for _ in range(work.iterations):
         start = now()
         token, cache = first_token(model, work)
         ttft.append(now() - start)
         tpot.append(statistics.fmean(decode(model, token, cache, work.decode_steps, now)))
         del cache
+        runs.append(parts_of_first_token(model, work, now))
+    part_spreads = {part: Spread.of([run[part] for run in runs]) for part in runs[0]}
     generated, generate_s = [], []
     for _ in range(max(1, work.iterations // 3)):
         model.text.forget_prompts()
@@ -257,15 +269,6 @@ def measure(model: SALMONN, work: Workload, options: dict, memory: Memory) -> di
         )
         generate_s.append(now() - start)
     inference_peak = memory.peak_gib()
-
-    runs = []
-    for _ in range(work.iterations):
-        with timed_parts(model, now) as parts:
-            start = now()
-            first_token(model, work)
-            parts["other"] = now() - start - sum(parts.values())
-        runs.append(parts)
-    part_spreads = {part: Spread.of([run[part] for run in runs]) for part in runs[0]}
 
     contest_ttft, contest_tpot = contest_times(model, work, now)
     spreads = {

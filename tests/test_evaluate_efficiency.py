@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -138,6 +139,12 @@ def test_every_part_is_timed_and_nothing_stays_wrapped(model: SALMONN, work: eff
     assert {name: set(vars(module)) for name, module in model.named_modules()} == {
         name: set(attributes) for name, attributes in before.items()
     }
+
+
+def test_parts_add_up_to_the_whole(model: SALMONN, work: efficiency.Workload) -> None:
+    ticks = itertools.count()
+    parts = efficiency.parts_of_first_token(model, work, lambda: float(next(ticks)))
+    assert "other" in parts and sum(parts.values()) == next(ticks) - 1
 
 
 def test_contest_times_leave_whispers_features_out(

@@ -250,9 +250,9 @@ def measure_trained(run: Run, adapter: Path) -> None:
 
 
 def costs(report: dict) -> dict[str, float | str]:
-    """Of an efficiency report: what the weights take as they are loaded, times, memory, and the kernel that ran."""
+    """Of an efficiency report: what the weights take as they are loaded, times, memory, and what ran."""
     held = {row["part"]: row["bytes"] for row in report["parts"]}
-    times = {name: report[name] for name in ("ttft_s", "tpot_s", "peak_gib", "kernel")}
+    times = {name: report[name] for name in ("ttft_s", "tpot_s", "peak_gib", "kernel", "lora")}
     return {"llm_bytes": held["llm"], "model_bytes": held["total"], **times}
 
 
@@ -271,7 +271,7 @@ def precision_table(run: Run) -> str:
         values = [figures[name] for figures in run.precisions.values()]
         rows.append([label, *(f"{value:.4f}" if isinstance(value, float) else value for value in values)])
     figures = format_table(["one adapter, two precisions of the LLM", *run.precisions], rows)
-    kernels = [str(figures["kernel"]) for figures in run.precisions.values()]
+    kernels = [f"{figures['kernel']}; LoRA: {figures['lora']}" for figures in run.precisions.values()]
     notes = ["float32: the numbers in the LLM's folder, under an adapter that learned on the quantised ones."]
     if ", cpu," in kernels[0]:
         notes += [

@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,3 +235,19 @@ def test_torchao_int4_says_where_it_runs(config):
             LanguageModel.from_config(replace(config, quantization="torchao_int4"))
     with pytest.raises(ValueError, match=r"torchao_int4' cannot be trained through.*none, nf4, int8, gptq"):
         quantize.require_trainable(quantize.BACKENDS["torchao_int4"])
+
+
+def test_the_documented_table_is_the_one_that_is_checked():
+    page = Path(__file__).resolve().parents[2] / "docs" / "quantisation.md"
+    first = page.read_text(encoding="utf-8").partition("\n|")[2].partition("\n\n")[0]
+    lines = [line.strip("|").split("|") for line in first.splitlines() if line.startswith("| `")]
+    rows = {name.strip(" `"): [cell.strip() for cell in cells] for name, *cells in lines}
+    assert set(rows) == set(quantize.BACKENDS) and len(rows) == len(lines)
+    for name, (bits, devices, capability, dtypes, trains, merges, package) in rows.items():
+        backend = quantize.BACKENDS[name]
+        assert bits.startswith(str(backend.bits) if backend.bits else "16 or 32"), name
+        assert devices.lower().split(", ") == list(backend.devices), name
+        assert capability == (str(backend.min_sm / 10) if backend.min_sm else "any"), name
+        assert dtypes.split(", ") == [str(dtype).removeprefix("torch.") for dtype in backend.dtypes], name
+        assert (trains, merges) == tuple("yes" if able else "no" for able in (backend.trainable, backend.mergeable))
+        assert package.startswith(backend.package or ("none" if name == "gptq" else "")), name

@@ -38,6 +38,7 @@ def test_whole_path_on_a_tiny_project(
     assert nf4["wer"] == summary["asr"]["wer"] and nf4["ttft_s"] == summary["efficiency"]["ttft_s"]
     assert isinstance(float32["wer"], float) and isinstance(float32["cider_d"], float)
     assert nf4["kernel"].startswith("nf4: ") and float32["kernel"].startswith("none: ")
+    assert nf4["lora"] == "beside the weights" and float32["lora"] == "merged into the weights"
     saved = float32["llm_bytes"] - nf4["llm_bytes"]
     assert saved > 0 and float32["model_bytes"] - nf4["model_bytes"] == saved
     assert 0 < sum(summary["seconds_by_step"].values()) <= summary["seconds"] + 1
@@ -102,7 +103,7 @@ def test_without_two_precisions_there_is_nothing_to_compare(
 
 def test_quantised_and_float32_weights_stand_side_by_side(tmp_path: Path) -> None:
     run = demo.Run(recipe=demo.RECIPES["demo"], output=tmp_path, overrides=(), short=False)
-    figures = {"wer": 0.05, "cider_d": None, "ttft_s": 0.08, "tpot_s": 0.002, "peak_gib": 0.5}
+    figures = {"wer": 0.05, "cider_d": None, "ttft_s": 0.08, "tpot_s": 0.002, "peak_gib": 0.5, "lora": "none"}
     for backend, kernel, size in (("nf4", "nf4: unpacked, cpu, 14 layers", 10), ("float32", "none: torch, cpu", 80)):
         run.precisions[backend] = {**figures, "llm_bytes": size, "model_bytes": 100 + size, "kernel": kernel}
     shown = demo.table(run)

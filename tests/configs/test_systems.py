@@ -20,7 +20,7 @@ from configs.architectures import (
 )
 from configs.schema import load_config
 from data.augment import Augment
-from memory_plan import part_sizes
+from memory_plan import part_sizes, plan_inference
 from models.beats import BEATs, BEATsConfig
 from models.ced import CED, CEDConfig
 from models.skeleton import build_skeleton
@@ -157,6 +157,14 @@ def test_the_published_memory_is_explained(system):
     row = dryrun.published_for(config)
     theirs = dryrun.plan_as_published(config.model, dryrun.ten_second_clip(config))
     assert theirs.peak / 2**30 == pytest.approx(row["peak_gb"], rel=MEMORY_CLOSE)
+
+
+@pytest.mark.slow
+def test_our_own_recipe_keeps_its_budget():
+    """1.5 GiB for a 10 s clip, weights included."""
+    config = load_config(ROOT / "configs" / "smolt" / "evaluate.yaml")
+    skeleton = build_skeleton(config.model, torch.device("cuda"))
+    assert plan_inference(skeleton, dryrun.ten_second_clip(config)).peak < 1.5 * 2**30
 
 
 def parameters_of(facts: Architecture, **changes: int) -> int:

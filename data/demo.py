@@ -46,7 +46,7 @@ _GROUPS = ("speech_train", "sound_train", "music_train", "mixed_train", "speech_
 class DemoSizes:
     """Clips of each group; one clip may serve several tasks."""
 
-    speech_train: int = 8000
+    speech_train: int = 10000
     sound_train: int = 1400
     music_train: int = 100
     mixed_train: int = 120

@@ -117,8 +117,15 @@ def _nearest_file(file: Path) -> str:
     folder = file.parent
     if not folder.is_dir():
         return f" (nor a folder {folder})"
-    found = difflib.get_close_matches(file.name, [f.name for f in folder.glob("*.y*ml")], n=1)
-    return f". Did you mean {folder / found[0]}?" if found else ""
+    meant = _did_you_mean(file, "*.y*ml")
+    return f".{meant}" if meant else ""
+
+
+def _did_you_mean(path: Path, pattern: str = "*") -> str:
+    """' Did you mean ...?' with the name in the path's folder that is nearest to one that is not there, or ''."""
+    folder = path.parent
+    found = difflib.get_close_matches(path.name, [f.name for f in folder.glob(pattern)], n=1) if folder.is_dir() else []
+    return f" Did you mean {folder / found[0]}?" if found else ""
 
 
 def default_output_dir(path: str) -> str:
@@ -192,12 +199,15 @@ def _require(config: Config, key: str, *, required: bool) -> None:
         prefix = ""
         if kind == "annotation" and len(places) == 1 and not places[0].is_absolute():
             prefix = " Or name the data's folder: --options datasets.prefix=FOLDER"
+        elif kind == "annotation" and len(places) > 1 and not Path(config.datasets.prefix).expanduser().is_dir():
+            prefix = f" datasets.prefix, {config.datasets.prefix!r}, is no folder"
         hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
+        meant = next(filter(None, map(_did_you_mean, places)), "")
         raise ConfigError(
-            f"{config.path}: {key}: {path!r} does not exist (looked at {looked}){hub}. "
+            f"{config.path}: {key}: {path!r} does not exist (looked at {looked}){hub}.{meant} "
             f"Mend it in the file, or add: --options {key}={_example(kind)}{prefix and '.'}{prefix}"
         )
 
 
 def _example(kind: str) -> str:
-    return {"model": "FOLDER_OR_HUB_NAME", "folder": "FOLDER"}.get(kind, "PATH_TO_FILE")
+    return {"model": "FOLDER_OR_HUB_NAME", "folder": "FOLDER", "any": "FOLDER_OR_FILE"}.get(kind, "PATH_TO_FILE")

@@ -48,9 +48,11 @@ class Origin:
     def of(self, key: str) -> str:
         """The place of a dotted key, for the beginning of a message."""
         written = self.renamed.get(key, key)
-        if written in self.overrides:
-            return f"--options (over {self.file})"
-        return f"{self.file}, line {self.lines[written]}" if written in self.lines else self.file
+        if written in self.lines and written not in self.overrides:
+            return f"{self.file}, line {self.lines[written]}"
+        # A section, or a mapping, may come from options that name keys within it.
+        optional = any(option == written or option.startswith(f"{written}.") for option in self.overrides)
+        return f"--options (over {self.file})" if optional else self.file
 
     def name(self, key: str) -> str:
         """The key as the user knows it: with its own name beside ours where they differ."""

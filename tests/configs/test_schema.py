@@ -303,6 +303,8 @@ class TestErrors:
         message = error(write("run: {seed: 1}"), "run.seed=x")
         assert message.startswith("--options (over ")
         assert "run.seed: expected a whole number, found 'x'" in message
+        message = error(write("run: {seed: 1}"), "runn.seed=2")
+        assert message.startswith("--options (over ") and "Did you mean run?" in message
 
     def test_missing_file_suggests_its_neighbour(self, write) -> None:
         path = write("", "stage1.yaml")
@@ -379,6 +381,13 @@ class TestRequiredPaths:
         assert "hub name" in message
         config = self.config(write, f"model: {{llama_path: org/name, beats_path: {tmp_path}/beats.pt}}")
         assert "beats.pt' does not exist" in self.error(config)
+
+    def test_a_mistyped_path_names_its_neighbour(self, write, tmp_path: Path) -> None:
+        (tmp_path / "best").mkdir()
+        config = self.config(write, f"model: {{llama_path: a/b, whisper_path: a/b, ckpt: {tmp_path}/bst}}")
+        assert f"Did you mean {tmp_path}/best?" in self.error(config)
+        config = self.config(write, f"datasets: {{prefix: {tmp_path}/data, train_ann_path: train.json}}")
+        assert f"datasets.prefix, '{tmp_path}/data', is no folder" in self.error(config, "datasets.train_ann_path")
 
     def test_a_folder_here_is_not_taken_for_an_organisation(self, write, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)

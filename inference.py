@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,6 +101,8 @@ class EvaluationResult:
     tasks: dict[str, TaskScores]
     resumed: int = 0
     """Predictions that were on disk already."""
+    generation_s: float = 0.0
+    """What the others took, until all processes had theirs; without scoring."""
 
     @property
     def scores(self) -> dict[str, float | None]:
@@ -143,6 +146,7 @@ def evaluate_annotations(
         should_stop: asked before each batch is encoded; True in any process ends the run with `InterruptedError` in
             all of them, once the clips at hand are answered.
     """
+    started = time.monotonic()
     processes = processes or Processes.current()
     clips = [dataclasses.replace(annotation, index=position) for position, annotation in enumerate(annotations)]
     found = store.done(len(clips)) if store else {}
@@ -184,11 +188,13 @@ def evaluate_annotations(
         raise InterruptedError("evaluation was asked to stop")
     assert len(found) == len(clips), f"{len(clips) - len(found)} clips without a prediction"
     ordered = [found[index] for index in range(len(clips))]
+    generation_s = time.monotonic() - started
     tasks: dict[str, TaskScores] = {}
     if processes.is_main:  # the Java metrics once, not once a process
         tasks = score_predictions(ordered, clips, scoring=scoring, java=java)
     tasks = processes.gather(tasks)[0]
-    return EvaluationResult(predictions=ordered, tasks=tasks, resumed=len(clips) - len(pending))
+    resumed = len(clips) - len(pending)
+    return EvaluationResult(predictions=ordered, tasks=tasks, resumed=resumed, generation_s=generation_s)
 
 
 def prompts_for(annotations: Sequence[Annotation], prompts: Mapping[str, object], config: Config) -> AudioTextDataset:

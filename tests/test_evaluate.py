@@ -114,6 +114,7 @@ def test_submission_has_every_row_once_in_order(project: tiny.TinyProject, capsy
         assert line["error"] is None and line["tokens"] > 0
     assert set(scores["scores"]) >= {"wer", "wer_nota"} and scores["directions"]["wer"] == "min"
     assert (scores["clips"], scores["failed"]) == (len(annotations), 0)
+    assert 0 < scores["generation_seconds"] <= scores["seconds"] + 0.01
     assert scores["commit"] is None or len(scores["commit"]) >= 40
     assert scores["versions"]["torch"] == torch.__version__
     written = "".join(path.read_text() for path in (project.output / "eval" / "submission_asr").iterdir())

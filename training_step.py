@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -75,7 +76,9 @@ class TrainingStep:
         self._parameters = list(model.adapter_parameters())
         if accelerator.ddp_handler is not None:  # a trained encoder may have weights that some batches do not use
             accelerator.ddp_handler.find_unused_parameters = not all(model.encoders.frozen.values())
-        self._wrapped = accelerator.prepare_model(model, device_placement=False)
+        with warnings.catch_warnings():  # of a name that accelerate passes on, and that users cannot mend
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self._wrapped = accelerator.prepare_model(model, device_placement=False)
 
     def take(self, window: Sequence[Batch], tokens: int) -> StepResult:
         """Step over a window whose batches hold `tokens` target tokens on all processes together.

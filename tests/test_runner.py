@@ -243,6 +243,7 @@ def test_two_processes_equal_one(tiny_project):
     assert finished.returncode == 0, finished.stderr[-4000:]
     assert "2 processes" in finished.stdout
     expected, got = losses_of(one), losses_of(two)
+    assert "deprecated" not in finished.stderr
     assert [step for step, *_ in got] == [step for step, *_ in expected]
     assert [loss for _, loss, _ in got] == pytest.approx([loss for _, loss, _ in expected], abs=1e-4)
     assert [norm for *_, norm in got] == pytest.approx([norm for *_, norm in expected], rel=1e-3)

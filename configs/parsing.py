@@ -274,6 +274,12 @@ def _dataclass_of(annotation: Any) -> type | None:
     return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
 
 
+def _known_encoders(name: str, valid: Mapping[str, dataclasses.Field]) -> str:
+    """For a path that no encoder has, those that are known: what has weights of its own can be frozen or trained."""
+    paths = [key for key in valid if key.endswith("_path") and f"freeze_{key.removesuffix('_path')}" in valid]
+    return f" Encoders are named by {', '.join(paths)}." if paths and name.endswith("_path") else ""
+
+
 def _unknown(
     name: str,
     value: Any,
@@ -289,7 +295,7 @@ def _unknown(
     found = shown(value) if prefix and not secret and not misplaced else yaml_type(value)
     message = f"{origin.of(key)}: {key}: no such {what} (found {found})."
     if close is not None:
-        return f"{message} Did you mean {prefix}{close}?"
+        return f"{message} Did you mean {prefix}{close}?{_known_encoders(name, valid)}"
     if name in elsewhere:
         return f"{message} Did you mean {elsewhere[name]}?"
     return f"{message} It has: {', '.join(sorted(valid))}."

@@ -244,7 +244,7 @@ class TestErrors:
             ("model:\n  lora: true\n  Lora_Rank: 8", 3, "model.Lora_Rank", "Did you mean model.lora_rank?"),
             ("model:\n  seed: 1", 2, "model.seed", "Did you mean run.seed?"),
             ("run:\n  optims:\n    inti_lr: 1e-4", 3, "run.optims.inti_lr", "Did you mean run.optims.init_lr?"),
-            ("model:\n  clap_path: x", 2, "model.clap_path", "Encoders are named by whisper_path, beats_path, ced_path"),
+            ("model:\n  clap_path: x", 2, "model.clap_path", "Encoders are named by whisper_path, beats_path"),
             ("generate:\n  xyzzy: 1", 2, "generate.xyzzy", "It has: do_sample, length_penalty"),
             ("modle:\n  lora: true", 1, "modle", "Did you mean model?"),
             ("run:\n  path: 1", 2, "run.path", "found 1"),

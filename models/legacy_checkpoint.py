@@ -113,13 +113,13 @@ def read_released(path: Path) -> dict[str, Any]:
         content = {"model": content}
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict):
-        found = f"the keys {listed(content)}" if isinstance(content, dict) else type(content).__name__
+        found = f"the keys {listed(content) or '(none)'}" if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} holds {found}; expected {{'model': {{name: tensor}}, …}}.")
     for name, tensor in state.items():
         if WITHOUT_EFFECT.match(str(name)):
             continue
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, expected a dense tensor.")
+        if oddity := _oddity(tensor):
+            raise CheckpointError(f"{path}: {name} is a {oddity}, expected a dense tensor.")
         stored = tensor.untyped_storage().nbytes()
         if tensor.nbytes > stored:  # one number can be spread over any shape
             raise CheckpointError(
@@ -127,6 +127,15 @@ def read_released(path: Path) -> dict[str, Any]:
                 f"{stored:,}; expected a tensor that is stored whole."
             )
     return {**content, "model": {str(name): tensor for name, tensor in state.items()}}
+
+
+def _oddity(value: object) -> str | None:
+    """What else than a dense tensor with numbers in it; one such could stop a load halfway."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.is_nested or value.is_quantized or value.layout != torch.strided:
+        return "nested tensor" if value.is_nested else f"tensor of {value.dtype}, {value.layout}"
+    return "tensor without numbers" if value.is_meta else None
 
 
 def own_entries(entries: Mapping[str, Tensor], audio: str = "beats") -> dict[str, Tensor]:

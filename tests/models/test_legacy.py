@@ -265,6 +265,10 @@ def damaged(kind, state, path):
         state[name] = [1.0, 2.0]
     elif kind == "sparse":
         state[name] = state[name].to_sparse()
+    elif kind == "without numbers":
+        state[name] = state[name].to("meta")
+    elif kind == "nested":
+        state[name] = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
     elif kind == "whole numbers":
         state[name] = torch.ones(state[name].shape, dtype=torch.int64)
     elif kind == "one number for all":
@@ -289,7 +293,9 @@ def damaged(kind, state, path):
         ("misshapen", r"speech_llama_proj.weight: file \["),
         ("unknown", "unexpected .1.: cls.weight"),
         ("no tensor", "speech_llama_proj.weight is a list"),
-        ("sparse", "speech_llama_proj.weight"),
+        ("sparse", "speech_llama_proj.weight is a tensor of torch.float32, torch.sparse_coo, expected a dense"),
+        ("without numbers", "speech_llama_proj.weight is a tensor without numbers, expected a dense"),
+        ("nested", "speech_llama_proj.weight is a nested tensor, expected a dense"),
         ("whole numbers", r"speech_llama_proj.weight: file \[.*\] of int64"),
         ("one number for all", "speech_llama_proj.weight has the shape .* of which the file holds 4; expected"),
         ("a head of a petabyte", "lm_head.weight has the shape .* of which the file holds 4; expected"),

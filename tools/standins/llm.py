@@ -50,7 +50,7 @@ class LlamaRecipe:
     layers: int = 2
     heads: int = 4
     ffn: int = 320
-    steps: int = 3200
+    steps: int = 7_000
     batch: int = 48
     peak_rate: float = 3e-3
     warmup_steps: int = 200

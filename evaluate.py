@@ -35,7 +35,7 @@ import torch
 
 import metrics
 import provenance
-from command_line import is_for_user, quieten_libraries
+from command_line import is_for_user, quieten_libraries, require_writable
 from configs.schema import Config, ConfigError, add_config_arguments, config_from_arguments
 from data.annotations import Annotation, AnnotationError, load_annotations
 from dataset import BadClip, Quarantine
@@ -361,6 +361,7 @@ def chosen_modes(config: Config, arguments: argparse.Namespace) -> list[str]:
 def _evaluate_modes(config: Config, arguments: argparse.Namespace, processes: Processes) -> None:
     modes = chosen_modes(config, arguments)
     config.require_paths("model", "model.test_prompt_path")
+    require_writable(config.run.output_dir, "run.output_dir")
     prompts = load_prompts(config.model.test_prompt_path)
     for mode in modes:  # a broken file, or a task without a prompt, ends the run before the model is loaded
         prompts_for(select_annotations(config, mode), prompts, config)

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
-from command_line import is_for_user, quieten_libraries
+from command_line import is_for_user, quieten_libraries, require_writable
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from dataset import AudioTextDataset
@@ -141,6 +141,7 @@ def _train_stage(
     if dryrun:
         _dry_run(config, accelerator)
         return None
+    require_writable(config.run.output_dir, "run.output_dir")
     _require_data(config)
     train_data, valid_data = load_data(config)
     model, distiller = _build(config, accelerator)
@@ -219,6 +220,13 @@ def _opening_words(config: Config, runner: Runner, resume: Path | None) -> str:
     lines.append(f"  language model's weights: {runner.model.llm.kernel}")
     if runner.model.config.encoder_quantization != "none":
         lines += [f"  {line}" for line in runner.model.encoders.kernels(runner.model.device)]
+    optims = config.run.optims
+    iterations = runner.iters_per_epoch * optims.max_epoch
+    if optims.warmup_steps > iterations and 0 <= optims.warmup_start_lr < optims.init_lr:
+        lines.append(
+            f"  warning: run.optims.warmup_steps, {optims.warmup_steps:,}, is more than the run's {iterations:,} "
+            "iterations: the learning rate will not reach run.optims.init_lr"
+        )
     if resume is not None:
         lines.append(f"  resumed from {resume} at step {runner.progress.step:,}")
     return "\n".join(lines)

@@ -230,16 +230,18 @@ def training_model_config(config: Config, device: torch.device) -> ModelConfig:
     Gradients flow through the frozen language model, and unscaled ones vanish in fp16.
 
     Raises:
-        ValueError: fp16 is asked for without `run.amp`.
+        ValueError: fp16 is asked for where the loss is not scaled: without `run.amp`, or on a CPU.
     """
-    if device.type != "cuda" or config.run.amp or config.model.dtype not in ("auto", "float16"):
+    on_cuda = device.type == "cuda"
+    if on_cuda and config.run.amp:
         return config.model
     if config.model.dtype == "float16":
+        why, mend = ("run.amp is false", "run.amp=true, or ") if on_cuda else (f"training is on the {device.type}", "")
         raise ValueError(
-            "model.dtype is float16 and run.amp false: without loss scaling small gradients become zero. Set "
-            "run.amp=true, or model.dtype=float32."
+            f"model.dtype is float16 and {why}: without loss scaling small gradients become zero. Set "
+            f"{mend}model.dtype=float32."
         )
-    return replace(config.model, dtype="float32")
+    return replace(config.model, dtype="float32") if on_cuda and config.model.dtype == "auto" else config.model
 
 
 def prepare_trained_parameters(model: SALMONN, accelerator: Accelerator) -> list[tuple[str, torch.nn.Parameter]]:

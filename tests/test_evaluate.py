@@ -650,7 +650,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(project: tiny.TinyProject, 
     blocked = project.output.parent / "a_file"
     blocked.write_text("")
     assert run(project, "--mode", "submission_asr", "--options", f"run.output_dir={blocked}") == 1
-    assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]
+    assert f"run.output_dir = {blocked}: {blocked} is a file" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

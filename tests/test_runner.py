@@ -33,8 +33,11 @@ def test_precision_of_training(shared_tiny_project):
     assert training_step.training_model_config(config, cuda).dtype == "float32"
     scaled = load_config(shared_tiny_project.config, ["run.amp=true"])
     assert training_step.training_model_config(scaled, cuda).dtype == "auto"
+    half = load_config(shared_tiny_project.config, ["model.dtype=float16"])
     with pytest.raises(ValueError, match=r"run\.amp"):
-        training_step.training_model_config(load_config(shared_tiny_project.config, ["model.dtype=float16"]), cuda)
+        training_step.training_model_config(half, cuda)
+    with pytest.raises(ValueError, match="on the cpu"):
+        training_step.training_model_config(half, cpu)
 
 
 @pytest.mark.parametrize("name", ["asr.werr", "audiocaption.spice", "music_description.cider_d"])

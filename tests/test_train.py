@@ -56,6 +56,14 @@ def test_resume_without_a_checkpoint_starts(tiny_project, capsys):
     status, out, _ = run(capsys, "--cfg-path", tiny_project.config, "--resume", "--options", "run.optims.max_epoch=1")
     assert status == 0
     assert "resumed" not in out
+    assert "warmup_steps" not in out
+
+
+def test_a_warm_up_longer_than_the_run_is_said(tiny_project, capsys):
+    options = ("run.optims.max_epoch=1", "run.optims.warmup_steps=900", "run.optims.warmup_start_lr=0")
+    status, out, _ = run(capsys, "--cfg-path", tiny_project.config, "--options", *options)
+    assert status == 0
+    assert "warmup_steps, 900, is more than the run's 3 iterations" in out
 
 
 def test_resume_from_nowhere_is_an_error(tiny_project, capsys, tmp_path):
@@ -113,6 +121,13 @@ def test_errors_are_one_line(tiny_project, capsys):
     status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "datasets.augmentation={gain: {q: 1}}")
     assert status == 1
     assert err.startswith(f"error: {tiny_project.config}: datasets.augmentation.gain.q: unknown")
+    blocked = f"run.output_dir={tiny_project.config}/within"
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", blocked)
+    assert status == 1
+    assert f"{tiny_project.config} is a file" in err
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "model.dtype=float16")
+    assert status == 1
+    assert "model.dtype=float32" in err
     status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "model.whisper_path=owner/nowhere")
     assert status == 1
     problem = "no such folder here, and the hub cannot be reached"

@@ -319,7 +319,12 @@ def in_parts(
 
 
 def check_clips(waveforms: Tensor, lengths: Tensor) -> None:
-    """Raise ValueError for shapes that do not belong together, or lengths that are not within the waveforms."""
+    """Raise ValueError for whole numbers in place of samples in [-1, 1], shapes that do not belong together, or lengths
+    that are not within the waveforms."""
+    if not waveforms.is_floating_point():
+        raise ValueError(
+            f"waveforms are {waveforms.dtype}; expected float32 in [-1, 1]. Divide by full scale (32768 for int16)."
+        )
     shapes = f"waveforms {list(waveforms.shape)} and lengths {list(lengths.shape)}"
     if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1] or not len(lengths):
         raise ValueError(f"expected waveforms [B, T] and lengths [B] with B of 1 or more; got {shapes}.")

@@ -290,6 +290,11 @@ def test_clips_and_lengths_that_do_not_fit_are_refused(model, shape, lengths):
         model.encode_audio(torch.zeros(shape), torch.tensor(lengths))
 
 
+def test_samples_that_are_whole_numbers_are_refused(model):
+    with pytest.raises(ValueError, match="int16; expected float32 in"):
+        model.generate(torch.zeros(1, 800, dtype=torch.int16), torch.tensor([800]), ["<SpeechHere>"])
+
+
 def test_cuda_that_is_not_there_is_the_cpu_with_a_notice(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("cuda:1") == torch.device("cpu")

@@ -142,8 +142,9 @@ def run_hashes(
         adapter.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         adapter.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     settings = config.to_dict()
-    # The adapter is hashed by its content, so where it lies does not matter; weights under it are named by their files.
-    model_settings = {name: value for name, value in settings["model"].items() if name != "ckpt"}
+    # Adapter and prompts are hashed by content, so where they lie does not matter; weights are named by their files.
+    by_content = ("ckpt", "prompt_path", "test_prompt_path")
+    model_settings = {name: value for name, value in settings["model"].items() if name not in by_content}
     files = {name: _file_marks(value) for name, value in model_settings.items() if name.endswith("_path")}
     clips = [
         [a.path, a.expand_wav, a.task, a.Q, a.testset_id, a.text, a.texts, a.extra, config.datasets.max_audio_s]

@@ -44,7 +44,7 @@ demo: $(VENV)/.installed ## corpus, two training stages, both evaluations, effic
 demo-short: $(VENV)/.installed ## the same path in a few steps: shows that it runs, not what it reaches
 	$(PY) -m tools.demo --short
 
-real: $(VENV)/.installed ## train and evaluate on real recordings: make real PREFIX=/path/to/recordings (20 minutes)
+real: $(VENV)/.installed ## train and evaluate on real recordings: make real PREFIX=/path/to/recordings (half an hour)
 	@test -n "$(PREFIX)" || { echo "Where are the recordings? Call: make real PREFIX=/path/to/recordings"; exit 2; }
 	@test -d "$(PREFIX)" || { echo "make real: PREFIX=$(PREFIX) is no folder"; exit 2; }
 	$(PY) -m tools.demo --recipe real --prefix "$(PREFIX)"

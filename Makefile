@@ -38,7 +38,7 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(PY)
 
 install: $(VENV)/.installed ## make .venv and install what the program needs
 
-demo: $(VENV)/.installed ## corpus, two training stages, both evaluations, efficiency; ends with one table (11 minutes)
+demo: $(VENV)/.installed ## corpus, two training stages, both evaluations, efficiency; ends with one table (12 minutes)
 	$(PY) -m tools.demo
 
 demo-short: $(VENV)/.installed ## the same path in a few steps: shows that it runs, not what it reaches

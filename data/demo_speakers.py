@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 FORMANTS = 9
+STRESSES = 8
 
 
 def draw_speaker(rng: np.random.Generator) -> str:
@@ -46,17 +47,21 @@ def _rhythm(rng: np.random.Generator) -> list[str]:
     lines = []
     kind = rng.random()
     if kind < 0.35:
-        lines.append("stressAdd " + " ".join(f"{rng.uniform(-25, 70):.0f}" for _ in range(8)))
+        lines.append(f"stressAdd {_by_stress(rng, -25, 70)}")
     elif kind < 0.55:  # some stresses drawn far out
-        lines.append("stressAdd " + " ".join(f"{rng.choice([0, rng.uniform(-30, 180)]):.0f}" for _ in range(8)))
+        lines.append("stressAdd " + " ".join(f"{rng.choice([0, rng.uniform(-30, 180)]):.0f}" for _ in range(STRESSES)))
     elif kind < 0.7:  # lengths of their own in place of the language's, nearly the same for all
-        lines.append("stressLength " + " ".join(str(step) for step in range(8)))
-        lines.append("stressAdd " + " ".join(f"{rng.uniform(80, 170):.0f}" for _ in range(8)))
+        lines.append("stressLength " + " ".join(str(step) for step in range(STRESSES)))
+        lines.append(f"stressAdd {_by_stress(rng, 80, 170)}")
     if rng.random() < 0.35:
-        lines.append("stressAmp " + " ".join(f"{rng.uniform(14, 30):.0f}" for _ in range(8)))
+        lines.append(f"stressAmp {_by_stress(rng, 14, 30)}")
     if rng.random() < 0.35:
         lines.append(f"intonation {rng.integers(1, 5)}")
     return lines
+
+
+def _by_stress(rng: np.random.Generator, low: float, high: float) -> str:
+    return " ".join(f"{rng.uniform(low, high):.0f}" for _ in range(STRESSES))
 
 
 class SpeakerFolder:

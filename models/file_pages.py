@@ -24,6 +24,7 @@ def release(files: Sequence[str | Path]) -> int:
     if advice is None or not _SMAPS.exists():
         return 0
     wanted = {str(Path(file).resolve()) for file in files}
+    library = ctypes.CDLL(None, use_errno=True)
     released, place = 0, None
     for line in _SMAPS.read_text(encoding="utf-8", errors="replace").splitlines():
         head = _HEAD.match(line)
@@ -31,7 +32,6 @@ def release(files: Sequence[str | Path]) -> int:
             place = (int(head[1], 16), int(head[2], 16)) if head[3] in wanted else None
         elif place and line.startswith("Anonymous:") and line.split()[1] == "0":
             start, stop = place
-            library = ctypes.CDLL(None, use_errno=True)
             if library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), ctypes.c_int(advice)) == 0:
                 released += stop - start
     return released

@@ -4,8 +4,7 @@
     python -m tools.pretrain_standins --parts llm --scale 0.01 --out outputs/try       # a few steps of one part
 
 About two and a half hours on one CPU core with bfloat16 instructions, more without; steps are counted, never seconds.
-The
-parts are independent of each other and may run side by side. Everything is drawn from `--seed`; test voices, test
+The parts are independent of each other and may run side by side. Everything is drawn from `--seed`; test voices, test
 sentences and test pairs of events are kept out, and every clip and every line of text is checked against them.
 
 Needs espeak-ng's package (`pip install espeakng-loader`). `docs/standins.md` says what was measured.

@@ -63,6 +63,39 @@ def test_padding_is_neutral(stack: EncoderStack) -> None:
         assert joined.lengths[row] == stack.frame_count(samples)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("longest_s", [3, 32])  # the latter is over what Whisper takes at once
+def test_groups_of_clips_give_what_the_batch_gives(
+    stack: EncoderStack, monkeypatch: pytest.MonkeyPatch, longest_s: int
+) -> None:
+    lengths = torch.cat([LENGTHS[:-1], torch.tensor([longest_s * RATE])])
+    waveforms = _noise(8, int(lengths.max()))
+    together = stack(waveforms, lengths)
+    widths: list[list[int]] = []
+    for encoder in stack.encoders.values():
+        given = encoder.forward
+        widths.append(seen := [])
+        monkeypatch.setattr(encoder, "forward", lambda w, n, f=given, s=seen: (s.append(len(w)), f(w, n))[1])
+    one = max(4 * encoder.dim * encoder.frame_count(2 * RATE) for encoder in stack.encoders.values())
+    monkeypatch.setattr(encoders, "NUMBERS_AT_ONCE", 2 * one)
+    for whole, grouped, seen in zip(together, stack(waveforms, lengths), widths, strict=True):
+        assert len(seen) > 1 and max(seen) > 1, seen
+        assert whole.lengths.tolist() == grouped.lengths.tolist()
+        for row, count in enumerate(whole.lengths.tolist()):
+            assert torch.allclose(whole.frames[row, :count], grouped.frames[row, :count], atol=1e-5)
+    calls = [[*seen] for seen in widths]
+    with torch.enable_grad():  # of frozen encoders no gradients are asked for
+        stack(waveforms, lengths)
+    assert widths == [2 * seen for seen in calls]
+
+
+def test_groups_are_of_like_length_and_within_the_limit(stack: EncoderStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = stack.encoders["whisper"]
+    monkeypatch.setattr(encoders, "NUMBERS_AT_ONCE", 4 * encoder.dim * encoder.frame_count(4 * RATE))
+    samples = [int(seconds * RATE) for seconds in (1, 9, 2, 1.9, 0.5, 0.9)]
+    assert encoders._groups_of_like_length(encoder, samples) == [[1], [2, 3], [0, 5, 4]]
+
+
 @pytest.mark.parametrize("window", ["clip", "full"])
 @torch.no_grad()
 def test_long_clips_are_encoded_in_equal_parts(config: SimpleNamespace, window: str) -> None:
@@ -98,7 +131,7 @@ def test_parts_stand_where_they_are_in_time_at_odd_rates_too() -> None:
     """A network whose frames hold the time of their first sample, some missing at the end or one too many."""
 
     class Clock(torch.nn.Module):
-        frame_rate_hz, max_samples, cut_grain = 24.7, 10 * RATE, 320
+        dim, frame_rate_hz, max_samples, cut_grain = 1, 24.7, 10 * RATE, 320
 
         def __init__(self, surplus: int) -> None:
             super().__init__()

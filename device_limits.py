@@ -238,11 +238,11 @@ def counted_flops(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
 
 @torch.no_grad()
 def count_kernels(model: SALMONN, token: Tensor, cache: decoding.KeyValueCache) -> int | None:
-    """Kernels of one decode step on CUDA; None elsewhere."""
-    if model.device.type != "cuda":
-        return None
-    from torch.profiler import ProfilerActivity, profile
+    """Kernels of one decode step on CUDA; None elsewhere, and where PyTorch was built without a profiler for it."""
+    from torch.profiler import ProfilerActivity, profile, supported_activities
 
+    if model.device.type != "cuda" or ProfilerActivity.CUDA not in supported_activities():
+        return None
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         decoding.decode_step(model.llm, token, cache)
         torch.cuda.synchronize(model.device)

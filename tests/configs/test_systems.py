@@ -3,6 +3,7 @@ sizes. On the meta device: no weights, no memory."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 
@@ -21,11 +22,13 @@ from configs.architectures import (
 from configs.schema import load_config
 from data.augment import Augment
 from memory_plan import part_sizes, plan_inference
+from models import int8, quantize
 from models.beats import BEATs, BEATsConfig
 from models.ced import CED, CEDConfig
 from models.skeleton import build_skeleton
 from prompting import load_prompts
 from provenance import ROOT
+from tests.pretend_cuda import pretend_cuda
 
 SYSTEMS = ("salmonn_13b", "salmonn_7b", "salmonn_3b", "cv03", "nlp07", "cv16", "three_encoders", "smolt")
 FILES = [path for system in SYSTEMS for path in sorted((ROOT / "configs" / system).glob("*.yaml"))]
@@ -56,6 +59,20 @@ def sizes(path):
 
 
 every_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+
+
+@every_file
+def test_a_v100_takes_every_systems_kernels(path):
+    """Without `gptqmodel`, GPTQ's weights would be unpacked before each product: refused, and said how to mend it."""
+    config = configured(path).model
+    with pretend_cuda((7, 0)):
+        device = torch.device("cuda")
+        if config.encoder_quantization == "int8":
+            int8.check_device(device, allow_slow=config.allow_slow_kernels)
+        stored = "gptq" if config.quantization == "gptq" else None
+        refused = pytest.raises(ValueError, match="gptqmodel") if stored else contextlib.nullcontext()
+        with refused:
+            quantize.resolve_backend(config, stored, device=device, dtype=torch.float16, trainable=True)
 
 
 def test_every_system_has_its_stages_and_an_evaluation():

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from memory_plan import part_sizes
-from models import SALMONN, cpu_linear, decoding
+from models import SALMONN, cpu_linear, decoding, int8
 
 LEAST_ROUNDS = 3
 CALIBRATION_S = 0.3
@@ -130,7 +130,8 @@ def measure_rates(
     rates = {}
     for dtype in dict.fromkeys(dtypes):
         left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
-        products = [lambda a=left, b=right: a @ b]
+        multiply = torch._int_mm if dtype == torch.int8 else torch.mm
+        products = [lambda a=left, b=right, multiply=multiply: multiply(a, b)]
         if device.type == "cpu" and dtype == torch.float32 and cpu_linear.pays():
             products.append(lambda a=left, b=right: cpu_linear.multiply(a, b))
         rates[type_name(dtype)] = 2 * side**3 / min(_best_s(product, device, budget_s) for product in products)
@@ -179,11 +180,21 @@ def _linear_flops(input: Tensor, weight: Tensor, *_: object, **__: object) -> in
     return 2 * input.numel() * weight.shape[0]
 
 
+def _product_flops(left: Tensor, *_: object, out_val: Tensor, **__: object) -> int:
+    """Of a matrix `[M, K]` with whatever holds the numbers of the other, to `[M, N]`."""
+    return 2 * left.numel() * out_val.shape[-1]
+
+
 _ATTENTION = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
 FORMULAS = flop_registry | {
     getattr(torch.ops.aten, f"_scaled_dot_product_{name}"): _attention_flops
     for name in _ATTENTION
     if hasattr(torch.ops.aten, f"_scaled_dot_product_{name}")
+}
+FORMULAS |= {
+    getattr(torch.ops.aten, name): _product_flops
+    for name in ("_int_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu")
+    if hasattr(torch.ops.aten, name)
 }
 if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     FORMULAS |= {torch.ops.mkldnn._linear_pointwise: _linear_flops}
@@ -288,7 +299,9 @@ def count_work(
 
 
 def _compute_type(module: nn.Module) -> torch.dtype:
-    """The type of most weights that are numbers to multiply."""
+    """The type that most weights are multiplied in."""
+    if any(isinstance(layer, int8.Int8Linear) and layer.multiplies_integers for layer in module.modules()):
+        return torch.int8
     sizes: dict[torch.dtype, int] = {}
     for parameter in module.parameters():
         if parameter.is_floating_point():

@@ -59,13 +59,16 @@ class Int8Linear(nn.Linear):
         layer.bias = linear.bias
         return layer.requires_grad_(False)
 
+    @property
+    def multiplies_integers(self) -> bool:
+        return (self.kernel or fastest(self.weight.device)) == "integers"
+
     def forward(self, inputs: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
-        kernel = self.kernel or fastest(inputs.device)
-        if kernel == "integers" and not (torch.is_grad_enabled() and inputs.requires_grad):
+        if self.multiplies_integers and not (torch.is_grad_enabled() and inputs.requires_grad):
             product = self._of_integers(inputs)
             return product if self.bias is None else product.add_(self.bias.to(product.dtype))
-        weight = self.weight.to(inputs.dtype) * self.scales.to(inputs.dtype)[:, None]
+        weight = self.weight * self.scales.to(inputs.dtype)[:, None]  # one pass on a GPU, cast and scaled
         return F.linear(inputs, weight, None if self.bias is None else self.bias.to(inputs.dtype))
 
     def _of_integers(self, inputs: Tensor) -> Tensor:

@@ -8,8 +8,11 @@ from torch import nn
 
 import device_limits
 import evaluate_efficiency as efficiency
+from benchmarks.gptq_weights import rounded
 from configs.schema import load_config
 from models import SALMONN, build_model, cpu_linear
+from models.gptq import GPTQLinear, GPTQSettings, cpu_block
+from models.int8 import Int8Linear
 from tests.tiny import TinyProject
 
 CPU = torch.device("cpu")
@@ -59,6 +62,27 @@ def test_flops_of_the_other_library_count_too(monkeypatch: pytest.MonkeyPatch) -
     with torch.no_grad(), device_limits.counted_flops({"linear": linear}) as counts:
         linear(torch.ones(2, 3, 8))
     assert counts["linear"] == 2 * 6 * 8 * 16
+
+
+def test_flops_of_integers_count_too_at_a_rate_of_their_own() -> None:
+    layer = Int8Linear.of(nn.Linear(32, 48))
+    layer.kernel = "integers"
+    with torch.no_grad(), device_limits.counted_flops({"layer": layer}) as counts:
+        layer(torch.ones(2, 20, 32))
+    assert counts["layer"] == 2 * 40 * 32 * 48
+    assert device_limits._compute_type(layer) == torch.int8
+    rates = device_limits.measure_rates(CPU, [torch.int8], budget_s=0.01, buffer_bytes=1 << 20, matrix_side=64)
+    assert rates.matrix_flops_per_s["int8"] > 1e6
+    layer.kernel = "dequantize"
+    assert device_limits._compute_type(layer) == torch.float32
+
+
+@pytest.mark.skipif(not cpu_block(), reason="PyTorch has no fast 4-bit product for this processor")
+def test_flops_of_4_bit_products_count_too() -> None:
+    layer = GPTQLinear(rounded(nn.Linear(128, 64), GPTQSettings(group_size=64)), kernel="packed")
+    with torch.no_grad(), device_limits.counted_flops({"layer": layer}) as counts:
+        layer(torch.ones(3, 128))
+    assert counts["layer"] == 2 * 3 * 128 * 64
 
 
 def test_a_step_reads_the_weights_and_the_cache(model: SALMONN) -> None:

@@ -7,14 +7,18 @@ Where a computation cannot be captured (a back-end that waits for the device), a
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from models.streams import side_stream
 from models.weight_watch import WeightWatch
 
-KEPT = 8  # graphs of one computation, those used last
+CAPTURING = -1  # number of the stream that captures
+KEPT = 8  # graphs of one computation
+PATIENCE = 64  # runs since its last replay after which a graph makes room for another
 TOLERANCE = 0.02  # between kernels one by one and replayed, relative to the largest value: fp16 sums in another order
 
 logger = logging.getLogger(__name__)
@@ -42,9 +46,10 @@ class CudaCapture:
     def _captured(self, body: Body, changed: Sequence[Tensor]) -> Body:
         here = torch.cuda.current_stream()
         held = [tensor.clone() for tensor in changed]
-        aside = torch.cuda.Stream()
+        # Always the same stream, also for the capture: cuBLAS keeps a workspace of up to 32 MiB for each one it meets.
+        aside = side_stream(here.device, CAPTURING)
         aside.wait_stream(here)
-        with torch.cuda.stream(aside):  # kernels are chosen and compiled before, not within, the capture
+        with torch.cuda.stream(aside), _casts_not_kept():  # kernels are chosen and compiled before the capture
             for _ in range(2):
                 expected = body()
                 _restore(changed, held)
@@ -53,7 +58,8 @@ class CudaCapture:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Other threads (a loader that pins memory) may go on talking to the device.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local")
+        with capture, _casts_not_kept():
             result = body()
         self._graphs.add(graph)
         graph.replay()
@@ -71,13 +77,16 @@ class CudaCapture:
 class Replays:
     """A module's computation, captured for each shape of its inputs that is met a second time.
 
-    A copy, as of its module, starts without any.
+    Where there are `KEPT` graphs, a new one takes the place of one that is out of use; else it would pay for capturing
+    shapes in turn, which costs several runs each. A copy, as of its module, starts without any.
     """
 
     def __init__(self, capture: Capture | None = None) -> None:
         self._capture = capture or CudaCapture()
         self._graphs: OrderedDict[tuple, tuple[list[Tensor], Body]] = OrderedDict()
         self._met: set[tuple] = set()
+        self._runs = 0
+        self._last_use: dict[tuple, int] = {}
         self._weights = WeightWatch()
         self._works = True
 
@@ -94,8 +103,9 @@ class Replays:
         if self._weights.changed(module):  # graphs read weights where they were when captured
             self.clear()
         key = precision(inputs[0].device), *((tensor.shape, tensor.dtype) for tensor in inputs)
+        self._runs += 1
         if key not in self._graphs:
-            if key not in self._met:
+            if key not in self._met or not self._has_room():
                 self._met.add(key)
                 return None
             kept = [tensor.clone() for tensor in inputs]
@@ -108,10 +118,14 @@ class Replays:
             if len(self._graphs) > KEPT:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
+        self._last_use[key] = self._runs
         kept, replay = self._graphs[key]
         for own, given in zip(kept, inputs, strict=True):
             own.copy_(given)
         return replay().clone()
+
+    def _has_room(self) -> bool:
+        return len(self._graphs) < KEPT or self._runs - self._last_use[next(iter(self._graphs))] > PATIENCE
 
     def clear(self) -> None:
         self._graphs.clear()
@@ -139,6 +153,17 @@ def alike(got: Tensor, expected: Tensor) -> bool:
     """Whether two results are the same but for rounding; what is no number must be so in both."""
     scale = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max()) if expected.numel() else 0.0
     return torch.allclose(got, expected, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True)
+
+
+@contextmanager
+def _casts_not_kept() -> Iterator[None]:
+    """Autocast keeps casts of trained weights only as long as its context; a graph would read them ever after."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 def _restore(tensors: Sequence[Tensor], held: Sequence[Tensor]) -> None:

@@ -95,7 +95,9 @@ def decode_each(
             again = [*pool.rows, *(row for row in newcomers if row.number not in known)]
             waiting.extendleft(reversed(again))
             at_once //= 2
-            pool = None  # its cache goes before the next one is made
+            pool = None  # its cache goes before the next one is made, and so does the one that graphs work in
+            if llm.graphs is not None:
+                llm.graphs.clear()
             torch.cuda.empty_cache()
             pool = Pool(llm, text, options, at_once)
             continue

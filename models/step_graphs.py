@@ -79,6 +79,10 @@ class StepGraphs:
             self._give_up(error)
             return None
 
+    def clear(self) -> None:
+        """Give up all memory. A cache that lies there keeps what is its own."""
+        self._places.clear()
+
     def _place_for(self, llm: LanguageModel, cache: KeyValueCache) -> "_Place | None":
         """A place with the cache's content in it; None where another cache that is in use lies there."""
         if self._weights.changed(llm):

@@ -10,7 +10,7 @@ from torch import Tensor
 def at_once(works: Sequence[Callable[[], tuple[Tensor, ...]]], device: torch.device) -> list[tuple[Tensor, ...]]:
     """The tensors that each piece of work gives; the current stream waits for all of them, the host for none."""
     here = torch.cuda.current_stream(device)
-    sides = [_side_stream(here.device, index) for index in range(len(works))]
+    sides = [side_stream(here.device, index) for index in range(len(works))]
     results = []
     for side, work in zip(sides, works, strict=True):
         side.wait_stream(here)
@@ -24,5 +24,6 @@ def at_once(works: Sequence[Callable[[], tuple[Tensor, ...]]], device: torch.dev
 
 
 @lru_cache
-def _side_stream(device: torch.device, index: int) -> torch.cuda.Stream:
+def side_stream(device: torch.device, index: int) -> torch.cuda.Stream:
+    """The device's own stream of this number, always the same one."""
     return torch.cuda.Stream(device)

@@ -17,7 +17,7 @@ from models.audio_encoder import REPLAYED_FRAMES, AudioEncoder
 from models.beats import BEATs
 from models.ced import CED, CEDConfig
 from models.encoders import EncoderStack, FrameCache
-from models.graphs import KEPT, CudaCapture, Replays, alike
+from models.graphs import KEPT, PATIENCE, CudaCapture, Replays, alike
 from models.step_graphs import StepGraphs
 from models.whisper import WhisperEncoder
 from tests import tiny
@@ -57,6 +57,21 @@ def test_a_shape_is_captured_when_it_is_met_again() -> None:
     assert len(copy.deepcopy(replays)) == 0
     with torch.enable_grad():
         assert replays.run(layer, layer.forward, values) is None
+
+
+@torch.no_grad()
+def test_graphs_in_use_do_not_make_room() -> None:
+    layer, captured = nn.Linear(3, 2), []
+    replays = Replays(replaying(captured))
+    for size in [1 + number % (KEPT + 4) for number in range(PATIENCE)]:  # more shapes in turn than there are graphs
+        replays.run(layer, layer.forward, torch.randn(size, 3))
+    assert len(captured) == KEPT
+    new = torch.randn(99, 3)
+    assert replays.run(layer, layer.forward, new) is None
+    for _ in range(PATIENCE):
+        replays.run(layer, layer.forward, torch.randn(2, 3))
+    assert torch.equal(replays.run(layer, layer.forward, new), layer(new))
+    assert len(captured) == KEPT + 1 and len(replays) == KEPT
 
 
 @torch.no_grad()
@@ -104,10 +119,10 @@ def test_a_graph_is_checked_before_it_is_used(monkeypatch: pytest.MonkeyPatch, w
     def anything(*_, **__):
         yield
 
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    stream = SimpleNamespace(wait_stream=lambda other: None, device=torch.device("cpu"))
     for name, fake in {
         "current_stream": lambda: stream,
-        "Stream": lambda: stream,
+        "Stream": lambda device: stream,
         "stream": anything,
         "device": anything,
         "graph": anything,
@@ -119,6 +134,7 @@ def test_a_graph_is_checked_before_it_is_used(monkeypatch: pytest.MonkeyPatch, w
     count = torch.zeros(2)
 
     def body() -> torch.Tensor:
+        assert not torch.is_autocast_cache_enabled()  # a graph must not read casts that go with autocast's context
         count.add_(1)
         FakeGraph.result = count * 2
         return FakeGraph.result
@@ -130,6 +146,7 @@ def test_a_graph_is_checked_before_it_is_used(monkeypatch: pytest.MonkeyPatch, w
     else:
         assert torch.equal(capture(body, [count], count.device)(), torch.full((2,), 2.0))
         assert torch.equal(count, torch.zeros(2))  # what it changes is left as it was
+    assert torch.is_autocast_cache_enabled()
 
 
 # Encoders
@@ -231,7 +248,7 @@ def test_work_side_by_side_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here)
     monkeypatch.setattr(torch.cuda, "stream", on)
-    monkeypatch.setattr(streams, "_side_stream", lambda device, index: FakeStream(f"side {index}", log))
+    monkeypatch.setattr(streams, "side_stream", lambda device, index: FakeStream(f"side {index}", log))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: log.append(f"read {stream.name}"))
     works = [lambda value=value: (torch.tensor(value),) for value in (1, 2)]
     assert [int(result[0]) for result in streams.at_once(works, here.device)] == [1, 2]

@@ -1,5 +1,7 @@
 """Continuous batching: the texts of one clip after another, from a batch that is kept full."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,6 +90,10 @@ def test_fewer_rows_where_memory_does_not_hold_them(llm, monkeypatch):
     rows = split(prompts(llm, LENGTHS))
     expected = dict(decode_each(llm, text, options, rows, at_once=4))
     limit, step = 2, pool.decode_step
+    forgotten: list[None] = []
+
+    def forget():
+        forgotten.append(None)  # the memory that graphs work in goes as well
 
     def limited(llm, ids, cache):
         if len(ids) > limit:
@@ -95,8 +101,9 @@ def test_fewer_rows_where_memory_does_not_hold_them(llm, monkeypatch):
         return step(llm, ids, cache)
 
     monkeypatch.setattr(pool, "decode_step", limited)
+    monkeypatch.setattr(llm, "graphs", SimpleNamespace(prefill=lambda *_: None, step=lambda *_: None, clear=forget))
     got = list(decode_each(llm, text, options, rows, at_once=6))
-    assert sorted(number for number, _ in got) == list(range(len(LENGTHS)))
+    assert sorted(number for number, _ in got) == list(range(len(LENGTHS))) and len(forgotten) == 2
     assert {number: result.tokens for number, result in got} == {n: result.tokens for n, result in expected.items()}
     limit = 0
     with pytest.raises(torch.cuda.OutOfMemoryError):

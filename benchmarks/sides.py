@@ -39,6 +39,7 @@ from evaluate_efficiency import (
     measure,
     reuse_prefix,
     synthetic_clip,
+    warmup_rounds,
 )
 from models import build_model
 
@@ -207,14 +208,15 @@ def _point(model: Any, job: Job, memory: Memory, batch: int, clip_s: float) -> d
     now = clock(model.device)
     begin = now()
     reuse_prefix(model, work)
+    warmup = warmup_rounds(model, job.warmup)
     ttft, tpot = [], []
     memory.reset()
-    for iteration in range(job.warmup + job.iterations):
+    for iteration in range(warmup + job.iterations):
         start = now()
         token, cache = first_token(model, work)
         first = now() - start
         steps = decode(model, token, cache, job.decode_steps, now)
-        if iteration >= job.warmup:
+        if iteration >= warmup:
             ttft.append(first)
             tpot.append(statistics.fmean(steps))
         del cache

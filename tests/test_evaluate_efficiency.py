@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 import evaluate_efficiency as efficiency
 from configs.schema import load_config
 from models import SALMONN, build_model
+from models.step_graphs import StepGraphs
 from tests.tiny import TinyProject
 
 STEPS = 4
@@ -162,6 +164,35 @@ def test_contest_times_leave_whispers_features_out(
     ttft, tpot = efficiency.contest_times(model, work, time.perf_counter)
     assert len(ttft) == len(tpot) == work.iterations
     assert calls == {"whisper": 1, "beats": 1 + work.warmup + work.iterations}
+
+
+def test_every_round_goes_through_the_same_graphs(
+    model: SALMONN, work: efficiency.Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replays: list[str] = []
+
+    def capture(body: Callable[[], torch.Tensor], changed: Sequence[torch.Tensor], _: object) -> object:
+        kind = "step" if changed else "prompt"
+        return lambda: (replays.append(kind), body())[1]
+
+    monkeypatch.setattr(model.llm, "graphs", StepGraphs(capture))
+    monkeypatch.setattr(efficiency, "warmup_rounds", lambda *_: efficiency.CAPTURED_AFTER - 1)
+    efficiency.contest_times(model, work, time.perf_counter)
+    rounds = efficiency.CAPTURED_AFTER - 1 + work.iterations
+    assert replays.count("step") == rounds and replays.count("prompt") == work.iterations
+
+
+def test_what_graphs_compute_in_counts_as_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {"device": 0, "total_size": 5 << 30, "allocated_size": 1 << 30}
+    segments = [shared | {"segment_pool_id": pool, "device": device} for pool, device in (((0, 0), 0), ((0, 1), 0))]
+    segments.append(segments[1] | {"device": 1})
+    for name, face in {
+        "init": lambda: None,
+        "max_memory_allocated": lambda device: 2 << 30,
+        "memory_snapshot": lambda: segments,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, face)
+    assert efficiency.Memory(torch.device("cuda:0")).peak_gib() == 2 + 4
 
 
 def test_peak_memory_can_be_reset() -> None:

@@ -135,7 +135,7 @@ def _check_fit(name: str, linear: nn.Linear, settings: GPTQSettings) -> None:
     if size != -1 and inputs % size:
         fitting = [group for group in (128, 64, 32) if inputs % group == 0]
         raise ValueError(
-            f"--group-size {size} does not divide the {inputs} inputs of {name}; take "
+            f"--group-size {size} does not divide the {inputs} inputs of {name.removesuffix('.base_layer')}; take "
             f"{' or '.join(map(str, fitting)) or '-1, one group for each output'}"
         )
     if inputs * settings.bits % WORD or outputs * settings.bits % WORD:

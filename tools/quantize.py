@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
-from command_line import is_for_user, quieten_libraries
+from command_line import is_for_user, quieten_libraries, require_writable
 from configs.schema import Config, ConfigError, ModelConfig, add_config_arguments, load_config
 from data.annotations import Annotation, load_annotations
 from dataset import AudioTextDataset, BadClip, Sample
@@ -256,10 +257,17 @@ def _logits(model: SALMONN, samples: Sequence[Sample]) -> torch.Tensor:
     return model(sample.waveform[None], torch.tensor([len(sample.waveform)]), text_batch=text).logits.float().cpu()
 
 
+def compared_config(wanted: str, arguments: argparse.Namespace) -> Config:
+    """The configuration of one `--compare`."""
+    options = PRESETS.get(wanted) or tuple(wanted.split(","))
+    if not all("=" in option for option in options):
+        raise ConfigError(f"--compare {wanted}: expected {', '.join(PRESETS)} or section.key=value")
+    return load_config(arguments.cfg_path, [*arguments.options, "model.quantization=none", *options])
+
+
 def compare(bench: Bench, wanted: str, arguments: argparse.Namespace, device: torch.device) -> Measured | None:
     """The row of another choice; None, with the reason on the screen, where it does not run here."""
-    options = PRESETS.get(wanted) or tuple(wanted.split(","))
-    config = load_config(arguments.cfg_path, [*arguments.options, "model.quantization=none", *options])
+    config = compared_config(wanted, arguments)
     try:
         model = built(config, config.model, device)
     except ValueError as error:
@@ -268,9 +276,21 @@ def compare(bench: Bench, wanted: str, arguments: argparse.Namespace, device: to
     return bench.measure(wanted, model)
 
 
+def check(arguments: argparse.Namespace, config: Config) -> None:
+    """Raise ValueError, before minutes of work, for what would end it later."""
+    for wanted in arguments.compare:
+        compared_config(wanted, arguments)
+    if arguments.text and not Path(arguments.text).is_file():
+        raise ConfigError(f"--text {arguments.text}: no such file; expected lines of plain text")
+    if Path(arguments.out).resolve() == Path(config.model.llama_path).resolve():
+        raise ConfigError(f"--out {arguments.out}: is the folder of the model itself; give another one")
+    require_writable(arguments.out, "--out")
+
+
 def run(arguments: argparse.Namespace) -> dict:
     """Everything; the report."""
     config = load_config(arguments.cfg_path, arguments.options)
+    check(arguments, config)
     if quantize.stored_backend(_llm_config(config.model)) is not None:
         raise ConfigError(f"{config.path}: model.llama_path: {config.model.llama_path} is quantised already")
     if not config.datasets.train_ann_path:
@@ -379,7 +399,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
-    arguments = parser().parse_args(argv)
+    command_line = parser()
+    arguments = command_line.parse_args(argv)
+    counts = {"samples": 1, "held_out": 1, "text_samples": 0, "text_length": 2, "score_samples": 0}
+    for name, least in counts.items():
+        if getattr(arguments, name) < least:
+            command_line.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected {least} or more")
+    if not 0 < arguments.damp < math.inf:
+        command_line.error(f"--damp is {arguments.damp:g}; expected more than 0, such as 0.01")
     quieten_libraries()
     try:
         run(arguments)

@@ -117,6 +117,20 @@ def test_what_cannot_be_done_is_said(project, made, tmp_path, capsys):
     assert "is quantised already" in capsys.readouterr().err
     assert quantize.main([*arguments, "--options", "datasets.train_ann_path="]) == 2
     assert "datasets.train_ann_path: not given" in capsys.readouterr().err
+    for wrong, said in {
+        ("--compare", "nf5"): "--compare nf5: expected nf4, int8",
+        ("--compare", "model.nope=1"): "no such key",
+        ("--text", str(tmp_path / "absent.txt")): "absent.txt: no such file",
+        ("--out", str(project.llm)): "is the folder of the model itself",
+        ("--out", str(project.config / "out")): "is a file",
+    }.items():
+        assert quantize.main([*arguments, *wrong]) == 2
+        said_so = capsys.readouterr()
+        assert said in said_so.err and not said_so.out  # before any work
+    for wrong in (("--samples", "-1"), ("--damp", "-1"), ("--damp", "nan"), ("--text-length", "1")):
+        with pytest.raises(SystemExit):
+            quantize.main([*arguments, *wrong])
+        assert f"{wrong[0]} is {wrong[1]}; expected" in capsys.readouterr().err
     model = build_model(dataclasses.replace(load_config(project.config).model, lora=False))
     with pytest.raises(ValueError, match="there are none"):
         quantize_layers(model.llm, [], GPTQSettings(group_size=32))

@@ -13,7 +13,7 @@ from provenance import GIB
 
 
 class Memory:
-    """Peak memory since `reset`: of the CUDA allocator, with what graphs compute in, or of the process' resident set."""
+    """Peak memory since `reset`: of the CUDA allocator, what graphs compute in included, or of the process."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

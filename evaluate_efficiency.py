@@ -329,8 +329,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, least in (("iterations", 1), ("decode_steps", 1), ("warmup", 0)):
         if getattr(arguments, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least {least}")
-    if not 0 < arguments.clip_seconds <= 3600:
-        parser.error(f"--clip-seconds is {arguments.clip_seconds}; expected more than 0 and at most 3600")
+    if not 0.001 <= arguments.clip_seconds <= 3600:
+        parser.error(f"--clip-seconds is {arguments.clip_seconds}; expected 0.001 to 3600")
     return arguments
 
 

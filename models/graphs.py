@@ -59,7 +59,8 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         # Other threads (a loader that pins memory) may go on talking to the device.
         capture = torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local")
-        with capture, _casts_not_kept():
+        # Left by an error, torch's context keeps its own stream the current one; the outer one brings this one back.
+        with torch.cuda.stream(here), capture, _casts_not_kept():
             result = body()
         self._graphs.add(graph)
         graph.replay()

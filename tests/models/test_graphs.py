@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from configs.schema import load_config
-from models import SALMONN, build_model, streams
+from models import SALMONN, build_model, graphs, streams
 from models.audio_encoder import REPLAYED_FRAMES, AudioEncoder
 from models.beats import BEATs
 from models.ced import CED, CEDConfig
@@ -147,6 +147,44 @@ def test_a_graph_is_checked_before_it_is_used(monkeypatch: pytest.MonkeyPatch, w
         assert torch.equal(capture(body, [count], count.device)(), torch.full((2,), 2.0))
         assert torch.equal(count, torch.zeros(2))  # what it changes is left as it was
     assert torch.is_autocast_cache_enabled()
+
+
+def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, aside = (SimpleNamespace(wait_stream=lambda other: None, device=torch.device("cpu")) for _ in range(2))
+    current = [here]
+
+    @contextmanager
+    def on(stream: SimpleNamespace):
+        before, current[0] = current[0], stream
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    class Stays:
+        """Torch's own context of a capture: an invalid one raises before the stream is given back."""
+
+        def __init__(self, graph: object, stream: SimpleNamespace, **_: object) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            current[0] = self.stream
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    for name, fake in {
+        "current_stream": lambda: current[0],
+        "stream": on,
+        "graph": Stays,
+        "graph_pool_handle": lambda: (0, 1),
+        "CUDAGraph": FakeGraph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(graphs, "side_stream", lambda device, index: aside)
+    with pytest.raises(RuntimeError, match="previous error"):
+        CudaCapture()._captured(lambda: torch.zeros(1), ())
+    assert current == [here]
 
 
 # Encoders

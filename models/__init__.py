@@ -14,6 +14,7 @@ from models import (
     cpu_linear,
     quiet,  # noqa: F401 - before the libraries that it silences are imported
 )
+from models.c_memory import large_blocks_apart
 from models.checkpoint import (
     LEGACY_SUFFIXES,
     CheckpointError,
@@ -60,18 +61,19 @@ def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") 
     """
     device = pick_device(device)
     rules = rules_of(config)
-    encoders = rules.encoders.from_config(config, device)
-    llm = LanguageModel.from_config(config, device)
-    connector = build_connector(config, encoders, llm)
-    model = rules.model(encoders, connector, llm, rules.text.from_config(config), config).to(device)
-    freeze_connector(model, config)
-    if config.speech_llama_proj_model:
-        load_projection(model, config.speech_llama_proj_model)
-    if config.ckpt:
-        if config.ckpt.endswith(LEGACY_SUFFIXES):
-            load_legacy(model, config.ckpt)
-        else:
-            load_adapter(model, config.ckpt, add_encoders=True)
+    with large_blocks_apart():
+        encoders = rules.encoders.from_config(config, device)
+        llm = LanguageModel.from_config(config, device)
+        connector = build_connector(config, encoders, llm)
+        model = rules.model(encoders, connector, llm, rules.text.from_config(config), config).to(device)
+        freeze_connector(model, config)
+        if config.speech_llama_proj_model:
+            load_projection(model, config.speech_llama_proj_model)
+        if config.ckpt:
+            if config.ckpt.endswith(LEGACY_SUFFIXES):
+                load_legacy(model, config.ckpt)
+            else:
+                load_adapter(model, config.ckpt, add_encoders=True)
     if device.type == "cpu" and cpu_linear.pays():
         cpu_linear.use_onednn(model)
         if cpu_linear.use_onednn(model.llm):

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from configs.schema import ModelConfig
 from models import quantize
+from models.file_pages import release_weights
 from models.kv_cache import KeyValueCache
 from models.prefix_cache import PrefixCache
 from models.text import loading_problem, split_revision
@@ -118,6 +119,8 @@ class LanguageModel(nn.Module):
                 f"{', '.join(broken[:8])}{f' and {len(broken) - 8} more' if len(broken) > 8 else ''}."
             )
         quantize.check_kernels(model, config)
+        if backend.name != "none":  # a tensor that was taken over as it is keeps its whole file mapped
+            release_weights()
         llm = cls(model, backend=backend)
         logger.info("language model %s, weights: %s", config.llama_path, llm.kernel)
         if config.lora:

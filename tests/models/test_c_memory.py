@@ -1,0 +1,70 @@
+"""Loading leaves no holes between the weights."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from models import c_memory
+from provenance import ROOT
+
+LOADING = """
+import torch
+from contextlib import nullcontext
+from models.c_memory import large_blocks_apart
+
+def resident_mib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) / 256
+
+torch.ones(1 << 22).double()  # blocks of 16 and 32 MiB are freed: glibc takes such from its heap from now on
+with large_blocks_apart():
+    before, kept = resident_mib(), []
+    for _ in range(40):  # as weights of 4 MiB that are rounded to 8 bits
+        weight = torch.ones(1 << 22)
+        scaled = weight / 3
+        kept.append(scaled.round().to(torch.int8))
+        del weight, scaled
+    grown = resident_mib() - before
+torch.ones(1 << 20).double()
+print(grown)
+"""
+glibc_alone = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another")
+
+
+@glibc_alone
+def test_what_loading_frees_goes_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LOADING)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 155 < float(done.stdout) < 200  # 40 times 4 MiB
+
+
+@pytest.mark.parametrize("variable", ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_the_users_own_settings_stay(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    c_memory._glibc.cache_clear()
+    try:
+        assert c_memory._glibc() is None
+        with c_memory.large_blocks_apart():
+            pass
+    finally:
+        c_memory._glibc.cache_clear()
+
+
+@glibc_alone
+def test_thresholds_are_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    library = type("Library", (), {"mallopt": staticmethod(lambda *setting: asked.append(setting))})
+    monkeypatch.setattr(c_memory, "_glibc", lambda: library)
+    with pytest.raises(OSError), c_memory.large_blocks_apart():
+        raise OSError
+    assert asked == [
+        (c_memory.M_MMAP_THRESHOLD, c_memory.WHILE_LOADING),
+        (c_memory.M_MMAP_THRESHOLD, c_memory.AFTERWARDS),
+        (c_memory.M_TRIM_THRESHOLD, 2 * c_memory.AFTERWARDS),
+    ]

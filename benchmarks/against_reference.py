@@ -35,6 +35,7 @@ import provenance
 from benchmarks.gptq_weights import write_in_4_bits
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import Job, ratio, run_apart
+from command_line import require_writable
 from configs.schema import ModelConfig
 from data.audio import SAMPLE_RATE
 from evaluate_efficiency import synthetic_clip
@@ -259,6 +260,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in (("clips", arguments.clips), ("batch", arguments.batch)):
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}; expected at least 1")
+    try:  # an hour before anything is written there
+        require_writable(str(Path(arguments.out).parent), "--out")
+    except ValueError as error:
+        parser.error(str(error))
     clips = min(arguments.clips, 2) if arguments.small else arguments.clips
     size = SMALL if arguments.small else Size()
     if arguments.batch is not None:

@@ -33,6 +33,7 @@ from benchmarks.bare_machine import ABSENT
 from benchmarks.gptq_weights import write_in_4_bits
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import Job, ratio, run_apart
+from command_line import require_writable
 from configs.schema import ModelConfig, load_config
 from models.quantize import BACKENDS
 
@@ -224,10 +225,11 @@ def _in_a_line(figures: dict[str, Any]) -> str:
     return line + (f", TPOT {limit['ratio']:.1f} times the bandwidth's limit" if limit else "")
 
 
-def result_path(device: str) -> Path:
-    """benchmarks/results/<gpu>_<date>.json."""
+def result_path(device: str, *, small: bool = False) -> Path:
+    """benchmarks/results/<gpu>_<date>.json, which a trial at small shapes must not replace."""
     name = str(provenance.machine(torch.device(device))["name"])
-    return RESULTS / f"{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}_{datetime.date.today().isoformat()}.json"
+    name = re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
+    return RESULTS / f"{name}_{datetime.date.today().isoformat()}{'_small' if small else ''}.json"
 
 
 def main(argv: Sequence[str] | None = None, *, run: Runner = run_apart) -> int:
@@ -244,7 +246,13 @@ def main(argv: Sequence[str] | None = None, *, run: Runner = run_apart) -> int:
         return 1
     if arguments.minutes <= 0:
         parser.error(f"--minutes is {arguments.minutes:g}; expected more than 0")
-    out = Path(arguments.out) if arguments.out else result_path(arguments.device)
+    if arguments.device.partition(":")[0] not in ("cpu", "cuda"):
+        parser.error(f"--device is {arguments.device}; expected cuda, cuda:N or, with --small, cpu")
+    out = Path(arguments.out) if arguments.out else result_path(arguments.device, small=arguments.small)
+    try:
+        require_writable(str(out.parent), "--out")
+    except ValueError as error:
+        parser.error(str(error))
     size = SMALL if arguments.small else Size()
     suite = Suite(arguments.device, out, 60 * arguments.minutes, size, small=arguments.small, run=run)
     with tempfile.TemporaryDirectory(prefix="gpu_suite_") as folder:

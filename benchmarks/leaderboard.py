@@ -241,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", default=str(RESULTS), help="folder of measured JSON files")
     parser.add_argument("--out", help="JSON file to write")
     arguments = parser.parse_args(argv)
+    if not Path(arguments.results).is_dir():
+        parser.error(f"--results {arguments.results}: no such folder")
     rows = collect([*published_rows(), *result_rows(Path(arguments.results))], config_rows())
     entries = ranked(rows)
     print(table(entries))

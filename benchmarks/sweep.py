@@ -29,6 +29,7 @@ from benchmarks import against_reference
 from benchmarks.gptq_weights import write_in_4_bits
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import PROMPT, Job, run_apart
+from command_line import is_for_user, require_writable
 from configs.schema import ModelConfig, load_config
 from efficiency_report import format_table
 from models import pick_device
@@ -278,9 +279,18 @@ def main(argv: Sequence[str] | None = None, *, run: Runner = run_apart) -> int:
     from benchmarks.plots import draw
 
     arguments = parse_arguments(argv)
-    config = load_config(arguments.cfg_path).model if arguments.cfg_path else against_reference.MODEL
-    with tempfile.TemporaryDirectory(prefix="sweep_") as folder:
-        report = Sweep(arguments, config, Path(arguments.weights or folder), run).measure(arguments.axes)
+    try:
+        require_writable(arguments.out, "--out")
+        if arguments.annotations and not Path(arguments.annotations).is_file():
+            raise ValueError(f"--annotations {arguments.annotations}: no such file")
+        config = load_config(arguments.cfg_path).model if arguments.cfg_path else against_reference.MODEL
+        with tempfile.TemporaryDirectory(prefix="sweep_") as folder:
+            report = Sweep(arguments, config, Path(arguments.weights or folder), run).measure(arguments.axes)
+    except (ValueError, OSError) as error:
+        if not is_for_user(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     pictures = draw(report, Path(arguments.out))
     print(tables(report), f"written to {arguments.out}: sweep.json, sweep.md, {', '.join(pictures)}", sep="\n")
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import against_reference, gptq_weights, gpu_suite
+from benchmarks import against_reference, gptq_weights, gpu_suite, leaderboard, sweep
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import Job, run_apart, run_job
 from models.gptq import GPTQLinear, GPTQSettings
@@ -78,6 +78,28 @@ def test_the_suite_at_small_shapes_on_the_cpu(tmp_path: Path, capsys: pytest.Cap
         assert {"prefill", "connector"} <= set(row["ours"]["ttft_parts_s"])
         assert row["ours"]["limits"]["figures"]["tpot_s"]["ratio"] > 0
     assert str(out) in capsys.readouterr().out
+
+
+def test_arguments_are_looked_at_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    inside = str(tmp_path / "file" / "out.json")
+    for main, arguments, said in (
+        (gpu_suite.main, ["--small", "--device", "tpu"], "--device is tpu; expected cuda"),
+        (gpu_suite.main, ["--small", "--device", "cpu", "--out", inside], "is a file; expected a folder"),
+        (against_reference.main, ["--small", "--out", inside], "is a file; expected a folder"),
+        (leaderboard.main, ["--results", str(tmp_path / "absent")], "absent: no such folder"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert said in capsys.readouterr().err
+    for arguments, said in (
+        (["--out", str(tmp_path / "file")], "is a file; expected a folder"),
+        (["--out", str(tmp_path / "out"), "--device", "tpu"], "no such device"),
+        (["--out", str(tmp_path / "out"), "--cfg-path", str(tmp_path / "absent.yaml")], "absent.yaml: no such file"),
+    ):
+        assert sweep.main(["--small", *arguments], run=lambda job: pytest.fail("nothing should be run")) == 1
+        assert said in capsys.readouterr().err
+    assert gpu_suite.result_path("cpu") != gpu_suite.result_path("cpu", small=True)
 
 
 def test_weights_in_4_bits_are_near() -> None:

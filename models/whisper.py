@@ -40,6 +40,8 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
         if window not in ("clip", "full"):
             raise ValueError(f"Whisper: window is {window!r}; expected 'clip' or 'full'")
         super().__init__(config)
+        kept = "|".join(map(str, range(config.encoder_layers)))  # of those left out, loading need not tell
+        self._keys_to_ignore_on_load_unexpected |= {rf"^layers\.(?!({kept})\.)"}
         self.window = window
         self.dim = config.d_model
         self.frame_rate_hz = SAMPLE_RATE / HOP / CONV_STRIDE

@@ -106,6 +106,7 @@ class Sweep:
             "weights": "trained" if arguments.trained else "random",
             "shapes": "small, for trying out" if arguments.small else "full",
             "model": arguments.cfg_path or "Whisper-large-v3-turbo, BEATs, Qwen2.5-0.5B-Instruct",
+            "options": arguments.options,
             "machine": provenance.machine(self.device),
             "versions": provenance.versions(),
             "commit": provenance.commit(),
@@ -254,6 +255,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure one model over batches, clip lengths, back-ends, encoders.")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--cfg-path", help="YAML of the model (default: turbo, BEATs, Qwen2.5-0.5B)")
+    parser.add_argument(
+        "--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings over the YAML's"
+    )
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="what to sweep (default: all)")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="default: 1 to 32")
     parser.add_argument("--clips", nargs="+", type=float, default=list(CLIPS_S), help="seconds (default: 1 to 30)")
@@ -268,6 +272,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.trained and not arguments.cfg_path:
         parser.error("--trained needs --cfg-path: a YAML that names the trained files")
+    if arguments.options and not arguments.cfg_path:
+        parser.error("--options needs --cfg-path: a YAML whose settings they change")
     if arguments.annotations and not arguments.trained:
         parser.error("--annotations needs --trained: random weights have no score")
     if min(arguments.batches) < 1 or not 0 < min(arguments.clips) <= max(arguments.clips) <= 3600:
@@ -283,7 +289,9 @@ def main(argv: Sequence[str] | None = None, *, run: Runner = run_apart) -> int:
         require_writable(arguments.out, "--out")
         if arguments.annotations and not Path(arguments.annotations).is_file():
             raise ValueError(f"--annotations {arguments.annotations}: no such file")
-        config = load_config(arguments.cfg_path).model if arguments.cfg_path else against_reference.MODEL
+        config = against_reference.MODEL
+        if arguments.cfg_path:
+            config = load_config(arguments.cfg_path, arguments.options).model
         with tempfile.TemporaryDirectory(prefix="sweep_") as folder:
             report = Sweep(arguments, config, Path(arguments.weights or folder), run).measure(arguments.axes)
     except (ValueError, OSError) as error:

@@ -79,9 +79,11 @@ def test_trained_models_are_scored(
     annotations = write_clips(tmp_path / "clips", 2, SMALL)
     arguments = ["--small", "--device", "cpu", "--out", str(tmp_path / "out"), "--axes", "encoders", "--trained"]
     arguments += ["--cfg-path", str(shared_tiny_project.config), "--annotations", str(annotations)]
+    arguments += ["--options", "model.dtype=bfloat16"]
     assert sweep.main(arguments, run=here) == 0
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["encoders"]
     score = rows["as configured"]["scores"]["asr"]
+    assert "bfloat16" in rows["as configured"]["kernel"]
     assert score["metric"] == "wer" and score["clips"] == 2 and score["value"] >= 0
     assert "leave --trained out" in rows["Whisper alone"]["error"]
     assert "asr wer" in (tmp_path / "out" / "sweep.md").read_text()
@@ -91,6 +93,7 @@ def test_trained_models_are_scored(
     ("arguments", "problem"),
     [
         (["--trained"], "--trained needs --cfg-path"),
+        (["--options", "model.dtype=bfloat16"], "--options needs --cfg-path"),
         (["--annotations", "x.json"], "--annotations needs --trained"),
         (["--batches", "0"], "expected 1 or more"),
     ],

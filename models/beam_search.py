@@ -159,7 +159,7 @@ def beam_search(
             return [results[clip] for clip in range(clips)]
         rows = (torch.arange(len(alive), device=device)[:, None] * beams + sources).flatten()
         cache.reorder(rows, shared)
-        if 2 * len(kept) <= len(alive):
+        if llm.shrinks_batches and 2 * len(kept) <= len(alive):
             running.keep(kept)
             cache.select(rows_of(kept, beams, device))
             alive = [alive[position] for position in kept]

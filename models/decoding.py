@@ -124,7 +124,7 @@ def search(
         if not kept or halted or step + 1 == options.max_new_tokens:
             return
         history = torch.cat([history, ids[:, None]], dim=1)
-        if 2 * len(kept) <= len(alive):  # copying the cache pays once half of it is idle
+        if llm.shrinks_batches and 2 * len(kept) <= len(alive):  # copying the cache pays once half of it is idle
             index = torch.tensor(kept, device=ids.device)
             cache.select(index)
             ids, history = ids[index], history[index]

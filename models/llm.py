@@ -149,6 +149,12 @@ class LanguageModel(nn.Module):
     def vocab_size(self) -> int:
         return self.model.get_output_embeddings().weight.shape[0]
 
+    @property
+    def shrinks_batches(self) -> bool:
+        """Whether rows that finished leave a batch before all have. Captured steps are of one number of rows; each
+        other number would be captured anew, and idle rows cost a GPU next to nothing."""
+        return self.graphs is None
+
     def add_lora(self, *, rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> None:
         """Put trainable low-rank float32 layers beside the linear layers of these names in every block."""
         linears = {name.rsplit(".", 1)[-1] for name, module in self._decoder.named_modules() if _is_linear(module)}

@@ -80,8 +80,10 @@ def decode_each(
     waiting: deque[Prompted] = deque()
     pool = Pool(llm, text, options, at_once)
     while True:
-        waiting.extend(islice(arriving, max(0, pool.free - len(waiting))))
-        newcomers = [waiting.popleft() for _ in range(min(pool.free, len(waiting)))]
+        newcomers: list[Prompted] = []
+        if not len(pool) or pool.free >= _worth_a_prefill(llm, at_once):
+            waiting.extend(islice(arriving, max(0, pool.free - len(waiting))))
+            newcomers = [waiting.popleft() for _ in range(min(pool.free, len(waiting)))]
         if not newcomers and not len(pool):
             return
         try:
@@ -102,6 +104,12 @@ def decode_each(
             pool = Pool(llm, text, options, at_once)
             continue
         yield from done
+
+
+def _worth_a_prefill(llm: LanguageModel, places: int) -> int:
+    """Free places that newcomers wait for. Where steps are replayed, a prefill, which is launched kernel by kernel,
+    takes as long as several of them, whatever its rows."""
+    return 1 if llm.graphs is None else max(1, places // 4)
 
 
 class Pool:
@@ -181,7 +189,7 @@ class Pool:
     def step(self) -> list[tuple[int, Generation]]:
         """A token more for every row."""
         assert len(self), "nothing to decode"
-        if 2 * len(self) <= len(self._places):  # copying the cache pays once half of it is idle
+        if self.llm.shrinks_batches and 2 * len(self) <= len(self._places):  # copying pays once half of it is idle
             self._keep(self._active)
         cache, active = self._cache, self._active
         idle = [index for index, place in enumerate(self._places) if place is None]

@@ -30,6 +30,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from models.streams import side_stream
+
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
 
@@ -254,6 +256,7 @@ def pretend_cuda(capability: tuple[int, int] = (7, 0)) -> Iterator[PretendedCuda
         "reset_peak_memory_stats": lambda device=None: None,
         "memory_reserved": lambda device=None: 1 << 20,
         "memory_allocated": lambda device=None: 1 << 20,
+        "memory_snapshot": list,
         "max_memory_allocated": lambda device=None: 1 << 21,
         "current_stream": lambda device=None: here,
         "Stream": _Stream,
@@ -270,5 +273,7 @@ def pretend_cuda(capability: tuple[int, int] = (7, 0)) -> Iterator[PretendedCuda
         stack.enter_context(mock.patch.object(torch, "Generator", lambda device=None: generator()))
         # transformers' threads would not see this device.
         stack.enter_context(mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"}))
+        side_stream.cache_clear()
+        stack.callback(side_stream.cache_clear)  # no stream of this device may be taken for a real one's
         stack.enter_context(device)
         yield device

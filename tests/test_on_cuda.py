@@ -161,6 +161,24 @@ def test_finished_rows_are_refilled_in_the_same_graphs(config: ModelConfig, beam
     assert device.captures and device.replays > 40
 
 
+def test_rows_that_finish_early_make_no_graphs_anew(config: ModelConfig) -> None:
+    options = {"num_beams": 1, "max_new_tokens": 40, "return_details": True}
+    clips = *CLIPS[:2], [PROMPTS[0], "Name the colours. <SpeechHere>", "<SpeechHere> one two three four five"]
+    model = built(config, "cpu")
+    rows = [row.tokens for row in model.generate(*clips, **options)]
+    met = {token: [[*row, token].index(token) for row in rows] for token in {*rows[0], *rows[1], *rows[2]}}
+    ends = {max(met, key=lambda token: max(met[token]) - min(met[token]))}
+    model.text.eos_ids |= ends
+    expected = [row.tokens for row in model.generate(*clips, **options)]
+    assert len({len(row) for row in expected}) > 1
+    with pretend_cuda():
+        model = built(config, "cuda")
+        model.text.eos_ids |= ends
+        for _ in range(3):
+            assert [row.tokens for row in model.generate(*clips, **options)] == expected
+        assert {rows for rows, *_ in model.llm.graphs._places} == {3}
+
+
 def test_streamed_text(config: ModelConfig) -> None:
     clip = WAVEFORMS[0], PROMPTS[0]
     expected = "".join(built(config, "cpu").stream(*clip, max_new_tokens=9))

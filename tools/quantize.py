@@ -285,6 +285,17 @@ def check(arguments: argparse.Namespace, config: Config) -> None:
     if Path(arguments.out).resolve() == Path(config.model.llama_path).resolve():
         raise ConfigError(f"--out {arguments.out}: is the folder of the model itself; give another one")
     require_writable(arguments.out, "--out")
+    for folder in folders(arguments, config).values():
+        if (folder / "config.json").exists() and not arguments.overwrite:
+            raise ConfigError(f"--out {arguments.out}: {folder} holds a model already; give another, or --overwrite")
+
+
+def folders(arguments: argparse.Namespace, config: Config) -> dict[bool, Path]:
+    """Whether LoRA is merged before rounding -> the folder that is written so."""
+    out = Path(arguments.out)
+    if not config.model.lora or arguments.lora == "beside":
+        return {False: out}
+    return {True: out} if arguments.lora == "merge" else {False: out, True: out.with_name(f"{out.name}-merged")}
 
 
 def run(arguments: argparse.Namespace) -> dict:
@@ -314,12 +325,7 @@ def run(arguments: argparse.Namespace) -> dict:
 
     rows = [bench.measure("unquantised", built(config, dataclasses.replace(config.model, quantization="none"), device))]
     details = []
-    ways = {"beside": (False,), "merge": (True,), "both": (False, True)}[
-        arguments.lora if config.model.lora else "beside"
-    ]
-    for merge in ways:
-        out = Path(arguments.out)
-        out = out.with_name(f"{out.name}-merged") if merge and len(ways) > 1 else out
+    for merge, out in folders(arguments, config).items():
         row, detail = quantized(bench, arguments, settings, samples, device, merge=merge, out=out)
         rows.append(row)
         details.append(detail)
@@ -380,6 +386,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_config_arguments(result)
     result.add_argument("--out", required=True, metavar="FOLDER", help="where the GPTQ folder goes")
+    result.add_argument("--overwrite", action="store_true", help="write over models that lie there")
     result.add_argument("--bits", type=int, default=4, choices=(2, 4, 8))
     result.add_argument("--group-size", type=int, default=128, help="inputs under one scale; -1: all (default: 128)")
     result.add_argument("--act-order", action="store_true", help="round inputs in the order of falling activations")

@@ -4,6 +4,7 @@ import itertools
 import os
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -397,7 +398,7 @@ def scripted(monkeypatch, rows, beams=1):
     mask = torch.ones(len(rows), 1, dtype=torch.bool)
     assembled = Assembled(embeds=torch.zeros(len(rows), 1, 4), mask=mask, positions=None)
     options = GenerateOptions(max_new_tokens=5, num_beams=beams, min_length=0)
-    return decoding.generate(None, assembled, NoEnd(), options, halt_id=STOP_ID)
+    return decoding.generate(SimpleNamespace(shrinks_batches=True), assembled, NoEnd(), options, halt_id=STOP_ID)
 
 
 class NoEnd:

@@ -122,6 +122,7 @@ def test_what_cannot_be_done_is_said(project, made, tmp_path, capsys):
         ("--compare", "model.nope=1"): "no such key",
         ("--text", str(tmp_path / "absent.txt")): "absent.txt: no such file",
         ("--out", str(project.llm)): "is the folder of the model itself",
+        ("--out", str(made)): "holds a model already; give another, or --overwrite",
         ("--out", str(project.config / "out")): "is a file",
     }.items():
         assert quantize.main([*arguments, *wrong]) == 2

@@ -24,7 +24,7 @@ from models.checkpoint import (
     load_projection,
 )
 from models.connector import Connector
-from models.encoders import EncoderStack
+from models.encoders import ENCODERS, EncoderStack
 from models.legacy import rules_of
 from models.llm import LanguageModel
 from models.salmonn import SALMONN
@@ -61,7 +61,8 @@ def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") 
     """
     device = pick_device(device)
     rules = rules_of(config)
-    with large_blocks_apart():
+    paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]
+    with large_blocks_apart(path for path in paths if path):
         encoders = rules.encoders.from_config(config, device)
         llm = LanguageModel.from_config(config, device)
         connector = build_connector(config, encoders, llm)

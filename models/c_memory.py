@@ -10,8 +10,9 @@ import ctypes
 import functools
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Of malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -22,14 +23,19 @@ AFTERWARDS = 1 << 25
 """Where glibc's own threshold ends, too."""
 
 
+LEAST_WEIGHTS = 1 << 28
+"""Bytes of files below which the holes are small, and glibc's own thresholds the better ones."""
+
+
 @contextmanager
-def large_blocks_apart() -> Iterator[None]:
+def large_blocks_apart(weights: Iterable[str]) -> Iterator[None]:
     """While the context is open, blocks of a mebibyte or more go back to the system when they are freed.
 
-    With another C library, and where MALLOC_… variables of the environment set it up, nothing happens.
+    `weights` are the files, folders or hub names that are loaded. Where they are small, with another C library, and
+    where the environment sets it up (MALLOC_…, GLIBC_TUNABLES), nothing happens.
     """
     library = _glibc()
-    if library is None:
+    if library is None or not _are_large(weights):
         yield
         return
     library.mallopt(M_MMAP_THRESHOLD, WHILE_LOADING)
@@ -38,6 +44,16 @@ def large_blocks_apart() -> Iterator[None]:
     finally:
         library.mallopt(M_MMAP_THRESHOLD, AFTERWARDS)
         library.mallopt(M_TRIM_THRESHOLD, 2 * AFTERWARDS)
+
+
+def _are_large(weights: Iterable[str]) -> bool:
+    """Whether they take `LEAST_WEIGHTS` or more on the disk; of hub names it is not known, so they count as large."""
+    total = 0
+    for path in map(Path, weights):
+        if not path.exists():
+            return True
+        total += sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
+    return total >= LEAST_WEIGHTS
 
 
 @functools.cache

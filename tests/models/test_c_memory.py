@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def resident_mib():
         return int(file.read().split()[1]) / 256
 
 torch.ones(1 << 22).double()  # blocks of 16 and 32 MiB are freed: glibc takes such from its heap from now on
-with large_blocks_apart():
+with large_blocks_apart(["owner/name"]):
     before, kept = resident_mib(), []
     for _ in range(40):  # as weights of 4 MiB that are rounded to 8 bits
         weight = torch.ones(1 << 22)
@@ -50,10 +51,26 @@ def test_the_users_own_settings_stay(monkeypatch: pytest.MonkeyPatch, variable: 
     c_memory._glibc.cache_clear()
     try:
         assert c_memory._glibc() is None
-        with c_memory.large_blocks_apart():
+        with c_memory.large_blocks_apart(["owner/name"]):
             pass
     finally:
         c_memory._glibc.cache_clear()
+
+
+def test_small_weights_are_loaded_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    library = type("Library", (), {"mallopt": staticmethod(lambda *setting: asked.append(setting))})
+    monkeypatch.setattr(c_memory, "_glibc", lambda: library)
+    monkeypatch.setattr(c_memory, "LEAST_WEIGHTS", 300)
+    folder = tmp_path / "llm"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"0" * 200)
+    (tmp_path / "beats.pt").write_bytes(b"0" * 99)
+    with c_memory.large_blocks_apart([str(folder), str(tmp_path / "beats.pt")]):
+        assert not asked
+    (tmp_path / "beats.pt").write_bytes(b"0" * 100)
+    with c_memory.large_blocks_apart([str(folder), str(tmp_path / "beats.pt")]):
+        assert asked
 
 
 @glibc_alone
@@ -61,7 +78,7 @@ def test_thresholds_are_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch)
     asked = []
     library = type("Library", (), {"mallopt": staticmethod(lambda *setting: asked.append(setting))})
     monkeypatch.setattr(c_memory, "_glibc", lambda: library)
-    with pytest.raises(OSError), c_memory.large_blocks_apart():
+    with pytest.raises(OSError), c_memory.large_blocks_apart(["owner/name"]):
         raise OSError
     assert asked == [
         (c_memory.M_MMAP_THRESHOLD, c_memory.WHILE_LOADING),

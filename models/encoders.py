@@ -336,23 +336,22 @@ def _encode_in_groups(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTen
     A processor is busy with one clip already. What a large batch adds is activations that no cache holds, in blocks
     that the C library takes from the system anew for every layer: a fifth of the time at Whisper's size, with 19 s.
     """
+    if waveforms.device.type != "cpu" or torch.is_grad_enabled():
+        return Frames(*encoder(waveforms, lengths))
     samples = lengths.tolist()
-    groups = [[*range(len(samples))]]
-    if waveforms.device.type == "cpu" and not torch.is_grad_enabled():
-        groups = _groups_of_like_length(encoder, samples)
+    groups = _groups_of_like_length(encoder, samples)
     if len(groups) == 1:
         return Frames(*encoder(waveforms, lengths))
-    frames: list[Tensor] = [waveforms] * len(samples)
+    frames: dict[int, Tensor] = {}
     counts = torch.zeros_like(lengths)
     for rows in groups:
-        encoded, counts[rows] = encoder(waveforms[rows, : max(samples[row] for row in rows)], lengths[rows])
-        for row, values in zip(rows, encoded, strict=True):
-            frames[row] = values
-    return Frames(pad_sequence(frames, batch_first=True), counts)
+        encoded, counts[rows] = encoder(waveforms[rows, : samples[rows[0]]], lengths[rows])
+        frames |= zip(rows, encoded, strict=True)
+    return Frames(pad_sequence([frames[row] for row in range(len(samples))], batch_first=True), counts)
 
 
 def _groups_of_like_length(encoder: AudioEncoder, samples: Sequence[int]) -> list[list[int]]:
-    """Rows in groups, long clips first, each within `NUMBERS_AT_ONCE` or a single clip."""
+    """Rows in groups, in each the longest first, and each within `NUMBERS_AT_ONCE` or a single clip."""
     groups: list[list[int]] = []
     for row in sorted(range(len(samples)), key=lambda row: -samples[row]):
         if groups:

@@ -84,10 +84,10 @@ class Replays:
 
     def __init__(self, capture: Capture | None = None) -> None:
         self._capture = capture or CudaCapture()
-        self._graphs: OrderedDict[tuple, tuple[list[Tensor], Body]] = OrderedDict()
+        # Inputs, replay and the run that used it last; the one out of use longest first.
+        self._graphs: OrderedDict[tuple, tuple[list[Tensor], Body, int]] = OrderedDict()
         self._met: set[tuple] = set()
         self._runs = 0
-        self._last_use: dict[tuple, int] = {}
         self._weights = WeightWatch()
         self._works = True
 
@@ -111,22 +111,22 @@ class Replays:
                 return None
             kept = [tensor.clone() for tensor in inputs]
             try:
-                self._graphs[key] = kept, self._capture(lambda: function(*kept), (), kept[0].device)
+                self._graphs[key] = kept, self._capture(lambda: function(*kept), (), kept[0].device), self._runs
             except RuntimeError as error:
                 self.clear()
                 self._works = still_works(error, type(module).__name__)
                 return None
             if len(self._graphs) > KEPT:
                 self._graphs.popitem(last=False)
+        kept, replay, _ = self._graphs[key]
+        self._graphs[key] = kept, replay, self._runs
         self._graphs.move_to_end(key)
-        self._last_use[key] = self._runs
-        kept, replay = self._graphs[key]
         for own, given in zip(kept, inputs, strict=True):
             own.copy_(given)
         return replay().clone()
 
     def _has_room(self) -> bool:
-        return len(self._graphs) < KEPT or self._runs - self._last_use[next(iter(self._graphs))] > PATIENCE
+        return len(self._graphs) < KEPT or self._runs - next(iter(self._graphs.values()))[2] > PATIENCE
 
     def clear(self) -> None:
         self._graphs.clear()

@@ -113,6 +113,11 @@ class FakeGraph:
         FakeGraph.result.add_(self.wrong)
 
 
+def fake_cuda(monkeypatch: pytest.MonkeyPatch, **faces: object) -> None:
+    for name, fake in {"graph_pool_handle": lambda: (0, 1), "CUDAGraph": FakeGraph, **faces}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
 @pytest.mark.parametrize("wrong", [0.0, 5.0])
 def test_a_graph_is_checked_before_it_is_used(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
     @contextmanager
@@ -120,16 +125,8 @@ def test_a_graph_is_checked_before_it_is_used(monkeypatch: pytest.MonkeyPatch, w
         yield
 
     stream = SimpleNamespace(wait_stream=lambda other: None, device=torch.device("cpu"))
-    for name, fake in {
-        "current_stream": lambda: stream,
-        "Stream": lambda device: stream,
-        "stream": anything,
-        "device": anything,
-        "graph": anything,
-        "graph_pool_handle": lambda: (0, 1),
-        "CUDAGraph": FakeGraph,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    here = {"current_stream": lambda: stream, "Stream": lambda device: stream}
+    fake_cuda(monkeypatch, **here, stream=anything, device=anything, graph=anything)
     monkeypatch.setattr(FakeGraph, "wrong", wrong)
     count = torch.zeros(2)
 
@@ -173,14 +170,7 @@ def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.Monkey
         def __exit__(self, *_: object) -> None:
             raise RuntimeError("operation failed due to a previous error during capture")
 
-    for name, fake in {
-        "current_stream": lambda: current[0],
-        "stream": on,
-        "graph": Stays,
-        "graph_pool_handle": lambda: (0, 1),
-        "CUDAGraph": FakeGraph,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    fake_cuda(monkeypatch, current_stream=lambda: current[0], stream=on, graph=Stays)
     monkeypatch.setattr(graphs, "side_stream", lambda device, index: aside)
     with pytest.raises(RuntimeError, match="previous error"):
         CudaCapture()._captured(lambda: torch.zeros(1), ())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +15,6 @@ from provenance import ROOT
 
 LOADING = """
 import torch
-from contextlib import nullcontext
 from models.c_memory import large_blocks_apart
 
 def resident_mib():
@@ -37,11 +36,18 @@ print(grown)
 glibc_alone = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another")
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The settings that the C library, another in its place, was asked for."""
+    settings: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *setting: settings.append(setting))
+    monkeypatch.setattr(c_memory, "_glibc", lambda: library)
+    return settings
+
+
 @glibc_alone
 def test_what_loading_frees_goes_back() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(LOADING)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", LOADING], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 155 < float(done.stdout) < 200  # 40 times 4 MiB
 
 
@@ -57,10 +63,9 @@ def test_the_users_own_settings_stay(monkeypatch: pytest.MonkeyPatch, variable: 
         c_memory._glibc.cache_clear()
 
 
-def test_small_weights_are_loaded_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    library = type("Library", (), {"mallopt": staticmethod(lambda *setting: asked.append(setting))})
-    monkeypatch.setattr(c_memory, "_glibc", lambda: library)
+def test_small_weights_are_loaded_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[tuple[int, int]]
+) -> None:
     monkeypatch.setattr(c_memory, "LEAST_WEIGHTS", 300)
     folder = tmp_path / "llm"
     folder.mkdir()
@@ -74,10 +79,7 @@ def test_small_weights_are_loaded_as_ever(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @glibc_alone
-def test_thresholds_are_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    library = type("Library", (), {"mallopt": staticmethod(lambda *setting: asked.append(setting))})
-    monkeypatch.setattr(c_memory, "_glibc", lambda: library)
+def test_thresholds_are_put_back_after_an_error(asked: list[tuple[int, int]]) -> None:
     with pytest.raises(OSError), c_memory.large_blocks_apart(["owner/name"]):
         raise OSError
     assert asked == [

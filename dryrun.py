@@ -12,18 +12,20 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from configs.loading import program_file
-from configs.schema import Config, GenerateConfig, ModelConfig, load_config
-from data.audio import SAMPLE_RATE
-from dataset import AudioTextDataset, Batch
-from memory_plan import InferencePlan, TrainingPlan, Workload, part_sizes, plan_inference, plan_training
-from models import pick_device
-from models.encoders import ENCODERS
+from configs.paths import program_file
+from configs.schema import Config, load_config
+from configs.sections import GenerateConfig, ModelConfig
+from data.batch import Batch
+from data.prompts import PromptError, load_prompts
+from dataset import AudioTextDataset
+from efficiency.memory_plan import InferencePlan, PlannedClip, TrainingPlan, part_sizes, plan_inference, plan_training
+from models.device import pick_device
+from models.encoders.table import ENCODERS
 from models.salmonn import SALMONN
 from models.skeleton import build_skeleton
-from prompting import PromptError, load_prompts
-from provenance import GIB, ROOT
-from training_step import training_model_config
+from support.provenance import ROOT
+from support.units import GIB, SAMPLE_RATE
+from training.precision import training_model_config
 
 SHOWN_CHARACTERS = 160
 CHARACTERS_A_TOKEN = 4  # of English, about; where there is no tokenizer to ask
@@ -132,10 +134,10 @@ def describe_data(train_data: AudioTextDataset, valid_data: AudioTextDataset | N
 
 
 def published_for(config: Config) -> dict | None:
-    """The row of benchmarks/published.json for the system that a configuration describes: by its folder's name, where
+    """The row of efficiency/published.json for the system that a configuration describes: by its folder's name, where
     its networks are those of the folder's evaluate.yaml (variants of a system have others)."""
     folder = Path(config.path).resolve().parent
-    rows = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((ROOT / "efficiency" / "published.json").read_text(encoding="utf-8"))["rows"]
     row = next((row for row in rows if _plain_name(row["name"]) == _plain_name(folder.name)), None)
     main = folder / "evaluate.yaml"
     if row is None or not main.is_file() or _networks(load_config(main).model) != _networks(config.model):
@@ -147,7 +149,7 @@ def _networks(model: ModelConfig) -> list[str | None]:
     return [model.llama_path, *(getattr(model, entry.path_key) for entry in ENCODERS.values())]
 
 
-def plan_as_published(config: ModelConfig, workload: Workload) -> InferencePlan:
+def plan_as_published(config: ModelConfig, workload: PlannedClip) -> InferencePlan:
     """The plan for the published programs' way: every encoder in float32, 30 s for Whisper, one decode step."""
     released = dataclasses.replace(config, legacy="weights", ckpt=None)
     skeleton = build_skeleton(released, "cuda", encoder_dtype=torch.float32)
@@ -159,21 +161,21 @@ def _plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def ten_second_clip(config: Config, model: SALMONN | None = None) -> Workload:
+def ten_second_clip(config: Config, model: SALMONN | None = None) -> PlannedClip:
     """A clip of 10 s under the template and a middling instruction."""
     try:
         prompts = load_prompts(config.model.test_prompt_path or config.model.prompt_path or "")
         texts = sorted((text for task in prompts for text in prompts.choices(task)), key=len)
         prompt = texts[len(texts) // 2]
     except PromptError:
-        return Workload(generate=config.generate)
+        return PlannedClip(generate=config.generate)
     if model is not None:
         text = model.text.batch([prompt])
         count = len(text.before[0]) + len(text.after[0])
     else:
         written = config.model.prompt_template.replace("{}", prompt).replace("<SpeechHere>", "")
         count = 1 + round(len(written) / CHARACTERS_A_TOKEN)
-    return Workload(prompt_tokens=count, generate=config.generate)
+    return PlannedClip(prompt_tokens=count, generate=config.generate)
 
 
 def _parameters(model: SALMONN, *, planned: bool) -> str:
@@ -188,7 +190,9 @@ def _parameters(model: SALMONN, *, planned: bool) -> str:
     return "\n".join(lines)
 
 
-def _inference(config: Config, model: SALMONN, planned: InferencePlan, workload: Workload, device: torch.device) -> str:
+def _inference(
+    config: Config, model: SALMONN, planned: InferencePlan, workload: PlannedClip, device: torch.device
+) -> str:
     generate = config.generate
     lines = [
         f"memory for inference on {device.type}, compute {str(model.llm.dtype).removeprefix('torch.')}: one clip of "
@@ -203,7 +207,7 @@ def _inference(config: Config, model: SALMONN, planned: InferencePlan, workload:
     return "\n".join([*lines, _row("expected peak", planned.peak)])
 
 
-def _training(planned: TrainingPlan, workload: Workload) -> str:
+def _training(planned: TrainingPlan, workload: PlannedClip) -> str:
     rows = {
         "weights": planned.weights,
         "gradients": planned.gradients,
@@ -223,7 +227,7 @@ def _row(name: str, size: int) -> str:
     return f"{name:<32}{size / GIB:>10.3f}"
 
 
-def _beside_published(row: dict, config: Config, workload: Workload, ours: InferencePlan) -> str:
+def _beside_published(row: dict, config: Config, workload: PlannedClip, ours: InferencePlan) -> str:
     theirs = plan_as_published(config.model, workload)
     return "\n".join(
         [

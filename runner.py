@@ -18,19 +18,25 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
 from configs.schema import Config
-from dataset import AudioTextDataset, BadClip, Batch, BatchLoader, GlobalBatchSampler, Quarantine, build_loader, collate
-from distillation import Distiller
-from models.checkpoint import load_adapter, save_adapter
-from models.encoders import FrameCache
+from data.batch import BadClip, Batch
+from data.quarantine import Quarantine
+from data.sampling import GlobalBatchSampler
+from dataset import AudioTextDataset, BatchLoader, build_loader, collate
+from evaluation.validation import Validator
+from models.checkpoint.adapter_folder import load_adapter, save_adapter
+from models.encoders.frame_cache import FrameCache
 from models.salmonn import SALMONN
-from resuming import data_digest, describe_changes, prompts_digest, require_same_run
-from run_folder import Progress, RunFolder, RunFolderError, TrainerState, rng_state, set_rng_state
-from run_log import RunLog, draw_curve
-from schedule import build_optimizer, learning_rate
-from stopping import StopRequest
-from strict_json import jsonable
-from training_step import StepResult, TrainingStep, make_accelerator, prepare_trained_parameters
-from validation import Interrupted, Validator, criterion, is_better, shown_scores
+from support.files import jsonable
+from support.random_state import rng_state, set_rng_state
+from training.best_checkpoint import criterion, is_better, shown_scores
+from training.distillation import Distiller
+from training.precision import make_accelerator, prepare_trained_parameters
+from training.resuming import data_digest, describe_changes, prompts_digest, require_same_run
+from training.run_folder import Progress, RunFolder, RunFolderError, TrainerState
+from training.run_log import RunLog, draw_curve
+from training.schedule import build_optimizer, learning_rate
+from training.step import StepResult, TrainingStep
+from training.stopping import Interrupted, StopRequest
 
 SMOOTHING = 0.98  # of the running loss in the progress bar
 RANK_SEED_STRIDE = 1_000_003  # processes draw dropout from seeds far apart

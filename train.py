@@ -16,19 +16,20 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
-from command_line import is_for_user, quieten_libraries, require_writable
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
+from data.prompts import load_prompts
 from dataset import AudioTextDataset
-from distillation import Distiller, build_distiller, describe_plan
 from dryrun import absent_data, absent_weights, describe, describe_data, plan, planned_device
-from models import SALMONN, build_model
-from nonfinite import NonFiniteError
-from prompting import load_prompts
-from run_folder import RunFolder, RunFolderError, find_resume
+from models.build import build_model
+from models.salmonn import SALMONN
 from runner import Runner, RunResult
-from training_step import make_accelerator, training_model_config
-from validation import shown_scores
+from support.command_line import is_for_user, quieten_libraries, require_writable
+from training.best_checkpoint import shown_scores
+from training.distillation import Distiller, build_distiller, describe_plan
+from training.nonfinite import NonFiniteError
+from training.precision import make_accelerator, training_model_config
+from training.run_folder import RunFolder, RunFolderError, find_resume
 
 PRECISION_WORDS = {"fp16": "fp16 with loss scaling", "bf16": "bf16"}
 STAGE_OPTIONS = ("run.output_dir", "run.auto_second", "run.second_stage_config", "run.resume", "model.ckpt")

@@ -31,15 +31,15 @@ from typing import Any
 import numpy as np
 import torch
 
-import provenance
 from benchmarks.gptq_weights import write_in_4_bits
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import Job, ratio, run_apart
-from command_line import require_writable
-from configs.schema import ModelConfig
-from data.audio import SAMPLE_RATE
-from evaluate_efficiency import synthetic_clip
-from models.quantize import BACKENDS, Backend
+from configs.sections import ModelConfig
+from efficiency.timing import synthetic_clip
+from models.quantization.backends import BACKENDS, Backend
+from support import provenance
+from support.command_line import require_writable
+from support.units import SAMPLE_RATE
 
 MODEL = ModelConfig(
     llama_path="Qwen/Qwen2.5-0.5B-Instruct",

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks import bare_machine  # noqa: F401 - before the program, whose readers of recordings may be absent
-from configs.schema import ModelConfig
-from models.gptq import GPTQSettings, StoredGPTQ
-from models.gptq_folder import save_folder
+from configs.sections import ModelConfig
+from models.quantization.gptq import GPTQSettings, StoredGPTQ
+from models.quantization.gptq_folder import save_folder
 
 GROUP_SIZE, SMALL_GROUP_SIZE = 128, 32
 MIDDLE = 8  # of 4 bits

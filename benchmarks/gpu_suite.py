@@ -28,14 +28,15 @@ from typing import Any
 
 import torch
 
-import provenance
 from benchmarks.bare_machine import ABSENT
 from benchmarks.gptq_weights import write_in_4_bits
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import Job, ratio, run_apart
-from command_line import require_writable
-from configs.schema import ModelConfig, load_config
-from models.quantize import BACKENDS
+from configs.schema import load_config
+from configs.sections import ModelConfig
+from models.quantization.backends import BACKENDS
+from support import provenance
+from support.command_line import require_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

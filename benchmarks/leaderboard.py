@@ -22,7 +22,7 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-PUBLISHED = FOLDER / "published.json"
+PUBLISHED = ROOT / "efficiency" / "published.json"
 RESULTS = FOLDER / "results"
 BASELINE = "salmonn_3b"
 WEIGHTS = {"asr": 1.0, "captions": 1.0, "memory": 2.0, "latency": 2.0}
@@ -207,7 +207,7 @@ def ranked(rows: Sequence[Row]) -> list[Ranked]:
 
 def table(entries: Sequence[Ranked]) -> str:
     """Markdown; a dash is a figure that is missing."""
-    from efficiency_report import format_table
+    from support.tables import format_table
 
     def shown(value: float | None, digits: int) -> str | None:
         return None if value is None else f"{value:.{digits}f}"

@@ -37,9 +37,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import WhisperFeatureExtractor
 
 from data.annotations import Annotation
-from data.audio import SAMPLE_RATE
-from dataset import AudioTextDataset, GlobalBatchSampler, build_loader
-from provenance import commit, machine, versions
+from data.sampling import GlobalBatchSampler
+from dataset import AudioTextDataset, build_loader
+from support.provenance import commit, machine, versions
+from support.units import SAMPLE_RATE
 
 CLIP_S = 10.0
 CD_RATE = 44_100  # Hz

@@ -26,13 +26,16 @@ from torch import Tensor, nn
 
 from benchmarks import bare_machine  # noqa: F401 - before the program, whose readers of recordings may be absent
 from configs.architectures import Architecture, find_architecture
-from configs.schema import ModelConfig, load_config
-from models import SALMONN, build_model
-from models.beats import BEATs, BEATsConfig
-from models.ced import CED, CEDConfig
-from models.checkpoint import adapter_state_dict, write_adapter
-from models.encoders import ENCODERS
-from models.llm import PRECISIONS
+from configs.schema import load_config
+from configs.sections import ModelConfig
+from models.build import build_model
+from models.checkpoint.adapter_folder import adapter_state_dict, write_adapter
+from models.encoders.beats import BEATs
+from models.encoders.beats_network import BEATsConfig
+from models.encoders.ced import CED, CEDConfig
+from models.encoders.table import ENCODERS
+from models.language.llm import PRECISIONS
+from models.salmonn import SALMONN
 from models.skeleton import build_skeleton
 
 TILE = 1 << 22  # random numbers that are drawn; tensors repeat them, each from a place of its own

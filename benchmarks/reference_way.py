@@ -38,12 +38,12 @@ from transformers import (
 )
 
 from benchmarks import bare_machine  # noqa: F401 - before the program, whose readers of recordings may be absent
-from configs.schema import ModelConfig
-from data.audio import SAMPLE_RATE
-from models.checkpoint import ADAPTER_FILE
-from models.encoders import ENCODERS, build_encoder
-from models.legacy_names import released_name
-from models.text import PLACEHOLDER, load_tokenizer
+from configs.sections import ModelConfig
+from models.checkpoint.adapter_folder import ADAPTER_FILE
+from models.checkpoint.released_names import released_name
+from models.encoders.table import ENCODERS, build_encoder
+from models.language.text import PLACEHOLDER, load_tokenizer
+from support.units import SAMPLE_RATE
 
 WINDOW_S = 30.0
 WHISPER_FRAMES = 1500  # of 30 s

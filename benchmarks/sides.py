@@ -27,21 +27,13 @@ import torch
 
 from benchmarks import bare_machine  # noqa: F401 - before the program, whose readers of recordings may be absent
 from benchmarks.reference_way import ReferenceModel
-from command_line import quieten_libraries
-from configs.schema import Config, GenerateConfig, ModelConfig, RunConfig
-from evaluate_efficiency import (
-    CALIBRATION_S,
-    Memory,
-    Workload,
-    clock,
-    decode,
-    first_token,
-    measure,
-    reuse_prefix,
-    synthetic_clip,
-    warmup_rounds,
-)
-from models import build_model
+from configs.schema import Config
+from configs.sections import GenerateConfig, ModelConfig, RunConfig
+from efficiency.gauges import Memory, clock
+from efficiency.limits import CALIBRATION_S
+from efficiency.timing import TimedClip, decode, first_token, measure, reuse_prefix, synthetic_clip, warmup_rounds
+from models.build import build_model
+from support.command_line import quieten_libraries
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "<Speech><SpeechHere></Speech> Recognize the speech and give me the transcription."
@@ -130,7 +122,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def _our_latency(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
-    work = Workload(
+    work = TimedClip(
         waveform=synthetic_clip(job.clip_s),
         prompt=PROMPT,
         decode_steps=job.decode_steps,
@@ -204,7 +196,7 @@ def _grid(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
 
 
 def _point(model: Any, job: Job, memory: Memory, batch: int, clip_s: float) -> dict[str, Any]:
-    work = Workload(waveform=synthetic_clip(clip_s), prompt=job.prompt, decode_steps=job.decode_steps, batch=batch)
+    work = TimedClip(waveform=synthetic_clip(clip_s), prompt=job.prompt, decode_steps=job.decode_steps, batch=batch)
     now = clock(model.device)
     begin = now()
     reuse_prefix(model, work)
@@ -234,7 +226,7 @@ def _point(model: Any, job: Job, memory: Memory, batch: int, clip_s: float) -> d
 def _scores(model: Any, job: Job) -> dict[str, Any]:
     """Task -> its metric, the value and the number of clips."""
     from data.annotations import load_annotations
-    from inference import evaluate_annotations
+    from evaluation.hypotheses import evaluate_annotations
 
     annotations = load_annotations(job.annotations, prefix=job.prefix)
     config = Config(
@@ -252,7 +244,7 @@ def _scores(model: Any, job: Job) -> dict[str, Any]:
 
 def _our_evaluation(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
     from data.annotations import load_annotations
-    from inference import evaluate_annotations
+    from evaluation.hypotheses import evaluate_annotations
 
     annotations = load_annotations(job.annotations)
     length = job.decode_steps

@@ -24,16 +24,17 @@ from typing import Any
 
 import torch
 
-import provenance
 from benchmarks import against_reference
 from benchmarks.gptq_weights import write_in_4_bits
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import PROMPT, Job, run_apart
-from command_line import is_for_user, require_writable
-from configs.schema import ModelConfig, load_config
-from efficiency_report import format_table
-from models import pick_device
-from models.quantize import BACKENDS
+from configs.schema import load_config
+from configs.sections import ModelConfig
+from models.device import pick_device
+from models.quantization.backends import BACKENDS
+from support import provenance
+from support.command_line import is_for_user, require_writable
+from support.tables import format_table
 
 AXES = ("grid", "back_ends", "encoders")
 BATCHES = (1, 2, 4, 8, 16, 32)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import operator
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +21,15 @@ from configs.parsing import (
     yaml_lines,
     yaml_type,
 )
-from configs.sections import ENCODER_PATHS
+from configs.paths import beside, default_output_dir, did_you_mean, program_file, require_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from configs.schema import Config
+    pass
 
 __all__ = ["SECTIONS", "beside", "build", "default_output_dir", "program_file", "read", "require_paths"]
 
-PROGRAM = Path(__file__).resolve().parent.parent
 SECTIONS = ("wandb", "model", "distillation", "generate", "datasets", "run")
-MODELS = ("model", "distillation.teacher")
-"""Where a whole model is described."""
 YAML_NULLS = ("", "~", "null", "Null", "NULL")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # name, org/name, org/name@revision
 
 
 def read(path: str, overrides: list[str], schema: type) -> tuple[dict[str, Any], Origin, list[str]]:
@@ -117,97 +108,5 @@ def _nearest_file(file: Path) -> str:
     folder = file.parent
     if not folder.is_dir():
         return f" (nor a folder {folder})"
-    meant = _did_you_mean(file, "*.y*ml")
+    meant = did_you_mean(file, "*.y*ml")
     return f".{meant}" if meant else ""
-
-
-def _did_you_mean(path: Path, pattern: str = "*") -> str:
-    """' Did you mean ...?' with the name in the path's folder that is nearest to one that is not there, or ''."""
-    folder = path.parent
-    found = difflib.get_close_matches(path.name, [f.name for f in folder.glob(pattern)], n=1) if folder.is_dir() else []
-    return f" Did you mean {folder / found[0]}?" if found else ""
-
-
-def default_output_dir(path: str) -> str:
-    """`outputs/demo/stage1` for `configs/demo/stage1.yaml`; `outputs/mine` for `mine.yaml`."""
-    file = Path(path)
-    folder = file.resolve().parent.name
-    parent = Path("outputs") if folder == "configs" or file.parent == Path(".") else Path("outputs") / folder
-    return str(parent / file.stem)
-
-
-def beside(config_path: str, path: str) -> str:
-    """A path given in a YAML, looked up from the working folder first, then from the YAML's own."""
-    candidate = Path(config_path).parent / path
-    return str(candidate) if not Path(path).exists() and candidate.exists() else path
-
-
-def program_file(path: str | Path) -> Path:
-    """A relative path as given; where nothing is there, the file of that name that comes with the program, if any."""
-    given = Path(path).expanduser()
-    return PROGRAM / given if not given.exists() and (PROGRAM / given).is_file() else given
-
-
-def is_hub_name(path: str) -> bool:
-    """Whether text reads as a hub name (`org/name`, `org/name@revision`) rather than a path that is missing: its
-    first part is no folder, neither here nor of the program's own."""
-    first = path.partition("/")[0]
-    here = Path(first).is_dir() or ("/" in path and (PROGRAM / first).is_dir())
-    return bool(HUB_NAME.fullmatch(path)) and not here and path.strip(".") != ""
-
-
-def require_paths(config: Config, keys: Sequence[str]) -> None:
-    """See `Config.require_paths`."""
-    for key in keys:
-        if key not in MODELS:
-            _require(config, key, required=True)
-            continue
-        _require(config, f"{key}.llama_path", required=True)
-        encoders = [f"{key}.{name}" for name in ENCODER_PATHS]
-        for encoder in encoders:
-            _require(config, encoder, required=False)
-        if not any(_value(config, encoder) for encoder in encoders):
-            raise ConfigError(f"{config.path}: the model has no encoder; set at least one of {', '.join(encoders)}")
-        _require(config, f"{key}.ckpt", required=False)
-        _require(config, f"{key}.speech_llama_proj_model", required=False)
-
-
-def _value(config: Config, key: str) -> Any:
-    return operator.attrgetter(key)(config)
-
-
-def _require(config: Config, key: str, *, required: bool) -> None:
-    section, _, name = key.rpartition(".")
-    fields = _value(config, section).__dataclass_fields__
-    assert "path" in fields[name].metadata, f"{key} holds no path"
-    kind, value = fields[name].metadata["path"], _value(config, key)
-    if not value:
-        if required:
-            raise ConfigError(
-                f"{config.path}: {key} is not set. Set it in the file, or add: --options {key}={_example(kind)}"
-            )
-        return
-    for path in (value,) if isinstance(value, str) else value:
-        places = [Path(path).expanduser()]
-        if kind == "annotation" and config.datasets.prefix and not places[0].is_absolute():
-            places.append(Path(config.datasets.prefix).expanduser() / path)
-        if kind == "prompts":
-            places.append(program_file(path))
-        if any(place.exists() for place in places) or (kind == "model" and is_hub_name(path)):
-            continue
-        looked = " and at ".join(dict.fromkeys(str(place.absolute()) for place in places))
-        prefix = ""
-        if kind == "annotation" and len(places) == 1 and not places[0].is_absolute():
-            prefix = " Or name the data's folder: --options datasets.prefix=FOLDER"
-        elif kind == "annotation" and len(places) > 1 and not Path(config.datasets.prefix).expanduser().is_dir():
-            prefix = f" datasets.prefix, {config.datasets.prefix!r}, is no folder"
-        hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
-        meant = next(filter(None, map(_did_you_mean, places)), "")
-        raise ConfigError(
-            f"{config.path}: {key}: {path!r} does not exist (looked at {looked}){hub}.{meant} "
-            f"Mend it in the file, or add: --options {key}={_example(kind)}{prefix and '.'}{prefix}"
-        )
-
-
-def _example(kind: str) -> str:
-    return {"model": "FOLDER_OR_HUB_NAME", "folder": "FOLDER", "any": "FOLDER_OR_FILE"}.get(kind, "PATH_TO_FILE")

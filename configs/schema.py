@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from configs import compat, loading
+from configs import compat, loading, paths
 from configs.parsing import ConfigError, field_types, option
 from configs.sections import (
     DatasetsConfig,
@@ -84,7 +84,7 @@ class Config:
         Raises:
             ConfigError: for the first key that is absent or leads nowhere, with the place looked at and what to do.
         """
-        loading.require_paths(self, keys or ("model",))
+        paths.require_paths(self, keys or ("model",))
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -110,7 +110,7 @@ class Config:
         if not self.run.auto_second:
             return None
         if self.run.second_stage_config is not None:
-            path = loading.beside(self.path, self.run.second_stage_config)
+            path = paths.beside(self.path, self.run.second_stage_config)
             config = load_config(path, overrides)
             model = dataclasses.replace(config.model, ckpt=ckpt, legacy=self.model.legacy)
             return dataclasses.replace(config, model=model)
@@ -173,7 +173,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     if not (given.get("run") or {}).get("output_dir"):  # null and "" are the family's ways to give none
         if "run.output_dir" in origin.overrides:
             raise ConfigError(f"{origin.of('run.output_dir')}: run.output_dir: expected a folder, found nothing")
-        run = dataclasses.replace(run, output_dir=loading.default_output_dir(origin.file))
+        run = dataclasses.replace(run, output_dir=paths.default_output_dir(origin.file))
     return dataclasses.replace(
         config, model=model, distillation=distillation, run=run, path=origin.file, ignored=tuple(ignored)
     )

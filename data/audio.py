@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from data.integrity import find_damage
+from support.units import SAMPLE_RATE
 
 try:
     import miniaudio
@@ -28,7 +29,6 @@ except ImportError:  # libsndfile reads flac too
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000  # Hz, of every waveform in this program
 EXPAND_SILENCE_S = 0.1
 EXPAND_SILENCE_SAMPLES = round(EXPAND_SILENCE_S * SAMPLE_RATE)  # between a clip and each clip of its `expand_wav`
 INT16_SCALE = np.float32(1 / 32_768)

@@ -20,7 +20,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from data.audio import SAMPLE_RATE
+from support.units import SAMPLE_RATE
 
 SPEED_STEP = 0.01  # factors are rounded to it: the resampler plans its filter for a ratio of whole numbers
 CROP_POWER, CROP_TRIES = 0.5, 10  # a part has at least half of the whole clip's mean power, if ten tries find one

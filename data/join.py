@@ -16,7 +16,7 @@ from torch import Tensor
 
 from configs.sections import JoinClipsConfig
 from data.annotations import Annotation
-from data.audio import SAMPLE_RATE
+from support.units import SAMPLE_RATE
 
 
 class Joiner:

@@ -7,8 +7,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data import demo
-from data.demo_speech import SpeechError
+from data.demo import corpus
+from data.demo.speech import SpeechError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,8 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n", 1)[0])
     corpora = parser.add_subparsers(dest="corpus", required=True, metavar="corpus")
     demo_parser = corpora.add_parser("demo", help="synthetic speech, sounds and music with known truth")
-    demo.add_arguments(demo_parser)
-    demo_parser.set_defaults(run=demo.run)
+    corpus.add_arguments(demo_parser)
+    demo_parser.set_defaults(run=corpus.run)
     parsed = parser.parse_args(arguments)
     try:
         return parsed.run(parsed)

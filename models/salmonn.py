@@ -13,14 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema import GenerateConfig, ModelConfig
-from models import decoding, pool
-from models.connector import Connector
-from models.decoding import GenerateOptions, Generation
-from models.encoders import EncoderStack, Frames
-from models.llm import Assembled, LanguageModel
-from models.quantize import stored_bytes
-from models.text import TextBatch, TextProcessor
+from configs.sections import GenerateConfig, ModelConfig
+from models.connector.connector import Connector
+from models.decoding import continuous_batching, generation
+from models.decoding.hypothesis import Generation
+from models.decoding.scores import GenerateOptions
+from models.encoders.stack import EncoderStack
+from models.frames import Frames
+from models.language.llm import LanguageModel
+from models.language.sequence import Assembled
+from models.language.text import TextBatch, TextProcessor
+from models.sizes import PartSize, part_of, size_of
 
 IGNORED = -100  # the label that the loss skips
 
@@ -41,16 +44,6 @@ class LossOutput:
     loss: Tensor
     logits: Tensor
     hidden: Tensor
-
-
-@dataclass(frozen=True)
-class PartSize:
-    """One row of the parameter table: how large a part of the model is."""
-
-    part: str
-    parameters: int
-    trainable: int
-    bytes: int
 
 
 class SALMONN(nn.Module):
@@ -201,7 +194,7 @@ class SALMONN(nn.Module):
         settings = self._options(options)
         with self._evaluating():
             assembled = self._prompted(waveforms, lengths, prompts, frames)
-            generations = decoding.generate(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
+            generations = generation.generate(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
         return generations if return_details else [generation.text for generation in generations]
 
     @torch.no_grad()
@@ -221,14 +214,14 @@ class SALMONN(nn.Module):
 
         def rows() -> Iterator[Assembled]:
             for clips in batches:
-                yield from in_parts(lambda *part: pool.split(prompted(*part)), *clips)
+                yield from in_parts(lambda *part: continuous_batching.split(prompted(*part)), *clips)
 
         def decoded(*clips: Tensor | list[str]) -> list[Generation]:
-            return decoding.generate(self.llm, prompted(*clips), self.text, settings, halt_id=self.halt_id)
+            return generation.generate(self.llm, prompted(*clips), self.text, settings, halt_id=self.halt_id)
 
         with self._evaluating():
             if self.halt_id is None:
-                yield from pool.decode_each(self.llm, self.text, settings, rows(), at_once=at_once)
+                yield from continuous_batching.decode_each(self.llm, self.text, settings, rows(), at_once=at_once)
             else:
                 yield from enumerate(result for clips in batches for result in in_parts(decoded, *clips))
 
@@ -239,7 +232,7 @@ class SALMONN(nn.Module):
         settings = self._options({"num_beams": 1, **options})
         with self._evaluating():
             assembled = self._prompted(waveform[None], torch.tensor([waveform.shape[-1]]), [prompt], None)
-            yield from decoding.stream(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
+            yield from generation.stream(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
 
     def _prompted(
         self, waveforms: Tensor | None, lengths: Tensor | None, prompts: list[str], frames: list[Frames] | None
@@ -295,9 +288,9 @@ class SALMONN(nn.Module):
         """Parameters and bytes of each encoder, of the connector, of the LLM and of its LoRA, and their total."""
         parts: dict[str, list[Tensor]] = {}
         for name, tensor in self.named_parameters():
-            parts.setdefault(_part_of(name), []).append(tensor)
-        rows = [_size_of(part, tensors) for part, tensors in parts.items()]
-        return [*rows, _size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
+            parts.setdefault(part_of(name), []).append(tensor)
+        rows = [size_of(part, tensors) for part, tensors in parts.items()]
+        return [*rows, size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
 
 
 def in_parts(
@@ -341,27 +334,3 @@ def check_prompts(waveforms: Tensor | None, prompts: list[str], frames: list[Fra
     clips = len(waveforms) if frames is None else len(frames[0].lengths)
     if len(prompts) != clips:
         raise ValueError(f"got {len(prompts)} prompts for {clips} clips; expected a prompt for each clip.")
-
-
-def _part_of(name: str) -> str:
-    """Which row of the parameter table a parameter belongs to."""
-    if name.startswith("encoders.encoders."):
-        return name.split(".")[2]
-    if "lora_" in name:
-        return "lora"
-    return name.split(".")[0]
-
-
-def _size_of(part: str, tensors: list[Tensor]) -> PartSize:
-    return PartSize(
-        part,
-        sum(_logical_numel(tensor) for tensor in tensors),
-        sum(tensor.numel() for tensor in tensors if tensor.requires_grad),
-        sum(stored_bytes(tensor) for tensor in tensors),
-    )
-
-
-def _logical_numel(tensor: Tensor) -> int:
-    """Weights behind a tensor: a bitsandbytes 4-bit tensor packs two in a byte and knows the shape it had."""
-    state = getattr(tensor, "quant_state", None)
-    return tensor.numel() if state is None else state.shape.numel()

@@ -1,7 +1,7 @@
 """A whole model without its weights: every part at full size on the meta device, from architecture facts alone.
 
-Takes no memory, no download and a second or two. Sizes, frame counts and, with memory_plan.py, the memory of a run
-can be read off it; numbers cannot.
+Takes no memory, no download and a second or two. Sizes, frame counts and, with
+`efficiency/memory_plan.py`, the memory of a run can be read off it; numbers cannot.
 """
 
 import dataclasses
@@ -13,22 +13,24 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, WhisperConfig
 
 from configs.architectures import Architecture, find_architecture
-from configs.schema import ModelConfig
-from models import build_connector, freeze_connector, quantize
-from models.audio_encoder import AudioEncoder, kept_layers
-from models.beats import BEATs, BEATsConfig, is_released
-from models.ced import CED, CEDConfig
-from models.encoders import ENCODERS
-from models.int8 import Int8Linear, fastest, round_linears
-from models.legacy import rules_of
-from models.llm import PRECISIONS, LanguageModel, compute_dtype
-from models.packed import GROUP, pack_linears
+from configs.sections import ModelConfig
+from models.build import build_connector, freeze_connector
+from models.encoders.base import AudioEncoder, kept_layers
+from models.encoders.beats import BEATs, is_released
+from models.encoders.beats_network import BEATsConfig
+from models.encoders.ced import CED, CEDConfig
+from models.encoders.table import ENCODERS
+from models.encoders.whisper import WhisperEncoder
+from models.language.llm import PRECISIONS, LanguageModel, compute_dtype
+from models.quantization import backends
+from models.quantization.int8 import Int8Linear, fastest, round_linears
+from models.quantization.stored_shapes import GROUP, pack_linears
+from models.released_rules import rules_of
 from models.salmonn import SALMONN
 from models.tensor_file import TensorFileError, read_tensor_file
-from models.whisper import WhisperEncoder
 
 META = torch.device("meta")
-LEGACY_CED = {"target_length": 3001, "rescale": True, "frequency_major": True}  # as models/encoders.py loads it
+LEGACY_CED = {"target_length": 3001, "rescale": True, "frequency_major": True}  # as models/encoders/stack.py loads it
 
 
 def build_skeleton(
@@ -103,7 +105,7 @@ def _build_encoder(path: str, config: ModelConfig, dtype: torch.dtype) -> AudioE
             known = {key: value for key, value in fields.items() if key in names}
             return _ced(CEDConfig(**(known | _ced_rules(config))), dtype)
         if facts.kind == "audio":
-            from models.hf_encoder import HFEncoder
+            from models.encoders.huggingface import HFEncoder
 
             described = AutoConfig.for_model(facts.config["model_type"], **fields)
             return HFEncoder.from_config(described, _extractor(described), window=window).to(dtype).eval()
@@ -172,9 +174,9 @@ def _build_llm(path: str, config: ModelConfig, device: torch.device) -> Language
                 skip=network.get_output_embeddings(),
                 bits=settings.get("bits", 4),
                 group_size=settings.get("group_size", GROUP) if back_end == "gptq" else config.torchao_group_size,
-                unpacks=back_end != "gptq" or quantize.gptq_kernel(config, device) == "dequantize",
+                unpacks=back_end != "gptq" or backends.gptq_kernel(config, device) == "dequantize",
             )
-        llm = LanguageModel(network, backend=quantize.BACKENDS.get(back_end, quantize.BACKENDS["none"]))
+        llm = LanguageModel(network, backend=backends.BACKENDS.get(back_end, backends.BACKENDS["none"]))
         if config.lora:
             llm.add_lora(
                 rank=config.lora_rank,

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from models.streams import side_stream
+from models.runtime.cuda_streams import side_stream
 
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")

@@ -16,19 +16,11 @@ import soundfile
 import torch
 
 from data.annotations import Annotation
-from dataset import (
-    AudioTextDataset,
-    BadClip,
-    GlobalBatchSampler,
-    LoaderError,
-    Quarantine,
-    SampleKey,
-    TooManyBadClips,
-    build_loader,
-    clip_durations,
-    collate,
-)
-from prompting import PromptError, Prompts
+from data.batch import BadClip
+from data.prompts import PromptError, Prompts
+from data.quarantine import Quarantine, TooManyBadClips
+from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
+from dataset import AudioTextDataset, LoaderError, build_loader, collate
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine's cores
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-import device_limits
-import evaluate_efficiency as efficiency
 from benchmarks.gptq_weights import rounded
 from configs.schema import load_config
-from models import SALMONN, build_model, cpu_linear
-from models.gptq import GPTQLinear, GPTQSettings, cpu_block
-from models.int8 import Int8Linear
+from efficiency import limits, timing
+from models import SALMONN, build_model
+from models.quantization.gptq import GPTQLinear, GPTQSettings, cpu_block
+from models.quantization.int8 import Int8Linear
+from models.runtime import onednn_linear
 from tests.tiny import TinyProject
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def model(shared_tiny_project: TinyProject) -> SALMONN:
 
 
 def test_rates_are_measured_for_every_type_once() -> None:
-    rates = device_limits.measure_rates(
+    rates = limits.measure_rates(
         CPU, [torch.float32, torch.bfloat16, torch.float32], budget_s=0.01, buffer_bytes=1 << 20, matrix_side=64
     )
     assert set(rates.matrix_flops_per_s) == {"float32", "bfloat16"}
@@ -33,19 +33,17 @@ def test_rates_are_measured_for_every_type_once() -> None:
 
 
 def test_the_limit_is_the_slower_of_reading_and_computing() -> None:
-    rates = device_limits.DeviceRates(
-        bandwidth_bytes_per_s=100.0, matrix_flops_per_s={"float32": 1000.0}, empty_kernel_s=0.5
-    )
-    read = device_limits.Limit.of(6.0, rates, read=200, flops=1000, dtype=torch.float32)
+    rates = limits.DeviceRates(bandwidth_bytes_per_s=100.0, matrix_flops_per_s={"float32": 1000.0}, empty_kernel_s=0.5)
+    read = limits.Limit.of(6.0, rates, read=200, flops=1000, dtype=torch.float32)
     assert (read.limit_s, read.ratio) == (2.0, 3.0)
-    computed = device_limits.Limit.of(6.0, rates, read=200, flops=4000, dtype=torch.float32)
+    computed = limits.Limit.of(6.0, rates, read=200, flops=4000, dtype=torch.float32)
     assert (computed.limit_s, computed.ratio) == (4.0, 1.5)
-    assert device_limits.Limit.of(6.0, rates, read=200, kernels=7).launch_floor_s == 3.5
+    assert limits.Limit.of(6.0, rates, read=200, kernels=7).launch_floor_s == 3.5
 
 
 def test_flops_are_counted_where_they_are_done() -> None:
     linear, other = nn.Linear(8, 16), nn.Linear(4, 2)
-    with torch.no_grad(), device_limits.counted_flops({"linear": linear, "other": other}) as counts:
+    with torch.no_grad(), limits.counted_flops({"linear": linear, "other": other}) as counts:
         linear(torch.ones(3, 8))
         linear(torch.ones(1, 8))
         other(torch.ones(5, 4))
@@ -56,10 +54,10 @@ def test_flops_are_counted_where_they_are_done() -> None:
 
 
 def test_flops_of_the_other_library_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_linear, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(onednn_linear, "LEAST_WEIGHTS", 1)
     linear = nn.Linear(8, 16).requires_grad_(False)
-    assert cpu_linear.use_onednn(linear) == 1
-    with torch.no_grad(), device_limits.counted_flops({"linear": linear}) as counts:
+    assert onednn_linear.use_onednn(linear) == 1
+    with torch.no_grad(), limits.counted_flops({"linear": linear}) as counts:
         linear(torch.ones(2, 3, 8))
     assert counts["linear"] == 2 * 6 * 8 * 16
 
@@ -67,20 +65,20 @@ def test_flops_of_the_other_library_count_too(monkeypatch: pytest.MonkeyPatch) -
 def test_flops_of_integers_count_too_at_a_rate_of_their_own() -> None:
     layer = Int8Linear.of(nn.Linear(32, 48))
     layer.kernel = "integers"
-    with torch.no_grad(), device_limits.counted_flops({"layer": layer}) as counts:
+    with torch.no_grad(), limits.counted_flops({"layer": layer}) as counts:
         layer(torch.ones(2, 20, 32))
     assert counts["layer"] == 2 * 40 * 32 * 48
-    assert device_limits._compute_type(layer) == torch.int8
-    rates = device_limits.measure_rates(CPU, [torch.int8], budget_s=0.01, buffer_bytes=1 << 20, matrix_side=64)
+    assert limits._compute_type(layer) == torch.int8
+    rates = limits.measure_rates(CPU, [torch.int8], budget_s=0.01, buffer_bytes=1 << 20, matrix_side=64)
     assert rates.matrix_flops_per_s["int8"] > 1e6
     layer.kernel = "dequantize"
-    assert device_limits._compute_type(layer) == torch.float32
+    assert limits._compute_type(layer) == torch.float32
 
 
 @pytest.mark.skipif(not cpu_block(), reason="PyTorch has no fast 4-bit product for this processor")
 def test_flops_of_4_bit_products_count_too() -> None:
     layer = GPTQLinear(rounded(nn.Linear(128, 64), GPTQSettings(group_size=64)), kernel="packed")
-    with torch.no_grad(), device_limits.counted_flops({"layer": layer}) as counts:
+    with torch.no_grad(), limits.counted_flops({"layer": layer}) as counts:
         layer(torch.ones(3, 128))
     assert counts["layer"] == 2 * 3 * 128 * 64
 
@@ -90,20 +88,20 @@ def test_a_step_reads_the_weights_and_the_cache(model: SALMONN) -> None:
     table = config.vocab_size * config.hidden_size * 4
     weights = sum(tensor.nbytes for tensor in (*model.llm.parameters(), *model.llm.buffers()))
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    assert device_limits.decode_bytes(model, 10) == weights - table + 10 * cache
+    assert limits.decode_bytes(model, 10) == weights - table + 10 * cache
     model.llm.merge_lora()
     try:
         lora = sum(p.nbytes for p in model.llm.lora_parameters())
-        assert device_limits.decode_bytes(model, 10) == weights - lora - table + 10 * cache
+        assert limits.decode_bytes(model, 10) == weights - lora - table + 10 * cache
     finally:
         model.llm.unmerge_lora()
 
 
 def test_work_of_the_first_token(model: SALMONN) -> None:
-    work = efficiency.Workload(
-        waveform=efficiency.synthetic_clip(0.8), prompt="<Speech><SpeechHere></Speech> Write.", decode_steps=4
+    work = timing.TimedClip(
+        waveform=timing.synthetic_clip(0.8), prompt="<Speech><SpeechHere></Speech> Write.", decode_steps=4
     )
-    counted = device_limits.count_work(model, lambda: efficiency.first_token(model, work), work.decode_steps)
+    counted = limits.count_work(model, lambda: timing.first_token(model, work), work.decode_steps)
     assert set(counted.flops) == {"encoder.whisper", "encoder.beats", "connector", "prefill"} == set(counted.dtypes)
     assert min(counted.flops.values()) > 0 and counted.kernels is None
     layers = model.llm.config.num_hidden_layers

@@ -14,13 +14,14 @@ import torch
 import yaml
 
 import train
-from configs.schema import DistillationConfig, load_config
+from configs.schema import load_config
+from configs.sections import DistillationConfig
 from dataset import collate
-from distillation import Distiller, build_distiller, describe_plan, divergence, frozen, hidden_distance
 from models import build_model
-from models.checkpoint import save_adapter
+from models.checkpoint.adapter_folder import save_adapter
 from tests import tiny
-from training_step import TrainingStep
+from training.distillation import Distiller, build_distiller, describe_plan, divergence, frozen, hidden_distance
+from training.step import TrainingStep
 
 PROMPT = "<Speech><SpeechHere></Speech> What is it?"
 CLIPS = torch.randn(3, 24_000, generator=torch.Generator().manual_seed(4)) * 0.1

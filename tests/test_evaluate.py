@@ -19,14 +19,16 @@ import torch
 import yaml
 
 import evaluate
-import inference
 import metrics
-from configs.schema import ConfigError, load_config
+from configs.parsing import ConfigError
+from configs.schema import load_config
 from data.annotations import Annotation, AnnotationError
+from evaluation import hypotheses, modes
+from evaluation.predictions import Prediction, PredictionStore, row_ids
+from evaluation.swapped_audio import swap_audio
 from models import SALMONN, build_model
-from models.checkpoint import save_adapter
-from predictions import Prediction, PredictionStore, row_ids
-from swap import swap_audio
+from models.checkpoint.adapter_folder import save_adapter
+from scoring import tasks as scored_tasks
 from tests import tiny
 from tools import check_submission
 
@@ -40,7 +42,7 @@ def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments) -> float:
         raise metrics.MetricUnavailable("no Java in this test")
 
-    monkeypatch.setattr(metrics, "meteor_or_raise", refuse)
+    monkeypatch.setattr(scored_tasks, "meteor_or_raise", refuse)
 
 
 @pytest.fixture
@@ -308,7 +310,7 @@ def test_errors_name_what_is_wrong(
 def test_a_file_without_the_family_is_an_error(project: tiny.TinyProject) -> None:
     config = load_config(project.config, [f"datasets.valid_ann_path={project.test_aac}"])
     with pytest.raises(ConfigError, match=r"no clip for --mode valid_asr.*audiocaption \(4\)"):
-        evaluate.select_annotations(config, "valid_asr")
+        modes.select_annotations(config, "valid_asr")
 
 
 def test_a_task_without_prompt_ends_the_run_before_it_starts(
@@ -528,11 +530,11 @@ class Echo:
         yield from reversed(list(enumerate(results)))  # a clip may be answered before one that came earlier
 
 
-def evaluated(project: tiny.TinyProject, model: Echo, *overrides: str, **options) -> inference.EvaluationResult:
+def evaluated(project: tiny.TinyProject, model: Echo, *overrides: str, **options) -> hypotheses.EvaluationResult:
     config = load_config(project.config, list(overrides))
-    annotations = evaluate.select_annotations(config, "submission_asr")
+    annotations = modes.select_annotations(config, "submission_asr")
     prompts = {"asr": "<Speech><SpeechHere></Speech> Say it."}
-    return inference.evaluate_annotations(model, annotations, prompts, config, **options)
+    return hypotheses.evaluate_annotations(model, annotations, prompts, config, **options)
 
 
 def test_batches_hold_like_lengths_and_special_tokens_go(project: tiny.TinyProject) -> None:
@@ -553,9 +555,9 @@ def test_it_can_be_asked_to_stop(project: tiny.TinyProject) -> None:
 def test_a_task_without_a_metric_is_not_scored(project: tiny.TinyProject) -> None:
     tiny.write_annotations(project.test_asr, [entry | {"task": "juggling"} for entry in entries(project.test_asr)])
     config = load_config(project.config)
-    annotations = evaluate.select_annotations(config, "submission_asr")
+    annotations = modes.select_annotations(config, "submission_asr")
     prompts = {"juggling": "<Speech><SpeechHere></Speech> Count."}
-    result = inference.evaluate_annotations(Echo(), annotations, prompts, config)
+    result = hypotheses.evaluate_annotations(Echo(), annotations, prompts, config)
     assert result.tasks["juggling"].primary is None and "add a row" in result.tasks["juggling"].reasons["score"]
 
 
@@ -601,7 +603,7 @@ def test_ids_that_two_test_files_share_make_a_row_each(
     for path in (project.test_asr, project.test_aac):
         numbered = [entry | {"testset_id": number} for number, entry in enumerate(entries(path))]
         tiny.write_annotations(path, numbered)
-    chosen = evaluate.select_annotations(load_config(project.config), "test_all", announce=True)
+    chosen = modes.select_annotations(load_config(project.config), "test_all", announce=True)
     said = capsys.readouterr().out
     assert f"{project.test_asr}#0 and {project.test_aac}#0; their rows are named FILE/ID" in said
     names = [clip.testset_id for clip in chosen]
@@ -619,12 +621,12 @@ def test_an_id_that_two_files_of_a_submission_share_is_an_error(project: tiny.Ti
     tiny.write_annotations(project.test_asr, [clip | {"testset_id": i} for i, clip in enumerate(clips)])
     tiny.write_annotations(further, [clip | {"testset_id": i + 4} for i, clip in enumerate(clips)])
     with pytest.raises(AnnotationError) as caught:
-        evaluate.select_annotations(config, "submission_asr")
+        modes.select_annotations(config, "submission_asr")
     assert str(caught.value).startswith(
         f"{further}#0: field 'testset_id': '4' was used before, at {project.test_asr}#4 (1 such in all)"
     )
     tiny.write_annotations(further, [{**clip, "testset_id": None} for clip in clips])  # names of ours are made unique
-    names = [clip.testset_id for clip in evaluate.select_annotations(config, "submission_asr")]
+    names = [clip.testset_id for clip in modes.select_annotations(config, "submission_asr")]
     assert len(set(names)) == len(names) == 2 * len(clips)
 
 

@@ -16,8 +16,14 @@ import torch
 
 import evaluate_efficiency as efficiency
 from configs.schema import load_config
+from efficiency import timing
+from efficiency.gauges import Memory
+from efficiency.limits import count_work
+from efficiency.report import published_rows
 from models import SALMONN, build_model
-from models.step_graphs import StepGraphs
+from models.decoding import engine
+from models.decoding.step_graphs import StepGraphs
+from support.tables import format_table
 from tests.tiny import TinyProject
 
 STEPS = 4
@@ -29,9 +35,9 @@ def model(shared_tiny_project: TinyProject) -> SALMONN:
 
 
 @pytest.fixture
-def work() -> efficiency.Workload:
-    return efficiency.Workload(
-        waveform=efficiency.synthetic_clip(0.8),
+def work() -> timing.TimedClip:
+    return timing.TimedClip(
+        waveform=timing.synthetic_clip(0.8),
         prompt="<Speech><SpeechHere></Speech> Write down what is said.",
         decode_steps=STEPS,
         iterations=2,
@@ -39,7 +45,7 @@ def work() -> efficiency.Workload:
     )
 
 
-def greedy(model: SALMONN, work: efficiency.Workload, new_tokens: int) -> list[int]:
+def greedy(model: SALMONN, work: timing.TimedClip, new_tokens: int) -> list[int]:
     """What generation itself decodes, ends of sequence forbidden."""
     lengths = torch.tensor([len(work.waveform)])
     (generation,) = model.generate(
@@ -55,26 +61,26 @@ def greedy(model: SALMONN, work: efficiency.Workload, new_tokens: int) -> list[i
 
 
 def test_spread_orders_values() -> None:
-    spread = efficiency.Spread.of([3.0, 1.0, 2.0, 10.0])
+    spread = timing.Spread.of([3.0, 1.0, 2.0, 10.0])
     assert (spread.median, spread.minimum, spread.mean, spread.count) == (2.5, 1.0, 4.0, 4)
     assert 3.0 < spread.p90 <= 10.0
 
 
 def test_synthetic_clip_is_seeded_and_in_range() -> None:
-    clip = efficiency.synthetic_clip(0.5)
+    clip = timing.synthetic_clip(0.5)
     assert clip.shape == (8000,) and clip.dtype == torch.float32
     assert 0.2 < clip.abs().max() <= 1
-    assert torch.equal(clip, efficiency.synthetic_clip(0.5))
-    assert not torch.equal(clip, efficiency.synthetic_clip(0.5, seed=1))
+    assert torch.equal(clip, timing.synthetic_clip(0.5))
+    assert not torch.equal(clip, timing.synthetic_clip(0.5, seed=1))
 
 
-def test_first_token_is_the_one_that_generation_gives(model: SALMONN, work: efficiency.Workload) -> None:
-    token, _ = efficiency.first_token(model, work)
+def test_first_token_is_the_one_that_generation_gives(model: SALMONN, work: timing.TimedClip) -> None:
+    token, _ = timing.first_token(model, work)
     assert token.tolist() == greedy(model, work, 1)
 
 
 def test_every_iteration_tokenises_the_prompt_and_reuses_the_fixed_text(
-    model: SALMONN, work: efficiency.Workload, monkeypatch: pytest.MonkeyPatch
+    model: SALMONN, work: timing.TimedClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
     original = model.text.tokenizer.encode
@@ -82,7 +88,7 @@ def test_every_iteration_tokenises_the_prompt_and_reuses_the_fixed_text(
         model.text.tokenizer, "encode", lambda text, **options: encoded.append(text) or original(text, **options)
     )
     model.llm.prefixes.clear()
-    reused = efficiency.reuse_prefix(model, work)
+    reused = timing.reuse_prefix(model, work)
     before, after = (
         piece[0] for piece in (model.text.batch([work.prompt]).before, model.text.batch([work.prompt]).after)
     )
@@ -90,41 +96,41 @@ def test_every_iteration_tokenises_the_prompt_and_reuses_the_fixed_text(
     encoded.clear()
     hits = model.llm.prefixes.hits
     for _ in range(3):
-        efficiency.first_token(model, work)
+        timing.first_token(model, work)
     assert len(encoded) == 3 * 2 and model.llm.prefixes.hits == hits + 3
-    counted = efficiency.count_work(model, lambda: efficiency.first_token(model, work), STEPS)
+    counted = count_work(model, lambda: timing.first_token(model, work), STEPS)
     model.llm.prefixes.clear()
-    whole = efficiency.count_work(model, lambda: efficiency.first_token(model, work), STEPS)
+    whole = count_work(model, lambda: timing.first_token(model, work), STEPS)
     assert counted.flops["prefill"] < whole.flops["prefill"] and len(after) > 0
 
 
 def test_decode_runs_real_steps_and_the_cache_grows(
-    model: SALMONN, work: efficiency.Workload, monkeypatch: pytest.MonkeyPatch
+    model: SALMONN, work: timing.TimedClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = greedy(model, work, STEPS)
     fed: list[int] = []
-    original = efficiency.decoding.decode_step
+    original = engine.decode_step
 
     def watched(llm: object, token: torch.Tensor, cache: object) -> torch.Tensor:
         fed.append(token.item())
         return original(llm, token, cache)
 
-    monkeypatch.setattr(efficiency.decoding, "decode_step", watched)
-    token, cache = efficiency.first_token(model, work)
+    monkeypatch.setattr(engine, "decode_step", watched)
+    token, cache = timing.first_token(model, work)
     before = int(cache.lengths[0])
-    seconds = efficiency.decode(model, token, cache, STEPS, time.perf_counter)
+    seconds = timing.decode(model, token, cache, STEPS, time.perf_counter)
     assert len(seconds) == STEPS and all(second > 0 for second in seconds)
     assert int(cache.lengths[0]) == before + STEPS
     if not model.text.eos_ids & set(fed):  # generation with min_length may not choose an end; here ends are passed over
         assert fed == expected
 
 
-def test_every_part_is_timed_and_nothing_stays_wrapped(model: SALMONN, work: efficiency.Workload) -> None:
+def test_every_part_is_timed_and_nothing_stays_wrapped(model: SALMONN, work: timing.TimedClip) -> None:
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
-    prefill = efficiency.decoding.prefill
-    with efficiency.timed_parts(model, time.perf_counter) as parts:
+    prefill = engine.prefill
+    with timing.timed_parts(model, time.perf_counter) as parts:
         start = time.perf_counter()
-        efficiency.first_token(model, work)
+        timing.first_token(model, work)
         total = time.perf_counter() - start
     assert set(parts) == {
         "features.whisper",
@@ -137,23 +143,23 @@ def test_every_part_is_timed_and_nothing_stays_wrapped(model: SALMONN, work: eff
     }
     assert all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) <= total
-    assert efficiency.decoding.prefill is prefill
+    assert engine.prefill is prefill
     assert {name: set(vars(module)) for name, module in model.named_modules()} == {
         name: set(attributes) for name, attributes in before.items()
     }
 
 
-def test_parts_add_up_to_the_whole(model: SALMONN, work: efficiency.Workload) -> None:
+def test_parts_add_up_to_the_whole(model: SALMONN, work: timing.TimedClip) -> None:
     ticks = itertools.count()
-    parts = efficiency.parts_of_first_token(model, work, lambda: float(next(ticks)))
+    parts = timing.parts_of_first_token(model, work, lambda: float(next(ticks)))
     assert "other" in parts and sum(parts.values()) == next(ticks) - 1
 
 
 def test_contest_times_leave_whispers_features_out(
-    model: SALMONN, work: efficiency.Workload, monkeypatch: pytest.MonkeyPatch
+    model: SALMONN, work: timing.TimedClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = dict.fromkeys(efficiency.FEATURES, 0)
-    for encoder, (owner, name) in efficiency.FEATURES.items():
+    calls = dict.fromkeys(timing.FEATURES, 0)
+    for encoder, (owner, name) in timing.FEATURES.items():
         original = getattr(owner, name)
 
         def counted(*args: object, encoder: str = encoder, original: object = original, **kwargs: object) -> object:
@@ -161,13 +167,13 @@ def test_contest_times_leave_whispers_features_out(
             return original(*args, **kwargs)
 
         monkeypatch.setattr(owner, name, counted)
-    ttft, tpot = efficiency.contest_times(model, work, time.perf_counter)
+    ttft, tpot = timing.contest_times(model, work, time.perf_counter)
     assert len(ttft) == len(tpot) == work.iterations
     assert calls == {"whisper": 1, "beats": 1 + work.warmup + work.iterations}
 
 
 def test_every_round_goes_through_the_same_graphs(
-    model: SALMONN, work: efficiency.Workload, monkeypatch: pytest.MonkeyPatch
+    model: SALMONN, work: timing.TimedClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replays: list[str] = []
 
@@ -176,9 +182,9 @@ def test_every_round_goes_through_the_same_graphs(
         return lambda: (replays.append(kind), body())[1]
 
     monkeypatch.setattr(model.llm, "graphs", StepGraphs(capture))
-    monkeypatch.setattr(efficiency, "warmup_rounds", lambda *_: efficiency.CAPTURED_AFTER - 1)
-    efficiency.contest_times(model, work, time.perf_counter)
-    rounds = efficiency.CAPTURED_AFTER - 1 + work.iterations
+    monkeypatch.setattr(timing, "warmup_rounds", lambda *_: timing.CAPTURED_AFTER - 1)
+    timing.contest_times(model, work, time.perf_counter)
+    rounds = timing.CAPTURED_AFTER - 1 + work.iterations
     assert replays.count("step") == rounds and replays.count("prompt") == work.iterations
 
 
@@ -192,11 +198,11 @@ def test_what_graphs_compute_in_counts_as_memory(monkeypatch: pytest.MonkeyPatch
         "memory_snapshot": lambda: segments,
     }.items():
         monkeypatch.setattr(torch.cuda, name, face)
-    assert efficiency.Memory(torch.device("cuda:0")).peak_gib() == 2 + 4
+    assert Memory(torch.device("cuda:0")).peak_gib() == 2 + 4
 
 
 def test_peak_memory_can_be_reset() -> None:
-    memory = efficiency.Memory(torch.device("cpu"))
+    memory = Memory(torch.device("cpu"))
     block = np.ones(30_000_000)  # 0.22 GiB
     high = memory.peak_gib()
     assert high >= memory.now_gib() > 0
@@ -212,7 +218,7 @@ def test_peak_memory_can_be_reset() -> None:
 
 def test_report_is_whole(shared_tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = tmp_path / "clip.wav"
-    soundfile.write(clip, efficiency.synthetic_clip(0.6).numpy(), 16_000)
+    soundfile.write(clip, timing.synthetic_clip(0.6).numpy(), 16_000)
     out = tmp_path / "new" / "efficiency.json"
     arguments = ["--cfg-path", str(shared_tiny_project.config), "--out", str(out), "--clip", str(clip)]
     arguments += ["--num_it", "2", "--num_warmup", "1", "--decode-steps", str(STEPS)]
@@ -236,7 +242,7 @@ def test_report_is_whole(shared_tiny_project: TinyProject, tmp_path: Path, capsy
     assert report["config"]["model"]["token"] is None
 
     printed = capsys.readouterr().out
-    for row in efficiency.published_rows():
+    for row in published_rows():
         assert f"| {row['name']} " in printed
     assert report["kernel"].endswith(" linear, float32, cpu") and report["kernel"] in printed
     assert report["lora"] == "merged into the weights"
@@ -265,6 +271,6 @@ def test_user_errors_are_sentences(
 
 
 def test_table_is_aligned() -> None:
-    table = efficiency.format_table(["a", "long header"], [["x", None], ["wide cell", 1.5]])
+    table = format_table(["a", "long header"], [["x", None], ["wide cell", 1.5]])
     assert len({len(line) for line in table.splitlines()}) == 1
     assert "–" in table and "1.5" in table

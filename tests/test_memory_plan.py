@@ -13,14 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dryrun
-import provenance
 import train
 from configs.architectures import find_architecture
-from configs.schema import GenerateConfig, load_config
-from memory_plan import AllocationTracker, Workload, part_sizes, plan_inference, plan_training
+from configs.schema import load_config
+from configs.sections import GenerateConfig
+from efficiency.memory_plan import AllocationTracker, PlannedClip, part_sizes, plan_inference, plan_training
 from models import build_model
-from models.packed import PackedLinear, stored_tensors
+from models.quantization.stored_shapes import PackedLinear, stored_tensors
 from models.skeleton import build_skeleton
+from support import provenance
 from tests import tiny
 
 SECONDS = 2.5
@@ -109,7 +110,7 @@ def test_inference_is_planned_within_a_tenth(pair, seconds, beams, tokens, parts
     measure = LiveBytes(tensors_of(model))
     with measure:
         model.generate(waveforms, lengths, [PROMPT], **dataclasses.asdict(options))
-    workload = Workload(seconds=seconds, prompt_tokens=prompt_length(model, PROMPT), generate=options)
+    workload = PlannedClip(seconds=seconds, prompt_tokens=prompt_length(model, PROMPT), generate=options)
     plan = plan_inference(skeleton, workload)
     peak = max(plan.activations.values())
     assert next(part for part, size in plan.activations.items() if size == peak) in parts
@@ -129,7 +130,9 @@ def test_training_is_planned_within_a_tenth(pair, batch):
     with measure:
         model(waveforms, lengths, text_batch=text).loss_sum.backward()
     model.eval()
-    workload = Workload(seconds=SECONDS, prompt_tokens=prompt_length(model, PROMPT), answer_tokens=len(text.targets[0]))
+    workload = PlannedClip(
+        seconds=SECONDS, prompt_tokens=prompt_length(model, PROMPT), answer_tokens=len(text.targets[0])
+    )
     plan = plan_training(skeleton, workload, batch=batch)
     assert plan.activations + plan.gradients == pytest.approx(measure.peak + waveforms.nbytes, rel=CLOSE)
     assert plan.optimizer == 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -138,16 +141,16 @@ def test_training_is_planned_within_a_tenth(pair, batch):
 def test_the_plan_leaves_the_skeleton_as_it_was(pair):
     _, skeleton = pair
     before = dict(skeleton.named_parameters())
-    plan_training(skeleton, Workload(seconds=1.0), batch=1)
+    plan_training(skeleton, PlannedClip(seconds=1.0), batch=1)
     assert all(tensor is before[name] and tensor.is_meta for name, tensor in skeleton.named_parameters())
     assert not skeleton.training
 
 
 def test_longer_clips_and_more_beams_take_more(pair):
     _, skeleton = pair
-    small = plan_inference(skeleton, Workload(seconds=1.0, generate=GenerateConfig(num_beams=1)))
-    longer = plan_inference(skeleton, Workload(seconds=4.0, generate=GenerateConfig(num_beams=1)))
-    beams = plan_inference(skeleton, Workload(seconds=1.0, generate=GenerateConfig(num_beams=4)))
+    small = plan_inference(skeleton, PlannedClip(seconds=1.0, generate=GenerateConfig(num_beams=1)))
+    longer = plan_inference(skeleton, PlannedClip(seconds=4.0, generate=GenerateConfig(num_beams=1)))
+    beams = plan_inference(skeleton, PlannedClip(seconds=1.0, generate=GenerateConfig(num_beams=4)))
     assert small.peak < longer.peak and small.audio_tokens < longer.audio_tokens
     assert beams.cache == 4 * small.cache
     config = skeleton.llm.config
@@ -228,8 +231,8 @@ def dry_run(capsys, *arguments):
 def test_mixed_precision_is_planned_for_gemma_in_bfloat16(tmp_path):
     project = tiny.write_project(tmp_path, family="gemma2")
     skeleton = build_skeleton(load_config(project.config, ["model.dtype=bfloat16"]).model, "cuda")
-    full = plan_training(skeleton, Workload(seconds=1.0), batch=2)
-    mixed = plan_training(skeleton, Workload(seconds=1.0), batch=2, amp=torch.float16)
+    full = plan_training(skeleton, PlannedClip(seconds=1.0), batch=2)
+    mixed = plan_training(skeleton, PlannedClip(seconds=1.0), batch=2, amp=torch.float16)
     assert 0 < mixed.activations < 1.5 * full.activations
 
 

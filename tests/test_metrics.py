@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import caption_metrics
 import metrics
+from scoring import captions
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    monkeypatch.setattr(caption_metrics, "_package_folder", lambda: folder)
+    monkeypatch.setattr(captions, "_package_folder", lambda: folder)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
     def install(program: str) -> Path:
@@ -253,7 +253,7 @@ def test_a_hanging_or_failing_java_program_gives_none(java, program: str) -> Non
     for function in (metrics.meteor, metrics.spice, metrics.spider):
         assert function(REFERENCES, ["a", "b", "c"], 1.0) is None
     with pytest.raises(metrics.MetricUnavailable, match="SPICE's Java program"):
-        caption_metrics.spice_or_raise(REFERENCES, ["a", "b", "c"], 1.0)
+        captions.spice_or_raise(REFERENCES, ["a", "b", "c"], 1.0)
 
 
 # Hypotheses

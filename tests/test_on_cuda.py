@@ -11,16 +11,17 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-import device_limits
 import evaluate
 import evaluate_efficiency
 import train
 from benchmarks import gpu_suite
 from benchmarks.sides import Job, run_job
-from configs.schema import ModelConfig, load_config
+from configs.schema import load_config
+from configs.sections import ModelConfig
+from efficiency import limits
 from models import SALMONN, build_model
-from models.encoders import ENCODERS
-from models.graphs import CudaCapture
+from models.encoders.table import ENCODERS
+from models.runtime.cuda_graphs import CudaCapture
 from tests import tiny
 from tests.pretend_cuda import PretendedCuda, pretend_cuda
 from tests.runs import log_of
@@ -34,9 +35,9 @@ CLIPS = WAVEFORMS, LENGTHS, PROMPTS
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedCuda]:
     """The device, with little to calibrate. Ampere, so that Gemma's weights are bfloat16."""
-    monkeypatch.setattr(device_limits, "MATRIX_SIDE", {"cpu": 32, "cuda": 32})
-    monkeypatch.setattr(device_limits, "BUFFER_BYTES", {"cpu": 1 << 16, "cuda": 1 << 16})
-    monkeypatch.setattr(device_limits, "EMPTY_KERNELS", 5)
+    monkeypatch.setattr(limits, "MATRIX_SIDE", {"cpu": 32, "cuda": 32})
+    monkeypatch.setattr(limits, "BUFFER_BYTES", {"cpu": 1 << 16, "cuda": 1 << 16})
+    monkeypatch.setattr(limits, "EMPTY_KERNELS", 5)
     AcceleratorState._reset_state(reset_partial_state=True)  # it keeps device and precision for the process' life
     with pretend_cuda((8, 0)) as device:
         yield device

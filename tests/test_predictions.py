@@ -2,7 +2,7 @@
 
 import json
 
-from predictions import PREDICTIONS, Prediction, PredictionStore
+from evaluation.predictions import PREDICTIONS, Prediction, PredictionStore
 
 
 def refuse(constant: str) -> None:

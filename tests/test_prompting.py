@@ -1,4 +1,4 @@
-"""prompting.py: prompt files and their errors."""
+"""data/prompts.py: prompt files and their errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prompting import PromptError, load_prompts
+from data.prompts import PromptError, load_prompts
 
 HERE = "<Speech><SpeechHere></Speech>"
 PROMPTS = {"asr": [f"{HERE} Write it down.", f"Listen. {HERE}"], "QA": [f"{HERE} Answer: {{}}"]}

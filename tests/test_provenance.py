@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-import provenance
+from support import provenance
 
 
 def test_commit_is_this_checkouts() -> None:

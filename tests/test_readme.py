@@ -96,7 +96,7 @@ def test_annotations_of_the_readme_load(tmp_path: Path) -> None:
 
 
 def test_published_figures_stand_in_the_readme() -> None:
-    rows = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((ROOT / "efficiency" / "published.json").read_text(encoding="utf-8"))["rows"]
     assert len(rows) == 5
     for row in rows:
         line = next(line for line in README.splitlines() if line.startswith(f"| {row['name']} "))

@@ -15,16 +15,16 @@ import torch
 
 import train
 from configs.schema import load_config
-from dataset import TooManyBadClips
+from data.quarantine import TooManyBadClips
 from models import load_model
-from models.checkpoint import save_adapter
-from resuming import TRAINING_SETTINGS, WITHOUT_EFFECT, setting
-from run_folder import Progress, RunFolder, RunFolderError, TrainerState, find_resume
-from run_log import RunLog
+from models.checkpoint.adapter_folder import save_adapter
 from runner import Runner
 from tests import tiny
 from tests.runs import log_of, losses_of, make_runner
-from training_step import TrainingStep
+from training.resuming import TRAINING_SETTINGS, WITHOUT_EFFECT, setting
+from training.run_folder import Progress, RunFolder, RunFolderError, TrainerState, find_resume
+from training.run_log import RunLog
+from training.step import TrainingStep
 
 
 class Killed(BaseException):

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 import train
-import training_step
 from configs.schema import load_config
-from dataset import GlobalBatchSampler, collate
-from nonfinite import NonFiniteError, first_nonfinite
-from run_folder import preserved_rng, rng_state, set_rng_state
+from data.sampling import GlobalBatchSampler
+from dataset import collate
+from support.random_state import preserved_rng, rng_state, set_rng_state
 from tests import tiny
 from tests.runs import log_of, losses_of, make_runner
-from validation import criterion, is_better
+from training import precision, step
+from training.best_checkpoint import criterion, is_better
+from training.nonfinite import NonFiniteError, first_nonfinite
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,15 +30,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_precision_of_training(shared_tiny_project):
     config = load_config(shared_tiny_project.config)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert training_step.training_model_config(config, cpu) is config.model
-    assert training_step.training_model_config(config, cuda).dtype == "float32"
+    assert precision.training_model_config(config, cpu) is config.model
+    assert precision.training_model_config(config, cuda).dtype == "float32"
     scaled = load_config(shared_tiny_project.config, ["run.amp=true"])
-    assert training_step.training_model_config(scaled, cuda).dtype == "auto"
+    assert precision.training_model_config(scaled, cuda).dtype == "auto"
     half = load_config(shared_tiny_project.config, ["model.dtype=float16"])
     with pytest.raises(ValueError, match=r"run\.amp"):
-        training_step.training_model_config(half, cuda)
+        precision.training_model_config(half, cuda)
     with pytest.raises(ValueError, match="on the cpu"):
-        training_step.training_model_config(half, cpu)
+        precision.training_model_config(half, cpu)
 
 
 @pytest.mark.parametrize("name", ["asr.werr", "audiocaption.spice", "music_description.cider_d"])
@@ -204,7 +205,7 @@ def test_text_is_scored_without_autocast(tiny_project, monkeypatch):
 
 def test_cuda_that_is_not_there_trains_on_the_cpu(tiny_project, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    accelerator = training_step.make_accelerator(load_config(tiny_project.config, ["run.device=cuda"]))
+    accelerator = precision.make_accelerator(load_config(tiny_project.config, ["run.device=cuda"]))
     assert accelerator.device.type == "cpu"
     assert "run.device is cuda" in caplog.text
 
@@ -310,6 +311,6 @@ def test_process_count_is_checked(tiny_project, monkeypatch):
         num_processes = 1
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(training_step, "Accelerator", lambda **_: Alone())
+    monkeypatch.setattr(step, "Accelerator", lambda **_: Alone())
     with pytest.raises(ValueError, match="asked for 2 processes, but 1"):
-        training_step.make_accelerator(load_config(tiny_project.config))
+        precision.make_accelerator(load_config(tiny_project.config))

@@ -9,7 +9,7 @@ import yaml
 
 import train
 from tests import tiny
-from training_step import TrainingStep
+from training.step import TrainingStep
 
 
 def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:

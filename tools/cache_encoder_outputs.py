@@ -20,14 +20,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from command_line import is_for_user
-from configs.schema import Config, ConfigError, add_config_arguments, config_from_arguments
+from configs.parsing import ConfigError
+from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.annotations import load_annotations
 from data.audio import AudioError, load_clip
-from models import pick_device
-from models.encoders import FrameCache, frozen_encoders
-from models.legacy import rules_of
-from training_step import training_model_config
+from models.device import pick_device
+from models.encoders.frame_cache import FrameCache
+from models.encoders.table import frozen_encoders
+from models.released_rules import rules_of
+from support.command_line import is_for_user
+from training.precision import training_model_config
 
 CLIPS_A_JOB = 64
 ANNOTATIONS = ("train_ann_path", "valid_ann_path", "train_stage2_path", "valid_stage2_path")

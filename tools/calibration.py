@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataset import Sample
-from models.gptq import WORD, GPTQSettings
-from models.gptq_solver import Rounded, output_error, round_to_nearest, solve
-from models.llm import LanguageModel
+from data.batch import Sample
+from models.language.llm import LanguageModel
+from models.quantization.gptq import WORD, GPTQSettings
+from models.quantization.gptq_solver import Rounded, output_error, round_to_nearest, solve
 from models.salmonn import SALMONN
 
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.annotations import AnnotationError, load_annotations
-from evaluate import FAMILIES, in_family
-from predictions import SUBMISSION_HEADER, row_ids
+from evaluation.modes import FAMILIES, in_family
+from evaluation.predictions import SUBMISSION_HEADER, row_ids
 
 SHOWN = 5  # ids named in a message
 

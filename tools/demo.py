@@ -29,9 +29,9 @@ from transformers.utils.logging import disable_progress_bar
 import evaluate
 import train
 from configs.schema import load_config
-from efficiency_report import format_table
-from models import pick_device
-from run_folder import RunFolder
+from models.device import pick_device
+from support.tables import format_table
+from training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"asr": ("submission_asr", "wer"), "aac": ("submission_aac", "cider_d")}
@@ -120,7 +120,7 @@ def remove(path: Path) -> None:
 def make_corpus(run: Run) -> None:
     """Write the synthetic corpus, where the recipe has one; its processes are light because this one is not theirs."""
     if run.recipe.synthetic:
-        command = [sys.executable, "-m", "data.demo", "--out", str(run.output / "corpus")]
+        command = [sys.executable, "-m", "data.prepare", "demo", "--out", str(run.output / "corpus")]
         if run.short:
             command.append("--small")
         run.step("corpus", lambda: subprocess.run(command, check=False).returncode)

@@ -33,19 +33,25 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
-from command_line import is_for_user, quieten_libraries, require_writable
-from configs.schema import Config, ConfigError, ModelConfig, add_config_arguments, load_config
+from configs.parsing import ConfigError
+from configs.schema import Config, add_config_arguments, load_config
+from configs.sections import ModelConfig
 from data.annotations import Annotation, load_annotations
-from dataset import AudioTextDataset, BadClip, Sample
-from inference import Processes, evaluate_annotations
-from memory_plan import part_sizes
-from models import SALMONN, build_model, pick_device, quantize
-from models.checkpoint import adapter_state_dict, write_adapter
-from models.gptq import GPTQSettings
-from models.gptq_folder import save_folder
-from models.gptq_solver import Rounded
-from models.text import split_revision
-from prompting import load_prompts
+from data.batch import BadClip, Sample
+from data.prompts import load_prompts
+from dataset import AudioTextDataset
+from efficiency.memory_plan import part_sizes
+from evaluation.hypotheses import Processes, evaluate_annotations
+from models.build import build_model
+from models.checkpoint.adapter_folder import adapter_state_dict, write_adapter
+from models.device import pick_device
+from models.hub import split_revision
+from models.quantization import backends
+from models.quantization.gptq import GPTQSettings
+from models.quantization.gptq_folder import save_folder
+from models.quantization.gptq_solver import Rounded
+from models.salmonn import SALMONN
+from support.command_line import is_for_user, quieten_libraries, require_writable
 from tools.calibration import LinearReport, audio_sequences, quantize_layers, text_sequences
 
 REPORT = "report.json"
@@ -302,7 +308,7 @@ def run(arguments: argparse.Namespace) -> dict:
     """Everything; the report."""
     config = load_config(arguments.cfg_path, arguments.options)
     check(arguments, config)
-    if quantize.stored_backend(_llm_config(config.model)) is not None:
+    if backends.stored_backend(_llm_config(config.model)) is not None:
         raise ConfigError(f"{config.path}: model.llama_path: {config.model.llama_path} is quantised already")
     if not config.datasets.train_ann_path:
         raise ConfigError(f"{config.path}: datasets.train_ann_path: not given; the model is calibrated on its clips")

@@ -13,7 +13,7 @@ import torch
 from benchmarks import against_reference, gptq_weights, gpu_suite, leaderboard, sweep
 from benchmarks.random_weights import write_weights
 from benchmarks.sides import Job, run_apart, run_job
-from models.gptq import GPTQLinear, GPTQSettings
+from models.quantization.gptq import GPTQLinear, GPTQSettings
 
 
 def here(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs import compat
-from configs.schema import ConfigError, holds_secret, load_config
+from configs.parsing import ConfigError
+from configs.schema import holds_secret, load_config
 
 COMMON_MODEL = """
   token: "<hf_token>"

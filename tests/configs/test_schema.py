@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import (
-    Config,
-    ConfigError,
-    ModelConfig,
-    OptimsConfig,
-    add_config_arguments,
-    config_from_arguments,
-    dump_config,
-    holds_secret,
-    load_config,
-)
-from prompting import load_prompts
+from configs.parsing import ConfigError
+from configs.schema import Config, add_config_arguments, config_from_arguments, dump_config, holds_secret, load_config
+from configs.sections import ModelConfig, OptimsConfig
+from data.prompts import load_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hf_do_not_show"

@@ -21,13 +21,14 @@ from configs.architectures import (
 )
 from configs.schema import load_config
 from data.augment import Augment
-from memory_plan import part_sizes, plan_inference
-from models import int8, quantize
-from models.beats import BEATs, BEATsConfig
-from models.ced import CED, CEDConfig
+from data.prompts import load_prompts
+from efficiency.memory_plan import part_sizes, plan_inference
+from models.encoders.beats import BEATs
+from models.encoders.beats_network import BEATsConfig
+from models.encoders.ced import CED, CEDConfig
+from models.quantization import backends, int8
 from models.skeleton import build_skeleton
-from prompting import load_prompts
-from provenance import ROOT
+from support.provenance import ROOT
 from tests.pretend_cuda import pretend_cuda
 
 SYSTEMS = ("salmonn_13b", "salmonn_7b", "salmonn_3b", "cv03", "nlp07", "cv16", "three_encoders", "smolt")
@@ -72,7 +73,7 @@ def test_a_v100_takes_every_systems_kernels(path):
         stored = "gptq" if config.quantization == "gptq" else None
         refused = pytest.raises(ValueError, match="gptqmodel") if stored else contextlib.nullcontext()
         with refused:
-            quantize.resolve_backend(config, stored, device=device, dtype=torch.float16, trainable=True)
+            backends.resolve_backend(config, stored, device=device, dtype=torch.float16, trainable=True)
 
 
 def test_every_system_has_its_stages_and_an_evaluation():

@@ -11,7 +11,8 @@ import pytest
 import soundfile
 import torch
 
-from data.audio import EXPAND_SILENCE_SAMPLES, SAMPLE_RATE, AudioError, load_clip, load_waveform, probe_duration_s
+from data.audio import EXPAND_SILENCE_SAMPLES, AudioError, load_clip, load_waveform, probe_duration_s
+from support.units import SAMPLE_RATE
 
 SECONDS = 1.5
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import demo, prepare
+from data import prepare
 from data.annotations import load_annotations
-from data.demo_captions import KINDS, captions, draw_events, draw_references, is_test_pair
-from data.demo_clips import draw_sound_clip, draw_speech_clip
-from data.demo_language import DIGITS, WORDS, draw_sentence, is_test_sentence
-from data.demo_sounds import INSTRUMENTS, RATE_HZ, SOUNDS, melody, music
-from data.demo_speech import (
+from data.demo import corpus as demo
+from data.demo.captions import KINDS, captions, draw_events, draw_references, is_test_pair
+from data.demo.clips import draw_sound_clip, draw_speech_clip
+from data.demo.language import DIGITS, WORDS, draw_sentence, is_test_sentence
+from data.demo.sounds import INSTRUMENTS, RATE_HZ, SOUNDS, melody, music
+from data.demo.speech import (
     FEMALE_TEST,
     FEMALE_TRAIN,
     MALE_TEST,

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 import torch
 
-from configs.schema import ConfigError, load_config
+from configs.parsing import ConfigError
+from configs.schema import load_config
 from configs.sections import JoinClipsConfig
 from data.annotations import Annotation
 from data.join import Joiner

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.audio_encoder import AudioEncoder
-from models.beats import BEATs, BEATsConfig
-from models.ced import CED, CEDConfig
-from models.whisper import WhisperEncoder
+from models.encoders.base import AudioEncoder
+from models.encoders.beats import BEATs
+from models.encoders.beats_network import BEATsConfig
+from models.encoders.ced import CED, CEDConfig
+from models.encoders.whisper import WhisperEncoder
 from tests import tiny
 
 ENCODERS = ["whisper clip", "whisper full", "beats", "ced", "ced frequency major"]

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from models import c_memory
-from provenance import ROOT
+from models.runtime import host_memory
+from support.provenance import ROOT
 
 LOADING = """
 import torch
-from models.c_memory import large_blocks_apart
+from models.runtime.host_memory import large_blocks_apart
 
 def resident_mib():
     with open("/proc/self/statm") as file:
@@ -41,7 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The settings that the C library, another in its place, was asked for."""
     settings: list[tuple[int, int]] = []
     library = SimpleNamespace(mallopt=lambda *setting: settings.append(setting))
-    monkeypatch.setattr(c_memory, "_glibc", lambda: library)
+    monkeypatch.setattr(host_memory, "_glibc", lambda: library)
     return settings
 
 
@@ -54,36 +54,36 @@ def test_what_loading_frees_goes_back() -> None:
 @pytest.mark.parametrize("variable", ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_the_users_own_settings_stay(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "1")
-    c_memory._glibc.cache_clear()
+    host_memory._glibc.cache_clear()
     try:
-        assert c_memory._glibc() is None
-        with c_memory.large_blocks_apart(["owner/name"]):
+        assert host_memory._glibc() is None
+        with host_memory.large_blocks_apart(["owner/name"]):
             pass
     finally:
-        c_memory._glibc.cache_clear()
+        host_memory._glibc.cache_clear()
 
 
 def test_small_weights_are_loaded_as_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[tuple[int, int]]
 ) -> None:
-    monkeypatch.setattr(c_memory, "LEAST_WEIGHTS", 300)
+    monkeypatch.setattr(host_memory, "LEAST_WEIGHTS", 300)
     folder = tmp_path / "llm"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"0" * 200)
     (tmp_path / "beats.pt").write_bytes(b"0" * 99)
-    with c_memory.large_blocks_apart([str(folder), str(tmp_path / "beats.pt")]):
+    with host_memory.large_blocks_apart([str(folder), str(tmp_path / "beats.pt")]):
         assert not asked
     (tmp_path / "beats.pt").write_bytes(b"0" * 100)
-    with c_memory.large_blocks_apart([str(folder), str(tmp_path / "beats.pt")]):
+    with host_memory.large_blocks_apart([str(folder), str(tmp_path / "beats.pt")]):
         assert asked
 
 
 @glibc_alone
 def test_thresholds_are_put_back_after_an_error(asked: list[tuple[int, int]]) -> None:
-    with pytest.raises(OSError), c_memory.large_blocks_apart(["owner/name"]):
+    with pytest.raises(OSError), host_memory.large_blocks_apart(["owner/name"]):
         raise OSError
     assert asked == [
-        (c_memory.M_MMAP_THRESHOLD, c_memory.WHILE_LOADING),
-        (c_memory.M_MMAP_THRESHOLD, c_memory.AFTERWARDS),
-        (c_memory.M_TRIM_THRESHOLD, 2 * c_memory.AFTERWARDS),
+        (host_memory.M_MMAP_THRESHOLD, host_memory.WHILE_LOADING),
+        (host_memory.M_MMAP_THRESHOLD, host_memory.AFTERWARDS),
+        (host_memory.M_TRIM_THRESHOLD, 2 * host_memory.AFTERWARDS),
     ]

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models import checkpoint
-from models.checkpoint import (
-    CheckpointError,
+from models.checkpoint import adapter_folder
+from models.checkpoint.adapter_folder import (
     adapter_state_dict,
     load_adapter,
     load_projection,
@@ -22,6 +21,7 @@ from models.checkpoint import (
     save_adapter,
     verify_folder,
 )
+from models.checkpoint.adapter_tensors import CheckpointError
 
 
 class Encoder(nn.Module):
@@ -224,7 +224,7 @@ def test_saving_over_a_checkpoint_replaces_it_whole(tmp_path):
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr(checkpoint, "_exchange", lambda *_: False)
+        monkeypatch.setattr(adapter_folder, "_exchange", lambda *_: False)
     folder = save_adapter(Model(seed=1), tmp_path / "last")
 
     def disk_full(_):
@@ -247,7 +247,7 @@ def test_a_replacement_killed_between_its_renames_is_undone(tmp_path):
 
 def save_for_ever(folder, can_exchange, saved):
     if not can_exchange:
-        checkpoint._exchange = lambda *_: False
+        adapter_folder._exchange = lambda *_: False
     for number in count(1):
         with new_folder(folder) as draft:
             for name in "abc":
@@ -267,7 +267,7 @@ def test_killed_saves_leave_a_whole_checkpoint(tmp_path, can_exchange):
         time.sleep(0.0007 * attempt)
         process.kill()
         process.join()
-        checkpoint._recover(folder)
+        adapter_folder._recover(folder)
         numbers = {(folder / name).read_text() for name in "abc"}
         assert len(numbers) == 1, numbers
 

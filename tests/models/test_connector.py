@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from models.connector import Connector
-from models.encoders import Frames
-from models.qformer import MultiHeadAttention, QFormer, QFormerConfig
+from models.connector.connector import Connector
+from models.connector.qformer import MultiHeadAttention, QFormer, QFormerConfig
+from models.frames import Frames
 
 DIMS = [24, 16]
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from configs.schema import load_config
-from models import build_model, cpu_linear
+from models import build_model
+from models.runtime import onednn_linear
 from tests.tiny import TinyProject
 
 pytestmark = pytest.mark.skipif(
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_linear, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(onednn_linear, "LEAST_WEIGHTS", 1)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -27,7 +28,7 @@ def test_values_and_gradients(small_layers: None, shape: tuple[int, ...], bias: 
     plain = nn.Linear(24, 40, bias=bias).requires_grad_(False)
     quick = nn.Sequential(nn.Linear(24, 40, bias=bias).requires_grad_(False))
     quick[0].load_state_dict(plain.state_dict())
-    assert cpu_linear.use_onednn(quick) == 1 and isinstance(quick[0], nn.Linear)
+    assert onednn_linear.use_onednn(quick) == 1 and isinstance(quick[0], nn.Linear)
     results = []
     for layer in (plain, quick):
         x = torch.linspace(-1, 1, int(torch.tensor(shape).prod())).view(shape).requires_grad_()
@@ -43,23 +44,23 @@ def test_values_and_gradients(small_layers: None, shape: tuple[int, ...], bias: 
 
 def test_a_weight_that_trains_keeps_its_gradient(small_layers: None) -> None:
     layer = nn.Linear(8, 8)
-    assert cpu_linear.use_onednn(layer) == 1
+    assert onednn_linear.use_onednn(layer) == 1
     layer(torch.ones(2, 8)).sum().backward()
     assert torch.equal(layer.weight.grad, torch.full((8, 8), 2.0))
 
 
 def test_other_types_are_left_to_pytorch(small_layers: None) -> None:
     half = nn.Linear(8, 8, dtype=torch.bfloat16)
-    assert cpu_linear.use_onednn(half) == 0 and type(half) is nn.Linear
+    assert onednn_linear.use_onednn(half) == 0 and type(half) is nn.Linear
     layer = nn.Linear(8, 8).requires_grad_(False)
-    cpu_linear.use_onednn(layer)
+    onednn_linear.use_onednn(layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.ones(1, 8)).dtype == torch.bfloat16
     assert layer.double()(torch.ones(1, 8, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_small_layers_are_left_alone() -> None:
-    assert cpu_linear.use_onednn(nn.Linear(8, 8)) == 0
+    assert onednn_linear.use_onednn(nn.Linear(8, 8)) == 0
 
 
 @pytest.mark.parametrize("pays", [True, False])
@@ -67,12 +68,12 @@ def test_a_model_says_which_kernel_runs_and_answers_alike(
     shared_tiny_project: TinyProject, small_layers: None, monkeypatch: pytest.MonkeyPatch, pays: bool
 ) -> None:
     config = load_config(shared_tiny_project.config).model
-    monkeypatch.setattr(cpu_linear, "pays", lambda: False)
+    monkeypatch.setattr(onednn_linear, "pays", lambda: False)
     plain = build_model(config)
-    monkeypatch.setattr(cpu_linear, "pays", lambda: pays)
+    monkeypatch.setattr(onednn_linear, "pays", lambda: pays)
     model = build_model(config)
     model.load_state_dict(plain.state_dict())
-    layers = [layer for layer in model.modules() if isinstance(layer, cpu_linear.OneDnnLinear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, onednn_linear.OneDnnLinear)]
     assert bool(layers) == pays
     assert model.llm.kernel == f"none: {'oneDNN' if pays else 'torch'} linear, float32, cpu"
     clip = torch.sin(torch.arange(12_000) / 9)[None]

@@ -8,10 +8,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from models.decoding import GenerateOptions, KeyValueCache, decode_step, generate, prefill, stream
-from models.llm import Assembled, LanguageModel
-from models.steps import hits_stop_string, process_scores
-from models.text import TextProcessor
+from models.decoding.engine import decode_step, prefill
+from models.decoding.generation import generate, stream
+from models.decoding.hypothesis import hits_stop_string
+from models.decoding.kv_cache import KeyValueCache
+from models.decoding.scores import GenerateOptions, process_scores
+from models.language.llm import LanguageModel
+from models.language.sequence import Assembled
+from models.language.text import TextProcessor
 from tests import tiny
 
 LENGTHS = (3, 37, 17, 26)  # beyond Gemma's window of 16 tokens, and below it
@@ -305,7 +309,7 @@ def test_streamed_pieces_join_to_the_generated_text(llama):
 
 
 def test_streaming_never_shows_half_a_character_or_a_stop_string():
-    from models.decoding import _settled
+    from models.decoding.generation import _settled
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -10,19 +10,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from configs.schema import ModelConfig
-from configs.sections import ENCODER_PATHS
-from models import audio_encoder, encoders
-from models.encoders import (
-    ENCODERS,
-    EncoderStack,
-    FrameCache,
-    Frames,
-    align_streams,
-    build_encoder,
-    cut_points,
-    join_streams,
-)
+from configs.sections import ENCODER_PATHS, ModelConfig
+from models.connector.fusion import align_streams, join_streams
+from models.encoders import base, frame_cache, long_clips
+from models.encoders.frame_cache import FrameCache
+from models.encoders.long_clips import cut_points
+from models.encoders.stack import EncoderStack
+from models.encoders.table import ENCODERS, build_encoder
+from models.frames import Frames
 from tests import tiny
 
 RATE = 16_000
@@ -77,7 +72,7 @@ def test_groups_of_clips_give_what_the_batch_gives(
         widths.append(seen := [])
         monkeypatch.setattr(encoder, "forward", lambda w, n, f=given, s=seen: (s.append(len(w)), f(w, n))[1])
     one = max(4 * encoder.dim * encoder.frame_count(2 * RATE) for encoder in stack.encoders.values())
-    monkeypatch.setattr(encoders, "NUMBERS_AT_ONCE", 2 * one)
+    monkeypatch.setattr(long_clips, "NUMBERS_AT_ONCE", 2 * one)
     for whole, grouped, seen in zip(together, stack(waveforms, lengths), widths, strict=True):
         assert len(seen) > 1 and max(seen) > 1, seen
         assert whole.lengths.tolist() == grouped.lengths.tolist()
@@ -91,9 +86,9 @@ def test_groups_of_clips_give_what_the_batch_gives(
 
 def test_groups_are_of_like_length_and_within_the_limit(stack: EncoderStack, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = stack.encoders["whisper"]
-    monkeypatch.setattr(encoders, "NUMBERS_AT_ONCE", 4 * encoder.dim * encoder.frame_count(4 * RATE))
+    monkeypatch.setattr(long_clips, "NUMBERS_AT_ONCE", 4 * encoder.dim * encoder.frame_count(4 * RATE))
     samples = [int(seconds * RATE) for seconds in (1, 9, 2, 1.9, 0.5, 0.9)]
-    assert encoders._groups_of_like_length(encoder, samples) == [[1], [2, 3], [0, 5, 4]]
+    assert long_clips._groups_of_like_length(encoder, samples) == [[1], [2, 3], [0, 5, 4]]
 
 
 @pytest.mark.parametrize("window", ["clip", "full"])
@@ -111,7 +106,7 @@ def test_long_clips_are_encoded_in_equal_parts(config: SimpleNamespace, window: 
         first, second = expected[0, :content], expected[1, :content]
         missing = half * 50 // RATE - content  # the second part has its place in time, whatever the first gives
         expected = torch.cat([first, first[-1:].expand(missing, -1), second])
-        assert stream.lengths[0] == len(expected) == encoders._count_joined(encoder, long)
+        assert stream.lengths[0] == len(expected) == long_clips.joined_frame_count(encoder, long)
         torch.testing.assert_close(stream.frames[0, : len(expected)], expected, atol=1e-4, rtol=0)
         short, count = encoder(waveforms[1:, : 2 * RATE], lengths[1:])
         assert stream.lengths[1] == count[0]
@@ -121,7 +116,7 @@ def test_long_clips_are_encoded_in_equal_parts(config: SimpleNamespace, window: 
 
 @pytest.mark.parametrize("seconds", [45, 300, 1800])
 def test_streams_of_long_clips_do_not_drift_apart(stack: EncoderStack, seconds: int) -> None:
-    whisper, beats = (encoders._count_joined(encoder, seconds * RATE) for encoder in stack.encoders.values())
+    whisper, beats = (long_clips.joined_frame_count(encoder, seconds * RATE) for encoder in stack.encoders.values())
     assert whisper == stack.frame_count(seconds * RATE) == seconds * 50
     assert 0 <= whisper - beats < 8  # what the last part lacks of a step
 
@@ -151,8 +146,8 @@ def test_parts_stand_where_they_are_in_time_at_odd_rates_too() -> None:
     waveforms = torch.arange(seconds * RATE)[None] / RATE  # each sample is its own time in seconds
     for surplus in (-3, 0, 2):
         encoder = Clock(surplus)
-        joined = encoders._encode_any_length(encoder, waveforms, torch.tensor([seconds * RATE]))
-        assert joined.lengths.tolist() == [encoders._count_joined(encoder, seconds * RATE)]
+        joined = long_clips.encode_any_length(encoder, waveforms, torch.tensor([seconds * RATE]))
+        assert joined.lengths.tolist() == [long_clips.joined_frame_count(encoder, seconds * RATE)]
         times = torch.arange(joined.frames.shape[1]) / encoder.frame_rate_hz
         assert (joined.frames[0, :, 0] - times).abs().max() < (2 + max(0, -surplus)) / encoder.frame_rate_hz
 
@@ -275,7 +270,7 @@ def test_cache_is_keyed_by_all_that_shapes_frames(
     seen = {stack.fingerprint}
     assert FrameCache(tmp_path, stack).folder == tmp_path / stack.fingerprint
     with monkeypatch.context() as patched:  # code whose numerics are others
-        patched.setattr(audio_encoder, "FRAMES_VERSION", audio_encoder.FRAMES_VERSION + 1)
+        patched.setattr(base, "FRAMES_VERSION", base.FRAMES_VERSION + 1)
         seen.add(stack.fingerprint)
     with monkeypatch.context() as patched:
         patched.setattr(EncoderStack, "min_samples", RATE)
@@ -316,7 +311,7 @@ def test_a_cache_on_a_full_disk_goes_on_without(
         path.write_bytes(b"half a file")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(encoders, "save_file", full)
+    monkeypatch.setattr(frame_cache, "save_file", full)
     cache = FrameCache(tmp_path / "full", stack)
     for _ in range(2):
         assert _equal(cache.encode(waveforms, lengths), expected)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.features import (
+from models.encoders.features import (
     FBANK_MEAN,
     FBANK_STD,
-    SAMPLE_RATE,
     _decibel_filters,
     _kaldi_filters,
     decibel_frames,
@@ -18,6 +17,7 @@ from models.features import (
     log_mel,
     log_mel_frames,
 )
+from support.units import SAMPLE_RATE
 
 LENGTHS = torch.tensor([400, 801, 2800, 5000, 8000, 16_000, 31_999, 48_000])
 

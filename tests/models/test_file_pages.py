@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from models import file_pages
+from models.runtime import file_pages
 
 pytestmark = pytest.mark.skipif(
     not hasattr(mmap, "MADV_DONTNEED") or not Path("/proc/self/smaps").exists(), reason="Linux only"

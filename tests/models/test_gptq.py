@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from models.gptq import GPTQLinear, GPTQSettings, StoredGPTQ, best_kernel, cpu_block, pack, unpack
-from models.gptq_folder import runnable
-from models.gptq_solver import find_range, output_error, round_to_nearest, solve
+from models.quantization.gptq import GPTQLinear, GPTQSettings, StoredGPTQ, best_kernel, cpu_block, pack, unpack
+from models.quantization.gptq_folder import runnable
+from models.quantization.gptq_solver import find_range, output_error, round_to_nearest, solve
 
 CPU = torch.device("cpu")
 INPUTS, OUTPUTS = 192, 128

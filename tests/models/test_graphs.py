@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from configs.schema import load_config
-from models import SALMONN, build_model, graphs, streams
-from models.audio_encoder import REPLAYED_FRAMES, AudioEncoder
-from models.beats import BEATs
-from models.ced import CED, CEDConfig
-from models.encoders import EncoderStack, FrameCache
-from models.graphs import KEPT, PATIENCE, CudaCapture, Replays, alike
-from models.step_graphs import StepGraphs
-from models.whisper import WhisperEncoder
+from models import SALMONN, build_model
+from models.decoding.step_graphs import StepGraphs
+from models.encoders.base import REPLAYED_FRAMES, AudioEncoder
+from models.encoders.beats import BEATs
+from models.encoders.ced import CED, CEDConfig
+from models.encoders.frame_cache import FrameCache
+from models.encoders.stack import EncoderStack
+from models.encoders.whisper import WhisperEncoder
+from models.runtime import cuda_graphs, cuda_streams
+from models.runtime.cuda_graphs import KEPT, PATIENCE, CudaCapture, Replays, alike
 from tests import tiny
 from tests.models.test_salmonn import PROMPTS, alone, mixed_clips
 
@@ -171,7 +173,7 @@ def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.Monkey
             raise RuntimeError("operation failed due to a previous error during capture")
 
     fake_cuda(monkeypatch, current_stream=lambda: current[0], stream=on, graph=Stays)
-    monkeypatch.setattr(graphs, "side_stream", lambda device, index: aside)
+    monkeypatch.setattr(cuda_graphs, "side_stream", lambda device, index: aside)
     with pytest.raises(RuntimeError, match="previous error"):
         CudaCapture()._captured(lambda: torch.zeros(1), ())
     assert current == [here]
@@ -247,11 +249,11 @@ def test_graphs_can_be_switched_off(shared_tiny_project: tiny.TinyProject) -> No
 
 def test_graphs_are_back_after_counting(model: SALMONN) -> None:
     encoders = list(model.encoders.encoders.values())
-    model.llm.graphs, encoders[0].replays = graphs, replays = StepGraphs(replaying([])), Replays(replaying([]))
+    model.llm.graphs, encoders[0].replays = cuda_graphs, replays = StepGraphs(replaying([])), Replays(replaying([]))
     with model.kernel_by_kernel():
         model.eval()
         assert model.llm.graphs is None and all(encoder.replays is None for encoder in encoders)
-    assert model.llm.graphs is graphs and encoders[0].replays is replays and encoders[1].replays is None
+    assert model.llm.graphs is cuda_graphs and encoders[0].replays is replays and encoders[1].replays is None
     model.train().eval()
 
 
@@ -276,10 +278,10 @@ def test_work_side_by_side_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here)
     monkeypatch.setattr(torch.cuda, "stream", on)
-    monkeypatch.setattr(streams, "side_stream", lambda device, index: FakeStream(f"side {index}", log))
+    monkeypatch.setattr(cuda_streams, "side_stream", lambda device, index: FakeStream(f"side {index}", log))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: log.append(f"read {stream.name}"))
     works = [lambda value=value: (torch.tensor(value),) for value in (1, 2)]
-    assert [int(result[0]) for result in streams.at_once(works, here.device)] == [1, 2]
+    assert [int(result[0]) for result in cuda_streams.run_concurrently(works, here.device)] == [1, 2]
     assert log == [
         *("side 0 waits for here", "on side 0", "side 1 waits for here", "on side 1"),
         *("here waits for side 0", "read here", "here waits for side 1", "read here"),

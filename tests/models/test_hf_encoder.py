@@ -11,8 +11,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from models.encoders import EncoderStack, cut_points
-from models.hf_encoder import KINDS, ASTEncoder, HFEncoder
+from models.encoders.huggingface import KINDS, ASTEncoder, HFEncoder
+from models.encoders.long_clips import cut_points
+from models.encoders.stack import EncoderStack
 from tests import tiny
 
 NAMES = list(tiny.HF_ENCODERS)

@@ -14,21 +14,25 @@ from safetensors.torch import save_file
 
 from configs.schema import load_config
 from data.annotations import Annotation
-from dataset import AudioTextDataset, Sample, collate
-from inference import prompts_for
-from models import beam_search, build_model, decoding
-from models.adapter_tensors import named_tensors
-from models.ced import CED, CEDConfig
-from models.checkpoint import CheckpointError, load_adapter, load_legacy, load_projection, save_adapter
-from models.connector import Connector
-from models.decoding import GenerateOptions
-from models.encoders import FrameCache, Frames
-from models.legacy import STOP_ID, ExactSALMONN, ReleasedText
-from models.legacy_checkpoint import EMBEDDING_ROW, HEAD_ROW
-from models.legacy_names import own_name, released_name
-from models.llm import Assembled
+from data.batch import Sample
+from data.prompts import PromptError
+from dataset import AudioTextDataset, collate
+from evaluation.hypotheses import prompts_for
+from models import build_model
+from models.checkpoint.adapter_folder import load_adapter, load_projection, save_adapter
+from models.checkpoint.adapter_tensors import CheckpointError, named_tensors
+from models.checkpoint.pad_rows import EMBEDDING_ROW, HEAD_ROW
+from models.checkpoint.released import load_legacy
+from models.checkpoint.released_names import own_name, released_name
+from models.connector.connector import Connector
+from models.decoding import beam_search, generation
+from models.decoding.scores import GenerateOptions
+from models.encoders.ced import CED, CEDConfig
+from models.encoders.frame_cache import FrameCache
+from models.frames import Frames
+from models.language.sequence import Assembled
+from models.released_rules import STOP_ID, ExactSALMONN, ReleasedText
 from models.salmonn import SALMONN
-from prompting import PromptError
 from tests import tiny
 
 BIAS = "beats.encoder.layers.1.self_attn.relative_attention_bias.weight"
@@ -392,13 +396,13 @@ def scripted(monkeypatch, rows, beams=1):
                 made[place, token] = logit
         return made
 
-    for module in (decoding, beam_search):
+    for module in (generation, beam_search):
         for name, stand_in in (("prefill", logits), ("decode_step", logits), ("KeyValueCache", Cache)):
             monkeypatch.setattr(module, name, stand_in)
     mask = torch.ones(len(rows), 1, dtype=torch.bool)
     assembled = Assembled(embeds=torch.zeros(len(rows), 1, 4), mask=mask, positions=None)
     options = GenerateOptions(max_new_tokens=5, num_beams=beams, min_length=0)
-    return decoding.generate(SimpleNamespace(shrinks_batches=True), assembled, NoEnd(), options, halt_id=STOP_ID)
+    return generation.generate(SimpleNamespace(shrinks_batches=True), assembled, NoEnd(), options, halt_id=STOP_ID)
 
 
 class NoEnd:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from configs.schema import ModelConfig
-from models.llm import LanguageModel, compute_dtype
+from configs.sections import ModelConfig
+from models.language.llm import LanguageModel, compute_dtype
 from tests import tiny
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models import pool
-from models.decoding import GenerateOptions, generate
-from models.llm import LanguageModel
-from models.pool import Pool, decode_each, join, split
-from models.text import TextProcessor
+from models.decoding import continuous_batching
+from models.decoding.continuous_batching import Pool, decode_each, join, split
+from models.decoding.generation import generate
+from models.decoding.scores import GenerateOptions
+from models.language.llm import LanguageModel
+from models.language.text import TextProcessor
 from tests import tiny
 from tests.models.test_decoding import ENDS, prompts, row_of
 
@@ -89,7 +90,7 @@ def test_fewer_rows_where_memory_does_not_hold_them(llm, monkeypatch):
     options = options_of(do_sample=True, seed=1)  # a row is drawn anew from its prompt, with the same draws
     rows = split(prompts(llm, LENGTHS))
     expected = dict(decode_each(llm, text, options, rows, at_once=4))
-    limit, step = 2, pool.decode_step
+    limit, step = 2, continuous_batching.decode_step
     forgotten: list[None] = []
 
     def forget():
@@ -100,7 +101,7 @@ def test_fewer_rows_where_memory_does_not_hold_them(llm, monkeypatch):
             raise torch.cuda.OutOfMemoryError("too much")
         return step(llm, ids, cache)
 
-    monkeypatch.setattr(pool, "decode_step", limited)
+    monkeypatch.setattr(continuous_batching, "decode_step", limited)
     monkeypatch.setattr(llm, "graphs", SimpleNamespace(prefill=lambda *_: None, step=lambda *_: None, clear=forget))
     got = list(decode_each(llm, text, options, rows, at_once=6))
     assert sorted(number for number, _ in got) == list(range(len(LENGTHS))) and len(forgotten) == 2

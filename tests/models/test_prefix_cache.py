@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from models.kv_cache import KeyValueCache
-from models.llm import Assembled, LanguageModel
-from models.prefix_cache import PrefixCache
-from models.steps import decode_step, prefill
+from models.decoding.engine import decode_step, prefill
+from models.decoding.kv_cache import KeyValueCache
+from models.decoding.prefix_cache import PrefixCache
+from models.language.llm import LanguageModel
+from models.language.sequence import Assembled
 from tests import tiny
 
 TEXTS = ((1, 120, 130, 140), tuple(range(200, 222)), (1, 120, 130, 140))  # the second is longer than Gemma's window

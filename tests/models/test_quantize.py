@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from configs.schema import ModelConfig
-from models import quantize
-from models.gptq import GPTQSettings, cpu_block
-from models.gptq_folder import save_folder
-from models.gptq_solver import round_to_nearest
-from models.llm import LanguageModel
+from configs.sections import ModelConfig
+from models.language.llm import LanguageModel
+from models.quantization import backends, layers
+from models.quantization.gptq import GPTQSettings, cpu_block
+from models.quantization.gptq_folder import save_folder
+from models.quantization.gptq_solver import round_to_nearest
 from tests import tiny
 
 pytest.importorskip("bitsandbytes", reason="quantised weights need bitsandbytes")
@@ -82,12 +82,12 @@ def test_gradients_match_those_of_the_dequantised_weights(config, gptq_folder, b
     """Not only non-zero: the gradient through the layers is the one through the numbers they stand for."""
     llm = LanguageModel.from_config(with_backend(config, backend, gptq_folder))
     plain = LanguageModel.from_config(config)
-    quantised = quantize.quantized_layers(llm.model)
+    quantised = layers.quantized_layers(llm.model)
     assert len(quantised) == 14
     with torch.no_grad():
         for name, module in plain.model.named_modules():
             if name.removesuffix(".base_layer") in quantised and isinstance(module, nn.Linear):
-                module.weight.copy_(quantize.dequantized_weight(quantised[name.removesuffix(".base_layer")]))
+                module.weight.copy_(backends.dequantized_weight(quantised[name.removesuffix(".base_layer")]))
         for (_, own), (_, other) in zip(
             sorted(p for p in llm.named_parameters() if "lora_" in p[0]),
             sorted(p for p in plain.named_parameters() if "lora_" in p[0]),
@@ -115,34 +115,34 @@ def test_gradients_match_those_of_the_dequantised_weights(config, gptq_folder, b
 )
 def test_head_and_embeddings_stay_unquantised(config, gptq_folder, backend, bytes_a_weight):
     llm = LanguageModel.from_config(with_backend(config, backend, gptq_folder))
-    layers = quantize.quantized_layers(llm.model)
-    assert len(layers) == 2 * 7
-    assert not any("lm_head" in name or "embed" in name for name in layers)
+    quantised = layers.quantized_layers(llm.model)
+    assert len(quantised) == 2 * 7
+    assert not any("lm_head" in name or "embed" in name for name in quantised)
     assert llm.model.get_output_embeddings().weight.dtype == torch.float32
     assert llm.model.get_input_embeddings().weight.dtype == torch.float32
-    name, layer = next((n, layer) for n, layer in layers.items() if n.endswith("gate_proj"))
+    name, layer = next((n, layer) for n, layer in quantised.items() if n.endswith("gate_proj"))
     beside = 8 * 128 if backend.startswith("torchao") else 0  # its tensor holds scales and zero points of the rows
-    assert 0 <= quantize.stored_bytes(layer.weight) - 64 * 128 * bytes_a_weight <= beside, name
+    assert 0 <= layers.stored_bytes(layer.weight) - 64 * 128 * bytes_a_weight <= beside, name
     package = {"n": "bitsandbytes", "i": "bitsandbytes", "t": "torchao Int8Tensor"}.get(backend[0], "")
     assert llm.kernel.startswith(f"{backend.split()[0]}: {package}") and "14 layers" in llm.kernel
 
 
 def test_fingerprint_follows_the_numbers(config, folder, tmp_path):
     nf4 = replace(config, quantization="nf4")
-    one, same = (quantize.weights_fingerprint(LanguageModel.from_config(nf4)) for _ in range(2))
+    one, same = (backends.weights_fingerprint(LanguageModel.from_config(nf4)) for _ in range(2))
     other_folder = tiny.write_llm(tmp_path / "other", width=64, seed=1)
-    other = quantize.weights_fingerprint(LanguageModel.from_config(replace(nf4, llama_path=str(other_folder))))
-    int8 = quantize.weights_fingerprint(LanguageModel.from_config(replace(config, quantization="int8")))
+    other = backends.weights_fingerprint(LanguageModel.from_config(replace(nf4, llama_path=str(other_folder))))
+    int8 = backends.weights_fingerprint(LanguageModel.from_config(replace(config, quantization="int8")))
     assert one == same
     assert len({one, other, int8}) == 3
 
 
 def test_evaluation_does_not_repack_the_weights(config):
     llm = LanguageModel.from_config(replace(config, quantization="nf4")).eval()
-    before = quantize.weights_fingerprint(llm)
+    before = backends.weights_fingerprint(llm)
     with torch.no_grad():
         logits_of(llm)
-    assert quantize.weights_fingerprint(llm) == before
+    assert backends.weights_fingerprint(llm) == before
 
 
 def test_quantised_lora_is_not_merged(config):
@@ -159,7 +159,7 @@ def test_a_kernel_slower_than_none_must_be_allowed(config, backend):
 
 def test_the_table_is_checked(config):
     def resolve(stored=None, device=CPU, dtype=torch.float32, **changes):
-        return quantize.resolve_backend(
+        return backends.resolve_backend(
             replace(config, **changes), stored, device=device, dtype=dtype, trainable=True
         ).name
 
@@ -185,7 +185,7 @@ def test_a_folder_of_quantised_weights_is_recognised_and_loaded(config, tmp_path
     source.model.save_pretrained(folder)
     loaded = LanguageModel.from_config(replace(config, llama_path=str(folder), lora=False)).eval()
     assert loaded.backend.name == "nf4"
-    assert quantize.weights_fingerprint(loaded) == quantize.weights_fingerprint(source)
+    assert backends.weights_fingerprint(loaded) == backends.weights_fingerprint(source)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(loaded), logits_of(source))
 
@@ -210,7 +210,7 @@ def test_gptq_folder_is_read_back_and_written_again_with_equal_outputs(config, g
     second = LanguageModel.from_config(replace(again, lora=False)).eval()
     with torch.no_grad():
         assert torch.equal(logits_of(first), logits_of(second))  # the one that was saved still runs
-    assert quantize.weights_fingerprint(first) == quantize.weights_fingerprint(second)
+    assert backends.weights_fingerprint(first) == backends.weights_fingerprint(second)
 
 
 def test_kernels_of_gptqmodel_are_asked_for_where_they_are(config, gptq_folder):
@@ -224,7 +224,7 @@ def test_torchao_weights_are_saved_and_loaded(config, tmp_path):
     source.model.save_pretrained(tmp_path / "int8")
     loaded = LanguageModel.from_config(replace(config, llama_path=str(tmp_path / "int8"), lora=False)).eval()
     assert loaded.backend.name == "torchao_int8"
-    assert quantize.weights_fingerprint(loaded) == quantize.weights_fingerprint(source)
+    assert backends.weights_fingerprint(loaded) == backends.weights_fingerprint(source)
     with torch.no_grad():
         assert torch.equal(logits_of(loaded), logits_of(source))
 
@@ -234,7 +234,7 @@ def test_torchao_int4_says_where_it_runs(config):
         with pytest.raises(ValueError, match="runs on cuda, not on cpu"):
             LanguageModel.from_config(replace(config, quantization="torchao_int4"))
     with pytest.raises(ValueError, match=r"torchao_int4' cannot be trained through.*none, nf4, int8, gptq"):
-        quantize.require_trainable(quantize.BACKENDS["torchao_int4"])
+        backends.require_trainable(backends.BACKENDS["torchao_int4"])
 
 
 def test_the_documented_table_is_the_one_that_is_checked():
@@ -242,9 +242,9 @@ def test_the_documented_table_is_the_one_that_is_checked():
     first = page.read_text(encoding="utf-8").partition("\n|")[2].partition("\n\n")[0]
     lines = [line.strip("|").split("|") for line in first.splitlines() if line.startswith("| `")]
     rows = {name.strip(" `"): [cell.strip() for cell in cells] for name, *cells in lines}
-    assert set(rows) == set(quantize.BACKENDS) and len(rows) == len(lines)
+    assert set(rows) == set(backends.BACKENDS) and len(rows) == len(lines)
     for name, (bits, devices, capability, dtypes, trains, merges, package) in rows.items():
-        backend = quantize.BACKENDS[name]
+        backend = backends.BACKENDS[name]
         assert bits.startswith(str(backend.bits) if backend.bits else "16 or 32"), name
         assert devices.lower().split(", ") == list(backend.devices), name
         assert capability == (str(backend.min_sm / 10) if backend.min_sm else "any"), name

@@ -7,9 +7,11 @@ import torch
 
 from configs.schema import load_config
 from models import build_model, load_model, pick_device
-from models.checkpoint import CheckpointError, load_adapter, save_adapter
-from models.decoding import KeyValueCache, prefill
-from models.encoders import Frames
+from models.checkpoint.adapter_folder import load_adapter, save_adapter
+from models.checkpoint.adapter_tensors import CheckpointError
+from models.decoding.engine import prefill
+from models.decoding.kv_cache import KeyValueCache
+from models.frames import Frames
 from tests import tiny
 
 LENGTHS_S = (0.05, 0.3, 0.5, 1.0, 1.37, 2.0, 2.61, 3.2)

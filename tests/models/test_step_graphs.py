@@ -8,11 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.decoding import GenerateOptions, KeyValueCache, decode_step, generate, prefill
-from models.llm import LanguageModel
-from models.pool import decode_each, split
-from models.step_graphs import StepGraphs
-from models.text import TextProcessor
+from models.decoding.continuous_batching import decode_each, split
+from models.decoding.engine import decode_step, prefill
+from models.decoding.generation import generate
+from models.decoding.kv_cache import KeyValueCache
+from models.decoding.scores import GenerateOptions
+from models.decoding.step_graphs import StepGraphs
+from models.language.llm import LanguageModel
+from models.language.text import TextProcessor
 from tests import tiny
 from tests.models.test_decoding import ENDS, prompts, row_of
 

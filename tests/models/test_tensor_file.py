@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.beats import BEATsConfig
+from models.encoders.beats_network import BEATsConfig
 from models.tensor_file import TensorFileError, read_tensor_file
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from models.text import TextProcessor, _declared_eos_ids, load_tokenizer, split_revision
+from models.hub import split_revision
+from models.language.text import TextProcessor, _declared_eos_ids, load_tokenizer
 from tests import tiny
 
 PROMPT = "<Speech><SpeechHere></Speech> Write down what is said."

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import train
-from configs.schema import ModelConfig, load_config
+from configs.schema import load_config
+from configs.sections import ModelConfig
 from models import build_model, load_model
-from models.checkpoint import save_adapter
+from models.checkpoint.adapter_folder import save_adapter
 from tests import tiny
 
 ADDED = {"wavlm": "wavlm base", "ast": "ast"}

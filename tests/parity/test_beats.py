@@ -1,4 +1,4 @@
-"""models.beats against the public implementation, pre-trained and fine-tuned form, with and without a padding mask."""
+"""models.encoders.beats against the public implementation, pre-trained and fine-tuned, with a padding mask and without."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.audio_encoder import length_mask
-from models.beats import BEATs, reduce_padding
-from models.features import kaldi_fbank
+from models.encoders.beats import BEATs, reduce_padding
+from models.encoders.features import kaldi_fbank
+from models.frames import length_mask
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""models.ced against the public implementation, and against a published system's use of it (`n7`)."""
+"""models.encoders.ced against the public implementation, and against a published system's use of it (`n7`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.ced import CED
-from models.features import decibel_spectrogram
+from models.encoders.ced import CED
+from models.encoders.features import decibel_spectrogram
 
 HEADS = 3  # a bare state dict does not say
 

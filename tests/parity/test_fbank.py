@@ -1,4 +1,4 @@
-"""models.features.kaldi_fbank against BEATs' own front-end."""
+"""models.encoders.features.kaldi_fbank against BEATs' own front-end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.features import kaldi_fbank
+from models.encoders.features import kaldi_fbank
 
 
 @pytest.fixture(scope="module")

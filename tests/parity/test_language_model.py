@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from configs.schema import ModelConfig
-from models.decoding import GenerateOptions, generate
-from models.llm import Assembled, LanguageModel
-from models.text import TextProcessor
+from configs.sections import ModelConfig
+from models.decoding.generation import generate
+from models.decoding.scores import GenerateOptions
+from models.language.llm import LanguageModel
+from models.language.sequence import Assembled
+from models.language.text import TextProcessor
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from schedule import build_optimizer, decay_groups, learning_rate
+from training.schedule import build_optimizer, decay_groups, learning_rate
 
 
 def test_rates_equal_the_familys(parity_dir):

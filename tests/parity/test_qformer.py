@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.connector import Connector
-from models.encoders import Frames
-from models.legacy_names import connector_state
-from models.qformer import QFormer, QFormerConfig
+from models.checkpoint.released_names import connector_state
+from models.connector.connector import Connector
+from models.connector.qformer import QFormer, QFormerConfig
+from models.frames import Frames
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
 

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from configs.schema import load_config
 from models import build_model
-from models.adapter_tensors import named_tensors
-from models.checkpoint import load_legacy
-from models.legacy_names import released_name
-from models.text import TextBatch
+from models.checkpoint.adapter_tensors import named_tensors
+from models.checkpoint.released import load_legacy
+from models.checkpoint.released_names import released_name
+from models.language.text import TextBatch
 
 MODES = ("multi_prompt", "single_prompt_row0", "no_prompt", "qa_flips_multi")
 ATOL = 1e-4  # the vectors' tolerance for embeddings

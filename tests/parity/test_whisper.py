@@ -1,4 +1,4 @@
-"""models.whisper against transformers' encoder and feature extractor."""
+"""models.encoders.whisper against transformers' encoder and feature extractor."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.features import log_mel
-from models.whisper import WhisperEncoder
+from models.encoders.features import log_mel
+from models.encoders.whisper import WhisperEncoder
 
 FULL = 480_000
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from configs.schema import ConfigError, load_config
+from configs.parsing import ConfigError
+from configs.schema import load_config
 from models import build_model
-from models.encoders import FrameCache
+from models.encoders.frame_cache import FrameCache
 from tests.conftest import ROOT
 from tools.cache_encoder_outputs import clips_of, fill_cache, main
 

@@ -7,11 +7,14 @@ import torch
 from safetensors.torch import save_file
 
 from configs.schema import load_config
+from conversion.salmonn_pth import to_folder
 from models import build_model, load_model
-from models.checkpoint import CheckpointError, load_legacy, save_adapter
+from models.checkpoint.adapter_folder import save_adapter
+from models.checkpoint.adapter_tensors import CheckpointError
+from models.checkpoint.released import load_legacy
 from tests import tiny
 from tests.models.test_legacy import PROMPT, Malicious, make, pad_rows, released_state, write, write_ced
-from tools.convert_checkpoint import main, to_folder
+from tools.convert_checkpoint import main
 
 CLIPS = torch.randn(2, 30_000, generator=torch.Generator().manual_seed(1)) * 0.1
 LENGTHS = torch.tensor([30_000, 21_000])
@@ -161,6 +164,6 @@ def test_structures_that_would_be_endless_are_kept_or_refused(tmp_path, shared_t
     deep: list = []
     for _ in range(5000):  # the library reads such a file, but does not write one
         deep = [deep]
-    monkeypatch.setattr("tools.convert_checkpoint.read_released", lambda path: {**content, "optimizer": deep})
+    monkeypatch.setattr("conversion.salmonn_pth.read_released", lambda path: {**content, "optimizer": deep})
     with pytest.raises(CheckpointError, match="nested too deeply"):
         to_folder(file, tmp_path / "z", load_config(shared_tiny_project.config))

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from data.demo_language import WORDS
-from models.beats import BEATs
-from models.text import load_tokenizer
-from models.whisper import WhisperEncoder
+from data.demo.language import WORDS
+from models.encoders.beats import BEATs
+from models.encoders.whisper import WhisperEncoder
+from models.language.text import load_tokenizer
 from tools.pretrain_standins import LIMIT_BYTES, main
 from tools.standins import beats, llm, whisper
 from tools.standins.clips import assert_training_only, draw_pretraining_clip

@@ -9,7 +9,7 @@ import torch
 
 from configs.schema import load_config
 from models import build_model
-from models.gptq import GPTQLinear, GPTQSettings
+from models.quantization.gptq import GPTQLinear, GPTQSettings
 from tests import tiny
 from tools import quantize
 from tools.calibration import CalibrationSequence, _groups, _record, quantize_layers

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data.demo_captions import KINDS
-from data.demo_sounds import CONTOURS, INSTRUMENTS, TEMPOS
-from models.audio_encoder import length_mask
-from models.beats import BEATs, BEATsConfig
+from data.demo.captions import KINDS
+from data.demo.sounds import CONTOURS, INSTRUMENTS, TEMPOS
+from models.encoders.beats import BEATs
+from models.encoders.beats_network import BEATsConfig
+from models.frames import length_mask
 from tools.standins.clips import PretrainingClip
 from tools.standins.training import learning_rate, length_batches
 

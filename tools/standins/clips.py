@@ -14,13 +14,13 @@ import numpy as np
 import soxr
 import torch
 
-from data.audio import SAMPLE_RATE
-from data.demo_captions import is_test_pair
-from data.demo_clips import Clip, draw_event, draw_sound_clip, draw_speech_clip, render
-from data.demo_language import DIGITS, WORDS, Sentence, is_test_sentence
-from data.demo_sounds import CONTINUOUS, INSTRUMENTS
-from data.demo_speech import FEMALE_TEST, MALE_TEST, Synthesiser, invent_speaker
-from models.features import kaldi_fbank, log_mel
+from data.demo.captions import is_test_pair
+from data.demo.clips import Clip, draw_event, draw_sound_clip, draw_speech_clip, render
+from data.demo.language import DIGITS, WORDS, Sentence, is_test_sentence
+from data.demo.sounds import CONTINUOUS, INSTRUMENTS
+from data.demo.speech import FEMALE_TEST, MALE_TEST, Synthesiser, invent_speaker
+from models.encoders.features import kaldi_fbank, log_mel
+from support.units import SAMPLE_RATE
 
 SEED_SPACE = 7_919
 """First part of every pretraining seed; corpora use small numbers."""

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from data.demo_captions import KINDS
-from data.demo_clips import Clip
-from data.demo_tasks import Answer, mixed_answer, music_answer, sound_answers, speech_answers
-from models.text import TextProcessor
+from data.demo.captions import KINDS
+from data.demo.clips import Clip
+from data.demo.tasks import Answer, mixed_answer, music_answer, sound_answers, speech_answers
+from models.language.text import TextProcessor
 from tools.standins.clips import assert_training_only, draw_pretraining_clip
 from tools.standins.tokenizer import SPACE
 from tools.standins.training import learning_rate, save_half

@@ -10,9 +10,9 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
-from data.demo_captions import KINDS, captions, noun
-from data.demo_language import WORDS
-from data.demo_sounds import CONTOURS, TEMPOS
+from data.demo.captions import KINDS, captions, noun
+from data.demo.language import WORDS
+from data.demo.sounds import CONTOURS, TEMPOS
 
 SIZE = 1_216
 """Pieces, a multiple of 64."""

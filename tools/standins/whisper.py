@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, WhisperConfig, WhisperFeatureExtractor
 
-from data.demo_language import WORDS
-from models.whisper import WhisperEncoder
+from data.demo.language import WORDS
+from models.encoders.whisper import WhisperEncoder
 from tools.standins.clips import PretrainingClip
 from tools.standins.training import learning_rate, length_batches, optimisers, save_half
 

@@ -1,0 +1,1 @@
+"""Times, memory and the limits of the device: measured and planned."""

@@ -1,0 +1,1 @@
+"""Clips to hypotheses, files and scores."""

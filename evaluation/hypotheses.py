@@ -1,0 +1,324 @@
+"""Annotations through a model to predictions and scores: the one path of evaluation and of validation in training."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from tqdm import tqdm
+
+import metrics
+from configs.schema import Config
+from data.annotations import Annotation
+from data.batch import BadClip, Batch
+from data.sampling import clip_durations
+from dataset import AudioTextDataset, build_loader, collate
+from evaluation.predictions import Prediction, PredictionStore
+from evaluation.scores import TaskScores, flat_scores, score_predictions
+from models.decoding.hypothesis import Generation
+from models.encoders.frame_cache import FrameCache
+from models.frames import Frames
+from models.salmonn import SALMONN, Clips, FrameSource
+from support.units import SAMPLE_RATE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes that share an evaluation."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    joined_here: bool = False
+
+    @classmethod
+    def current(cls) -> Processes:
+        """Those of the process group that exists, or this one alone."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=int(os.environ.get("LOCAL_RANK", 0)))
+
+    @classmethod
+    def join(cls) -> Processes:
+        """Join the group that torchrun has started this process for, if it has."""
+        if dist.is_available() and dist.is_initialized():
+            return cls.current()
+        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+            return cls()
+        # Only strings and small objects are exchanged: gloo serves CPU and CUDA processes alike.
+        dist.init_process_group("gloo")
+        return dataclasses.replace(cls.current(), joined_here=True)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """Each process' own GPU where `cuda` is meant without a number."""
+        if self.size > 1 and device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", self.local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def gather(self, value: object) -> list:
+        """Every process' value, in every process."""
+        if self.size == 1:
+            return [value]
+        values: list = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def leave(self) -> None:
+        if self.joined_here and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Predictions in the order of the annotations, and the scores of each task."""
+
+    predictions: list[Prediction]
+    tasks: dict[str, TaskScores]
+    resumed: int = 0
+    """Predictions that were on disk already."""
+    generation_s: float = 0.0
+    """What the others took, until all processes had theirs; without scoring."""
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """All figures under `task.metric`, as `asr.wer`."""
+        return flat_scores(self.tasks)
+
+
+def evaluate_annotations(
+    model: SALMONN,
+    annotations: Sequence[Annotation],
+    prompts: Mapping[str, object],
+    config: Config,
+    *,
+    processes: Processes | None = None,
+    store: PredictionStore | None = None,
+    spoken_by: Sequence[Annotation] | None = None,
+    frames: FrameSource | None = None,
+    scoring: bool = True,
+    java: bool = True,
+    progress: str | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvaluationResult:
+    """Generate a hypothesis for each annotation and score them, task by task.
+
+    Every process of the group must call this with the same arguments; all get the same result. Clips of like length are
+    encoded together, and where one has been answered, the next takes its place. A clip that cannot be read gets an
+    empty hypothesis and its error.
+
+    Args:
+        processes: who shares the clips; the process group of the moment by default.
+        store: where predictions are kept as they come, and from where an interrupted run goes on.
+        spoken_by: the annotations before their audio was swapped; the swapped clip's path is then noted.
+        frames: encoder outputs for a batch, from a cache; None encodes.
+        java: whether METEOR and SPICE may start their Java programs.
+        progress: title of a progress bar; None shows none.
+        should_stop: asked before each batch is encoded; True in any process ends the run with `InterruptedError` in
+            all of them, once the clips at hand are answered.
+    """
+    started = time.monotonic()
+    processes = processes or Processes.current()
+    clips = [dataclasses.replace(annotation, index=position) for position, annotation in enumerate(annotations)]
+    found = store.done(len(clips)) if store else {}
+    # A store's files change once a process appends: all must have read them first.
+    processes.wait()
+    pending = [index for index in range(len(clips)) if index not in found]
+    dataset = prompts_for(clips, prompts, config)
+    batches = _batches_by_length(clips, pending, config.run.batch_size_eval, processes)
+    feed = _Feed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
+    as_released = config.model.legacy == "exact"
+    describe = _Describer(model, clips, spoken_by or clips, dataset, as_released=as_released)
+    options = dataclasses.asdict(config.generate)
+    if config.generate.do_sample:
+        options["seed"] = config.run.seed
+    made: dict[int, Prediction] = {}
+    with tqdm(
+        total=len(clips), initial=len(found), desc=progress, unit="clip", dynamic_ncols=True,
+        disable=progress is None or not processes.is_main,
+    ) as bar:  # fmt: skip
+
+        def keep(predictions: list[Prediction]) -> None:
+            if store:
+                store.append(predictions)
+            made.update((prediction.index, prediction) for prediction in predictions)
+            bar.update(min(len(predictions) * processes.size, bar.total - bar.n))
+
+        for number, generation in model.generate_each(
+            feed, at_once=config.run.batch_size_eval, frames=frames, **options
+        ):
+            keep([*map(describe.failed, feed.take_bad()), describe.answered(feed.heard.pop(number), generation)])
+        keep([*map(describe.failed, feed.take_bad())])
+    if store:
+        store.close()
+    stopped = False
+    for part, stopped_there in processes.gather((made, feed.stopped)):
+        found |= part
+        stopped |= stopped_there
+    if stopped:
+        raise InterruptedError("evaluation was asked to stop")
+    assert len(found) == len(clips), f"{len(clips) - len(found)} clips without a prediction"
+    ordered = [found[index] for index in range(len(clips))]
+    generation_s = time.monotonic() - started
+    tasks: dict[str, TaskScores] = {}
+    if processes.is_main:  # the Java metrics once, not once a process
+        tasks = score_predictions(ordered, clips, scoring=scoring, java=java)
+    tasks = processes.gather(tasks)[0]
+    resumed = len(clips) - len(pending)
+    return EvaluationResult(predictions=ordered, tasks=tasks, resumed=resumed, generation_s=generation_s)
+
+
+def prompts_for(annotations: Sequence[Annotation], prompts: Mapping[str, object], config: Config) -> AudioTextDataset:
+    """The clips with their prompts; an error where a task has none."""
+    return AudioTextDataset(
+        list(annotations),
+        prompts,
+        seed=config.run.seed,
+        training=False,
+        max_audio_s=config.datasets.max_audio_s,
+        as_released=config.model.legacy == "exact",
+    )
+
+
+def frames_from_cache(model: SALMONN, config: Config) -> FrameSource | None:
+    """Encoder outputs through `datasets.cache_encoder_outputs`; None where it is not set, or cannot be used."""
+    cache = FrameCache.where_possible(config.datasets.cache_encoder_outputs, model.encoders)
+    if cache is None:
+        return None
+
+    def frames(waveforms: Tensor, lengths: Tensor) -> list[Frames]:
+        with torch.no_grad():
+            return cache.encode(waveforms.to(model.device), lengths.to(model.device))
+
+    return frames
+
+
+class _FixedBatches(list):
+    """Batches of (epoch, position) in a fixed order, for `build_loader`."""
+
+    shuffle = False
+
+
+def _batches_by_length(
+    clips: Sequence[Annotation], pending: Sequence[int], size: int, processes: Processes
+) -> list[list[int]]:
+    """Pending clips, longest first, so that a batch holds like lengths and a lack of memory shows at once."""
+    mine = pending[processes.rank :: processes.size]
+    own = dict(zip(mine, clip_durations([clips[index] for index in mine]), strict=True))
+    seconds = {index: length for part in processes.gather(own) for index, length in part.items()}
+    order = sorted(pending, key=lambda index: (-seconds[index], index))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _loaded(dataset: AudioTextDataset, batches: list[list[int]], config: Config) -> Iterator[Batch]:
+    fixed = _FixedBatches([(0, index) for index in batch] for batch in batches)
+    return iter(build_loader(dataset, fixed, collate=collate, num_workers=min(config.run.num_workers, len(batches))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heard:
+    """A clip that was given to the model."""
+
+    index: int
+    prompt: str
+    seconds: float
+    cut: bool
+
+
+class _Feed:
+    """Batches on their way to the model, which takes one when it has a place; notes which clip comes as which."""
+
+    def __init__(self, batches: Iterator[Batch], should_stop: Callable[[], bool]) -> None:
+        self._batches = batches
+        self._should_stop = should_stop
+        self._bad: list[BadClip] = []
+        self._given = 0
+        self.heard: dict[int, _Heard] = {}
+        """By their number among the clips given."""
+        self.stopped = False
+
+    def __iter__(self) -> Iterator[Clips]:
+        for batch in self._batches:
+            if self._should_stop():
+                self.stopped = True
+                return
+            self._bad += batch.bad
+            for row, index in enumerate(batch.ids):
+                self.heard[self._given + row] = _Heard(
+                    index=index,
+                    prompt=batch.prompts[row],
+                    seconds=batch.lengths[row].item() / SAMPLE_RATE,
+                    cut=batch.cut[row],
+                )
+            self._given += len(batch)
+            if batch.ids:
+                yield batch.waveforms, batch.lengths, batch.prompts
+
+    def take_bad(self) -> list[BadClip]:
+        """The clips that could not be read since this was last asked."""
+        taken, self._bad = self._bad, []
+        return taken
+
+
+class _Describer:
+    """Predictions from what the model answered, and from clips that it could not be asked about."""
+
+    def __init__(
+        self,
+        model: SALMONN,
+        clips: Sequence[Annotation],
+        spoken_by: Sequence[Annotation],
+        dataset: AudioTextDataset,
+        *,
+        as_released: bool,
+    ) -> None:
+        self._clips = clips
+        self._spoken_by = spoken_by
+        self._dataset = dataset
+        self._special = getattr(model.text.tokenizer, "all_special_tokens", ())
+        self._as_released = as_released  # what the end symbol leaves of special tokens stays in
+
+    def answered(self, clip: _Heard, generation: Generation) -> Prediction:
+        text = generation.text
+        return self._prediction(
+            clip.index,
+            prompt=clip.prompt,
+            hypothesis=text if self._as_released else metrics.clean_hypothesis(text, self._special),
+            seconds=clip.seconds,
+            cut=clip.cut,
+            tokens=len(generation.tokens),
+            stop_reason=generation.stop_reason,
+        )
+
+    def failed(self, bad: BadClip) -> Prediction:
+        clip = self._clips[bad.index]
+        prompt = self._dataset.filled(self._dataset.prompts.choices(clip.task)[0], clip)
+        return self._prediction(bad.index, prompt=prompt, hypothesis="", error=bad.reason)
+
+    def _prediction(self, index: int, **fields: object) -> Prediction:
+        clip, own = self._clips[index], self._spoken_by[index]
+        return Prediction(
+            index=index,
+            id=clip.testset_id or str(index),
+            path=own.path,
+            audio_path=clip.path if clip.path != own.path else None,
+            task=clip.task,
+            references=clip.texts or ((clip.text,) if clip.text else ()),
+            extra=dict(clip.extra),
+            **fields,
+        )

@@ -1,0 +1,101 @@
+"""Which clips a mode evaluates, and which modes a command line asks for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+from configs.parsing import ConfigError
+from configs.schema import Config
+from data.annotations import Annotation, AnnotationError, load_annotations
+from evaluation.predictions import row_ids, shared_ids
+
+MODES = ("submission_asr", "submission_aac", "valid_asr", "valid_aac", "valid_all", "test_all")
+FAMILIES = {"asr": "asr", "aac": "audiocaption"}
+"""Family -> the stem of its tasks' names."""
+
+
+def in_family(task: str, family: str) -> bool:
+    """Whether a task belongs to `asr` (`asr`, `asr_zh`, …) or `aac` (`audiocaption`, `audiocaption_v2`, …)."""
+    stem = FAMILIES[family]
+    return task == stem or task.startswith(f"{stem}_")
+
+
+def select_annotations(config: Config, mode: str, *, announce: bool = False) -> list[Annotation]:
+    """The annotations that a mode evaluates, each with its row's name in `testset_id`. With `announce` it is said where
+    a name is not the one in the file.
+
+    Raises:
+        ConfigError: the YAML names no file for the mode, or the file has no clip of the family.
+        AnnotationError: two clips of a submission have one `testset_id`.
+    """
+    which, _, family = mode.partition("_")
+    datasets = config.datasets
+    dedicated = {"asr": datasets.test_ann_path_asr, "aac": datasets.test_ann_path_aac}
+    if which == "valid":
+        key, paths, filtered = "datasets.valid_ann_path", datasets.valid_ann_path, family != "all"
+    elif family == "all":
+        key, paths, filtered = "datasets.test_ann_path", datasets.test_ann_path, False
+        if paths is None:
+            paths = [path for several in dedicated.values() for path in _as_list(several)] or None
+    else:
+        key, paths, filtered = f"datasets.test_ann_path_{family}", dedicated[family], False
+        if paths is None:
+            paths, filtered = datasets.test_ann_path, True
+    if not paths:
+        also = " (or datasets.test_ann_path)" if which != "valid" else ""
+        raise ConfigError(f"{config.path}: {key}: not given{also}; --mode {mode} evaluates the clips of that file")
+    everything = load_annotations(_as_list(paths), datasets.prefix, require_text=which == "valid")
+    chosen = [a for a in everything if not filtered or in_family(a.task, family)]
+    if not chosen:
+        tasks = ", ".join(f"{task} ({count})" for task, count in Counter(a.task for a in everything).items())
+        raise ConfigError(
+            f"{', '.join(_as_list(paths))}: no clip for --mode {mode}, which takes tasks named {FAMILIES[family]}…; "
+            f"the file has {tasks}"
+        )
+    shared = shared_ids(chosen)
+    if shared and which == "submission":
+        before, again = shared[0]
+        raise AnnotationError(
+            f"{again.source}: field 'testset_id': {again.testset_id!r} was used before, at {before.source} "
+            f"({len(shared)} such in all); a submission needs a name of its own for every row. Change one, or evaluate "
+            "the files one at a time"
+        )
+    if shared and announce:
+        before, again = shared[0]
+        print(
+            f"{mode}: {len(shared)} clips have a testset_id that another file has too, first {again.testset_id!r} in "
+            f"{before.source} and {again.source}; their rows are named FILE/ID"
+        )
+    return [
+        dataclasses.replace(annotation, testset_id=name, index=position)
+        for position, (annotation, name) in enumerate(zip(chosen, row_ids(chosen), strict=True))
+    ]
+
+
+def _as_list(paths: str | Sequence[str] | None) -> list[str]:
+    return [] if paths is None else [paths] if isinstance(paths, str) else list(paths)
+
+
+def chosen_modes(config: Config, arguments: argparse.Namespace) -> list[str]:
+    """What the command line asks for.
+
+    Raises:
+        ConfigError: nothing is asked for and the YAML names no test file.
+    """
+    if arguments.mode:
+        return [arguments.mode]
+    if arguments.task:
+        return [f"{'submission' if arguments.skip_scoring else 'valid'}_{arguments.task}"]
+    named = {"submission_asr": config.datasets.test_ann_path_asr, "submission_aac": config.datasets.test_ann_path_aac}
+    modes = [mode for mode, paths in named.items() if paths]
+    if not modes and config.datasets.test_ann_path:
+        modes = ["test_all"]
+    if not modes:
+        raise ConfigError(
+            f"{config.path}: datasets.test_ann_path_asr, test_ann_path_aac and test_ann_path: none is given; "
+            f"name one, or say --mode {' | '.join(MODES)}"
+        )
+    return modes

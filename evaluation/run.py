@@ -1,0 +1,144 @@
+"""One mode of evaluation: predictions, scores and the files they are written to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import metrics
+from configs.schema import Config
+from data.batch import BadClip
+from data.prompts import load_prompts
+from data.quarantine import Quarantine
+from evaluation.hypotheses import EvaluationResult, Processes, evaluate_annotations, frames_from_cache
+from evaluation.modes import select_annotations
+from evaluation.predictions import PREDICTIONS, SCORES, SUBMISSION, PredictionStore
+from evaluation.restart import run_hashes
+from evaluation.scores import named_scores, scores_by_file
+from evaluation.swapped_audio import swap_audio
+from models.salmonn import SALMONN
+from support import provenance
+from support.files import write_atomically
+
+
+def evaluate_mode(
+    model: SALMONN,
+    config: Config,
+    mode: str,
+    processes: Processes,
+    *,
+    swapped: bool = False,
+    scoring: bool = True,
+    java: bool = True,
+) -> dict[str, object] | None:
+    """Evaluate one mode and write its three files; returns the content of scores.json (None but in process 0)."""
+    annotations = select_annotations(config, mode, announce=processes.is_main)
+    prompts = load_prompts(config.model.test_prompt_path)
+    swap = swap_audio(annotations, config.run.seed) if swapped else None
+    folder = Path(config.run.output_dir) / "eval" / (f"{mode}_swapped" if swapped else mode)
+    store = PredictionStore(folder, processes.rank)
+    heard = swap.annotations if swap else annotations
+    hashes = run_hashes(model, config, heard, prompts)
+    if processes.is_main:
+        changed = store.open_run(hashes)
+        if changed:
+            print(f"{folder}: starting afresh, because other {' and '.join(changed)} made the predictions found there")
+    processes.wait()
+    started = time.monotonic()
+    result = evaluate_annotations(
+        model,
+        heard,
+        prompts,
+        config,
+        processes=processes,
+        store=store,
+        spoken_by=annotations,
+        frames=frames_from_cache(model, config),
+        scoring=scoring,
+        java=java,
+        progress=folder.name,
+    )
+    if not processes.is_main:
+        return None
+    store.finish(result.predictions)
+    _quarantine(folder / "quarantine.jsonl", result)
+    report = _report(config, mode, result, hashes, seconds=time.monotonic() - started)
+    by_file = scores_by_file(mode, result.predictions, annotations, scoring=scoring)
+    if len(by_file) > 1:
+        report["by_file"] = by_file
+    report["device"] = provenance.machine(model.device)
+    if swap:
+        report["swap"] = {"seed": config.run.seed, "clips_with_a_common_reference": swap.same_reference}
+    write_atomically(folder / SCORES, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    print(_summary(folder, report))
+    return report
+
+
+def _quarantine(path: Path, result: EvaluationResult) -> None:
+    """Name the clips that could not be used, as training does; here they never end the run."""
+    path.unlink(missing_ok=True)
+    quarantine = Quarantine(path, total=len(result.predictions), max_bad_fraction=1.0)
+    for p in result.predictions:
+        if p.error is not None:
+            quarantine.add(BadClip(index=p.index, path=p.audio_path or p.path, reason=p.error))
+
+
+def _report(
+    config: Config, mode: str, result: EvaluationResult, hashes: Mapping[str, str], seconds: float
+) -> dict[str, object]:
+    """The content of scores.json."""
+    failures = [p for p in result.predictions if p.error is not None]
+    generated = len(result.predictions) - result.resumed
+    return {
+        "mode": mode,
+        "scores": named_scores(mode, result.tasks),
+        "directions": metrics.directions(name for task in result.tasks.values() for name in task.values),
+        "tasks": {
+            task: {
+                "clips": scores.clips,
+                "failed": scores.failed,
+                "primary": scores.primary,
+                "scores": scores.values,
+                "reasons": scores.reasons,
+            }
+            for task, scores in result.tasks.items()
+        },
+        "clips": len(result.predictions),
+        "failed": len(failures),
+        "failures": [{"id": p.id, "path": p.audio_path or p.path, "reason": p.error} for p in failures],
+        "cut_to_max_audio_s": sum(p.cut for p in result.predictions),
+        "stopped_by_length": sum(p.stop_reason == "length" for p in result.predictions),
+        "audio_seconds": round(sum(p.seconds for p in result.predictions), 2),
+        "resumed_clips": result.resumed,
+        "seconds": round(seconds, 2),
+        "generation_seconds": round(result.generation_s, 2),
+        "clips_per_second": round(generated / result.generation_s, 3) if generated else None,
+        "checkpoint": config.model.ckpt,
+        "hashes": dict(hashes),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "config": config.to_dict(),
+    }
+
+
+def _summary(folder: Path, report: Mapping[str, object]) -> str:
+    lines = [f"{folder}: {report['clips']} clips, {report['failed']} failed, {report['seconds']} s"]
+    if report["resumed_clips"]:
+        lines[0] += f" ({report['resumed_clips']} clips were there from an earlier run)"
+    for task, row in report["tasks"].items():
+        shown = [f"{name} {value:.4g}" for name, value in row["scores"].items() if value is not None]
+        lines.append(f"  {task} ({row['clips']} clips): {', '.join(shown) or 'not scored'}")
+        whys = {reason: [n for n, r in row["reasons"].items() if r == reason] for reason in row["reasons"].values()}
+        lines += [f"    {', '.join(names)}: {reason}" for reason, names in whys.items()]
+    for file, row in report.get("by_file", {}).items():
+        primaries = [f"{task}.{entry['primary']}" for task, entry in report["tasks"].items()]
+        shown = [f"{name} {row['scores'][name]:.4g}" for name in primaries if row["scores"].get(name) is not None]
+        lines.append(f"  {file} ({row['clips']} clips): {', '.join(shown) or 'not scored'}")
+    for failure in report["failures"][:5]:
+        lines.append(f"  failed: {failure['id']}: {failure['reason']}")
+    if len(report["failures"]) > 5:
+        lines.append(f"  … and {len(report['failures']) - 5} more; all of them in {SCORES}")
+    lines.append(f"  written: {', '.join((SUBMISSION, PREDICTIONS, SCORES))}")
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""From a configuration, or a folder that training wrote, to a model.
+
+`build_model(cfg.model)` joins the parts; `load_model(folder)` does the same from a checkpoint folder's own
+`config.yaml` and puts its adapter in place. Neither knows anything about files of data.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from configs.schema import load_config
+from configs.sections import ModelConfig
+from models.checkpoint.adapter_folder import LEGACY_SUFFIXES, checkpoint_of, load_adapter, load_projection
+from models.checkpoint.adapter_tensors import CheckpointError
+from models.checkpoint.released import load_legacy
+from models.connector.connector import Connector
+from models.device import pick_device
+from models.encoders.stack import EncoderStack
+from models.encoders.table import ENCODERS
+from models.language.llm import LanguageModel
+from models.released_rules import rules_of
+from models.runtime import onednn_linear
+from models.runtime.host_memory import large_blocks_apart
+from models.salmonn import SALMONN
+
+__all__ = ["SALMONN", "CheckpointError", "build_model", "load_model", "pick_device"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") -> SALMONN:
+    """The model that `config` describes, with a fresh adapter, or with `config.ckpt`'s where that is set.
+
+    Encoders that the checkpoint was trained without are added as `load_adapter` says.
+    """
+    device = pick_device(device)
+    rules = rules_of(config)
+    paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]
+    with large_blocks_apart(path for path in paths if path):
+        encoders = rules.encoders.from_config(config, device)
+        llm = LanguageModel.from_config(config, device)
+        connector = build_connector(config, encoders, llm)
+        model = rules.model(encoders, connector, llm, rules.text.from_config(config), config).to(device)
+        freeze_connector(model, config)
+        if config.speech_llama_proj_model:
+            load_projection(model, config.speech_llama_proj_model)
+        if config.ckpt:
+            if config.ckpt.endswith(LEGACY_SUFFIXES):
+                load_legacy(model, config.ckpt)
+            else:
+                load_adapter(model, config.ckpt, add_encoders=True)
+    if device.type == "cpu" and onednn_linear.pays():
+        onednn_linear.use_onednn(model)
+        if onednn_linear.use_onednn(model.llm):
+            model.llm.kernel = model.llm.kernel.replace("torch linear", "oneDNN linear")
+    return model.eval()
+
+
+def load_model(folder: str | Path, device: str | torch.device | None = None) -> SALMONN:
+    """The model of a checkpoint folder, built from the configuration that lies in it.
+
+    The `generate` section there becomes `model.generate_defaults`: text is generated as the checkpoint's own evaluation
+    did, unless `model.generate` is told otherwise. (`evaluate.py` and the tools take every option from their YAML.)
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint, or its adapter does not fit the model that it describes.
+    """
+    folder = checkpoint_of(Path(folder))
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder: it has no config.yaml. Give a folder that training wrote, such as "
+            "outputs/<run>/best."
+        )
+    config = load_config(config_file, overrides=["model.ckpt="])
+    model = build_model(config.model, device)
+    model.generate_defaults = config.generate
+    load_adapter(model, folder)
+    return model
+
+
+def build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageModel) -> Connector:
+    """A fresh connector between these encoders and this language model."""
+    if not config.use_speech_Qformer:
+        raise ValueError("model.use_speech_Qformer = false: the Q-Former is the only connector; set it to true.")
+    rates_hz = encoders.frame_rates_hz
+    if config.legacy != "off":  # the public code lays streams side by side by index, whatever their rates
+        rates_hz = [max(rates_hz)] * len(rates_hz)
+    return Connector(
+        list(encoders.encoders),
+        encoders.dims,
+        rates_hz,
+        llm.hidden_size,
+        hidden_size=config.qformer_hidden_size,
+        num_heads=config.qformer_num_heads,
+        num_layers=config.qformer_layers,
+        intermediate_size=config.qformer_intermediate_size,
+        num_queries=config.num_speech_query_token,
+        dropout=config.qformer_dropout,
+        window_s=config.second_per_window if config.window_level_Qformer else None,
+        stride_s=config.second_stride,
+        keep_partial_window=config.legacy == "off",
+        window_jitter=config.window_jitter,
+        fusion=config.fusion,
+    )
+
+
+def freeze_connector(model: SALMONN, config: ModelConfig) -> None:
+    """Apply the configuration's freeze switches to the connector; encoders and LLM see to their own."""
+    if config.freeze_speech_QFormer:
+        model.connector.qformer.requires_grad_(False)
+    if config.freeze_speech_llama_proj:
+        model.connector.to_llm.requires_grad_(False)

@@ -1,0 +1,111 @@
+"""The parameter names of SALMONN's released checkpoints and of the trainers made from it, and ours, both ways."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+_LAYER = r"(\d+)"
+_BLOCK = "speech_Qformer.bert.encoder.layer.#."
+_OWN_BLOCK = "connector.qformer.layers.#."
+
+
+def _attention(released: str, own: str) -> Iterator[tuple[str, str]]:
+    for part in ("query", "key", "value"):
+        yield f"{_BLOCK}{released}.self.{part}.", f"{_OWN_BLOCK}{own}.{part}."
+    yield f"{_BLOCK}{released}.output.dense.", f"{_OWN_BLOCK}{own}.output."
+    yield f"{_BLOCK}{released}.output.LayerNorm.", f"{_OWN_BLOCK}{own}.norm."
+
+
+# Beginnings of names, released and ours; `#` is a layer's number. {audio} is the encoder beside Whisper.
+_PREFIXES: tuple[tuple[str, str], ...] = (
+    ("speech_query_tokens", "connector.qformer.query_tokens"),
+    ("ln_speech.", "connector.norms.whisper."),
+    ("ln_audio.", "connector.norms.{audio}."),
+    ("speech_llama_proj.", "connector.to_llm."),
+    ("speech_Qformer.bert.embeddings.LayerNorm.", "connector.qformer.input_norm."),
+    *_attention("attention", "self_attention"),
+    *_attention("crossattention", "cross_attention"),
+    (f"{_BLOCK}intermediate_query.dense.", f"{_OWN_BLOCK}intermediate."),
+    (f"{_BLOCK}output_query.dense.", f"{_OWN_BLOCK}output."),
+    (f"{_BLOCK}output_query.LayerNorm.", f"{_OWN_BLOCK}norm."),
+    ("speech_encoder.", "encoders.encoders.whisper."),
+    ("beats.", "encoders.encoders.beats."),
+    ("ced.", "encoders.encoders.ced."),
+)
+
+# LoRA of peft 0.2 (no adapter name) and later (`default`), below any number of wrappers.
+_LORA = re.compile(r"^[a-z0-9_]+_model\.(?:[a-z_]+\.)*?(layers\.\d+\..+\.lora_[AB])(?:\.default)?\.weight$")
+# cv-03 and nlp-07 name the projection by the language model's family.
+_PROJECTION = re.compile(r"^speech_(?:gemma|qwen)_proj\.")
+_OWN_LORA = re.compile(r"^llm\.(layers\.\d+\..+\.lora_[AB])\.weight$")
+_RELEASED_LORA = r"llama_model.base_model.model.model.\1.default.weight"
+
+LORA_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+# BEATs shares one table of positions among its layers; a file holds it under the names that the optimiser never saw.
+_SHARED_BIAS = re.compile(r"^(encoders\.encoders\.beats\.encoder\.layers\.)\d+(\.self_attn\.relative_attention_bias\.)")
+
+# The language model's head: a second name of the embedding where the two are tied, and in the file for that reason.
+HEAD = re.compile(r"^[a-z0-9_]+_model\.(?:[a-z_]+\.)*lm_head\.weight$")
+
+# Buffers stand beside the trained parameters though nothing trained them: of the Q-Former, the rotary embedding, CED's
+# front end, and of quantised layers (bitsandbytes' and GPTQ's), which come with the language model itself.
+WITHOUT_EFFECT = re.compile(
+    r"^speech_Qformer\.bert\.embeddings\.position_ids$"
+    r"|^[a-z0-9_]+_model\..*\.(rotary_emb\.(original_)?inv_freq|SCB|weight_format|qweight|qzeros|scales|g_idx"
+    r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+))$"
+    r"|^ced\.(encoder\.)?front_end\."
+)
+
+
+def _compiled(source: str, target: str) -> tuple[re.Pattern[str], str]:
+    return re.compile("^" + re.escape(source).replace(r"\#", _LAYER)), target.replace("#", r"\1")
+
+
+_TO_OWN = tuple(_compiled(released, own) for released, own in _PREFIXES)
+_TO_RELEASED = tuple(
+    (re.compile("^" + re.escape(own).replace(r"\#", _LAYER).replace(r"\{audio\}", "(?:beats|ced)")), released)
+    for own, released in ((own, released.replace("#", r"\1")) for released, own in _PREFIXES)
+)
+
+
+def own_name(released: str, audio: str = "beats") -> str | None:
+    """Our name of a released tensor; None for a name that is not the family's.
+
+    `audio` is the encoder beside Whisper, whose LayerNorm is `ln_audio`.
+    """
+    if match := _LORA.match(released):
+        return f"llm.{match[1]}.weight"
+    released = _PROJECTION.sub("speech_llama_proj.", released)
+    for pattern, target in _TO_OWN:
+        if pattern.match(released):
+            name = pattern.sub(target.replace("{audio}", audio), released)
+            if audio == "ced":  # as models.encoders.ced reads its own files
+                name = re.sub(r"^(encoders\.encoders\.ced\.)encoder\.", r"\1", name)
+                name = re.sub(r"^(encoders\.encoders\.ced\.init_bn\.)(?!1\.)", r"\g<1>1.", name)
+            return _SHARED_BIAS.sub(r"\g<1>0\2", name)
+    return None
+
+
+def lora_targets(own: Iterable[str]) -> tuple[str, ...]:
+    """The linear layers that have low-rank adapters, by tensors' names of ours; in the order of a layer's parts."""
+    found = {name.split(".")[-3] for name in own if _OWN_LORA.match(name)}
+    known = [target for target in LORA_ORDER if target in found]
+    return (*known, *sorted(found - set(known)))
+
+
+def released_name(own: str) -> str | None:
+    """The name that the public trainers give to a tensor of ours; None where they have no such part."""
+    if _OWN_LORA.match(own):
+        return _OWN_LORA.sub(_RELEASED_LORA, own)
+    for pattern, target in _TO_RELEASED:
+        if pattern.match(own):
+            return pattern.sub(target, own)
+    return None
+
+
+def connector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The connector's part of a SALMONN state dict under our names; other entries are left out."""
+    renamed = {own_name(name): tensor for name, tensor in state.items() if not WITHOUT_EFFECT.match(name)}
+    return {name: tensor for name, tensor in renamed.items() if name is not None and name.startswith("connector.")}

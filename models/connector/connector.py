@@ -1,0 +1,179 @@
+"""The connector: encoder frames become audio tokens in the LLM's space.
+
+Each encoder's frames pass a LayerNorm of their own, the streams are laid side by side, cut into short windows
+(a third of a second by default), each window is read by the Q-Former's queries, and a linear layer takes what the
+queries return to the LLM's width (SALMONN, Tang et al. 2024, section 3.1, "window-level Q-Former").
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.connector.fusion import align_streams
+from models.connector.qformer import QFormer, QFormerConfig
+from models.frames import Frames
+
+FULL_S = 30  # what the family's rule counts frames of: 1,500 at 50 Hz
+
+
+def frames_in(seconds: float, frame_rate_hz: float) -> int:
+    """How many frames the family counts in a stretch of time: 17 for 0.333333 s at 50 Hz.
+
+    Its arithmetic, in its order, `round(1500 * seconds / 30)`: 0.17 s are 9 frames, though 50 * 0.17 is just 8.5.
+    """
+    return max(1, round(FULL_S * frame_rate_hz * seconds / FULL_S))
+
+
+class Connector(nn.Module):
+    """Several encoders' frames -> audio tokens `[B, A, H]` and their mask.
+
+    A clip has `W = ceil(frames / stride)` windows, the last one partial with its missing frames masked, and `Q` tokens
+    a window. `keep_partial_window=False` is the released models' rule: full windows only, so that up to a window of
+    sound at the end is never heard, nor is sound between windows where the stride is the longer (an error otherwise).
+    `window_s=None` makes one window of the whole clip.
+
+    Args:
+        stream_names: one name an encoder, in the order of the streams; they name the LayerNorms in checkpoints.
+        stream_dims: `D` of each encoder.
+        frame_rates_hz: frame rate of each encoder; slower streams are brought to the fastest.
+        llm_hidden_size: `H`.
+        fusion: `concat` lays the streams side by side on the channel axis; `project` takes each to the Q-Former's
+            width by a linear layer of its own and adds them.
+        window_jitter: in training, the grid of windows starts up to a stride before the clip, elsewhere in each batch:
+            nothing is cut off, but a word meets a window's edge in other places every time it is heard.
+    """
+
+    def __init__(
+        self,
+        stream_names: list[str],
+        stream_dims: list[int],
+        frame_rates_hz: list[float],
+        llm_hidden_size: int,
+        *,
+        hidden_size: int = 768,
+        num_heads: int = 12,
+        num_layers: int = 2,
+        intermediate_size: int | None = None,
+        num_queries: int = 1,
+        dropout: float = 0.1,
+        window_s: float | None = 0.333333,
+        stride_s: float = 0.333333,
+        keep_partial_window: bool = True,
+        window_jitter: bool = False,
+        fusion: str = "concat",
+    ) -> None:
+        super().__init__()
+        if fusion not in ("concat", "project"):
+            raise ValueError(f"model.fusion = {fusion!r}: expected 'concat' or 'project'.")
+        self.frame_rates_hz = list(frame_rates_hz)
+        self.num_queries = num_queries
+        self.keep_partial_window = keep_partial_window
+        rate_hz = max(frame_rates_hz)
+        self.window_jitter = window_jitter and window_s is not None and keep_partial_window
+        self.window = None if window_s is None else frames_in(window_s, rate_hz)  # K, in frames
+        self.stride = None if window_s is None else frames_in(stride_s, rate_hz)
+        if self.window is not None and self.stride > self.window and keep_partial_window:
+            raise ValueError(
+                f"model.second_stride = {stride_s} is longer than model.second_per_window = {window_s}: sound between "
+                "two windows would not be heard. Use a stride no longer than the window."
+            )
+        self.norms = nn.ModuleDict(
+            {name: nn.LayerNorm(dim) for name, dim in zip(stream_names, stream_dims, strict=True)}
+        )
+        self.projections = None
+        if fusion == "project":
+            self.projections = nn.ModuleDict(
+                {name: nn.Linear(dim, hidden_size) for name, dim in zip(stream_names, stream_dims, strict=True)}
+            )
+        self.qformer = QFormer(
+            QFormerConfig(
+                encoder_width=sum(stream_dims) if fusion == "concat" else hidden_size,
+                hidden_size=hidden_size,
+                num_heads=num_heads,
+                num_layers=num_layers,
+                intermediate_size=intermediate_size or 4 * hidden_size,
+                num_queries=num_queries,
+                dropout=dropout,
+            )
+        )
+        self.to_llm = nn.Linear(hidden_size, llm_hidden_size)
+
+    def train(self, mode: bool = True) -> "Connector":
+        """A frozen Q-Former stays in eval: its dropout would only be noise."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.qformer.parameters()):
+            self.qformer.eval()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.to_llm.weight.dtype
+
+    def window_count(self, frames: int) -> int:
+        """`W` of a clip with that many frames; at least one, however short the clip."""
+        if self.window is None:
+            return 1
+        if self.keep_partial_window:
+            return max(1, -(-frames // self.stride))
+        return max(0, frames - self.window) // self.stride + 1 if frames >= self.window else 0
+
+    def token_count(self, frames: int) -> int:
+        """`A` of a clip with that many frames."""
+        return self.window_count(frames) * self.num_queries
+
+    def fuse(self, streams: list[Frames]) -> Frames:
+        """Normalise each stream and join them: frames `[B, N, sum of D]` (or `[B, N, H]` when projected)."""
+        normed = []
+        for (name, norm), stream in zip(self.norms.items(), streams, strict=True):
+            frames = norm(stream.frames.to(self.dtype))
+            if self.projections is not None:
+                frames = self.projections[name](frames)
+            normed.append(Frames(frames, stream.lengths))
+        # Zeros past a stream's end come after the norm: the norm of zeros is its bias.
+        aligned, lengths = align_streams(normed, self.frame_rates_hz)
+        fused = torch.cat(aligned, dim=-1) if self.projections is None else sum(aligned)
+        return Frames(fused, lengths)
+
+    def forward(self, streams: list[Frames]) -> tuple[Tensor, Tensor]:
+        """Returns audio tokens `[B, A, H]` and `[B, A]` bool, True where a token is of the clip and not of padding."""
+        fused = self.fuse(streams)
+        windows, frame_mask = self._windows(fused)  # [B, W, K, D], [B, W, K]
+        batch, count = frame_mask.shape[:2]
+        window_mask = frame_mask.any(dim=-1)  # [B, W]
+        if batch == 1:  # a clip alone has no window of padding: no gather, no synchronisation
+            queried = self.qformer(windows[0], frame_mask[0])
+            tokens = self.to_llm(queried)[None]  # [1, W, Q, H]
+        else:
+            # A softmax over no key at all is not a number: windows of padding never reach attention.
+            queried = self.qformer(windows[window_mask], frame_mask[window_mask])
+            heard = self.to_llm(queried)  # [M, Q, H]
+            tokens = heard.new_zeros(batch, count, *heard.shape[1:])
+            tokens[window_mask] = heard
+        return tokens.flatten(1, 2), window_mask.repeat_interleave(self.num_queries, dim=1)
+
+    def _windows(self, fused: Frames) -> tuple[Tensor, Tensor]:
+        """Cut `[B, N, D]` in windows: `[B, W, K, D]` and the mask of frames that belong to the clip."""
+        frames, lengths = fused.frames, fused.lengths
+        total = frames.shape[1]
+        mask = torch.arange(total, device=frames.device) < lengths[:, None]  # [B, N]
+        if self.window is None:
+            return frames[:, None], mask[:, None]
+        if self.window_jitter and self.training:
+            early = int(torch.randint(self.stride, ()))
+            frames, mask = nn.functional.pad(frames, (0, 0, early, 0)), nn.functional.pad(mask, (early, 0))
+            total += early
+        count = self.window_count(total)
+        if count == 0:
+            raise ValueError(
+                f"a clip of {total} frames is shorter than one window of {self.window} frames and partial windows are "
+                "off (the released models' rule); use model.window: full or model.legacy: off."
+            )
+        missing = (count - 1) * self.stride + self.window - total
+        if missing > 0:
+            frames = nn.functional.pad(frames, (0, 0, 0, missing))
+            mask = nn.functional.pad(mask, (0, missing))
+        windows = frames.unfold(1, self.window, self.stride)[:, :count].transpose(2, 3)
+        mask = mask.unfold(1, self.window, self.stride)[:, :count]
+        if not self.keep_partial_window:  # a padded row keeps the full windows that it has alone
+            ends = torch.arange(count, device=frames.device) * self.stride + self.window
+            mask = mask & (ends <= lengths[:, None])[..., None]
+        return windows, mask

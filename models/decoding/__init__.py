@@ -1,0 +1,16 @@
+"""From assembled prompts to text."""
+
+from support.lazy_names import lazy_names
+
+_HOMES = {
+    "GenerateOptions": "models.decoding.scores",
+    "Generation": "models.decoding.hypothesis",
+    "KeyValueCache": "models.decoding.kv_cache",
+    "decode_step": "models.decoding.engine",
+    "generate": "models.decoding.generation",
+    "prefill": "models.decoding.engine",
+    "stream": "models.decoding.generation",
+}
+
+__all__ = list(_HOMES)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -1,0 +1,100 @@
+"""What is done to scores before a token is chosen: penalties, limits, sampling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from configs.sections import GenerateConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(GenerateConfig):
+    """How to generate: the fields of the `generate` section, and a seed for sampling.
+
+    `min_length` counts generated tokens, the end not included. `top_k`, `top_p` and `temperature` act on sampling only.
+    """
+
+    seed: int | None = None
+    """Seed of each row's draws, which are those of the row alone, in any batch; None draws from torch's own generator,
+    for all rows together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, low in (("max_new_tokens", 1), ("num_beams", 1), ("min_length", 0), ("top_k", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {low} or more.")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0.")
+
+
+def process_scores(
+    scores: Tensor,
+    history: Tensor,
+    eos_ids: frozenset[int],
+    options: GenerateOptions,
+    *,
+    keep: int = 1,
+    counts: Sequence[int] | None = None,
+) -> Tensor:
+    """Apply repetition penalty, least length and, for sampling, temperature, top-k and top-p.
+
+    `scores` `[R, V]` are logits or log-probabilities, `history` `[R, G]` the ids generated so far (never the prompt's),
+    `keep` how many tokens must stay possible. Where rows have generated differently many, `counts` says how many, and
+    the rest of a row's history repeats its own ids. In the order, and with the results, of transformers' processors.
+    """
+    if options.repetition_penalty != 1.0 and history.shape[1]:
+        seen = scores.gather(1, history)
+        seen = torch.where(seen < 0, seen * options.repetition_penalty, seen / options.repetition_penalty)
+        scores = scores.scatter(1, history, seen)
+    counts = [history.shape[1]] * len(scores) if counts is None else counts
+    if min(counts, default=0) < options.min_length and eos_ids:
+        ends = [token for token in sorted(eos_ids) if token < scores.shape[1]]
+        forbidden = scores.index_fill(1, torch.tensor(ends, dtype=torch.long, device=scores.device), -torch.inf)
+        short = [count < options.min_length for count in counts]
+        if all(short):
+            scores = forbidden
+        else:
+            scores = torch.where(torch.tensor(short, device=scores.device)[:, None], forbidden, scores)
+    if not options.do_sample:
+        return scores
+    if options.temperature != 1.0:
+        scores = scores / options.temperature
+    if options.top_k:
+        least = scores.topk(min(max(options.top_k, keep), scores.shape[-1]))[0][:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    if options.top_p < 1.0:
+        ascending, order = scores.sort(dim=-1)
+        out = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - options.top_p
+        out[:, -keep:] = False
+        scores = scores.masked_fill(out.scatter(1, order, out), -torch.inf)
+    return scores
+
+
+def choose(scores: Tensor, options: GenerateOptions, generators: Sequence[torch.Generator | None] = (None,)) -> Tensor:
+    """Ids `[R]` from processed scores `[R, V]`: the best, or drawn, with one generator for all rows or one for each."""
+    if not options.do_sample:
+        return scores.argmax(dim=-1)
+    return draw(F.softmax(scores, dim=-1), 1, generators)[:, 0]
+
+
+def draw(chances: Tensor, count: int, generators: Sequence[torch.Generator | None]) -> Tensor:
+    """`count` different indices `[R, count]` from chances `[R, V]`; with one generator for all rows or one for each."""
+    if len(generators) == 1:
+        return torch.multinomial(chances, count, generator=generators[0])
+    rows = zip(chances.split(1), generators, strict=True)
+    return torch.cat([torch.multinomial(row, count, generator=own) for row, own in rows])
+
+
+def seeded(options: GenerateOptions, device: torch.device) -> torch.Generator | None:
+    """A generator with the options' seed; None where they have none."""
+    return None if options.seed is None else torch.Generator(device).manual_seed(options.seed)
+
+
+def seeded_rows(options: GenerateOptions, rows: int, device: torch.device) -> list[torch.Generator | None]:
+    """A generator for each row, all with the same seed, so that a row draws what it would draw alone; [None] without a
+    seed."""
+    return [None] if options.seed is None else [seeded(options, device) for _ in range(rows)]

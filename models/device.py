@@ -1,0 +1,27 @@
+"""Which device a configuration names."""
+
+import logging
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """The device a configuration names; `auto` and None mean CUDA where it is at hand.
+
+    Where CUDA is named and PyTorch finds none, the CPU, with a warning.
+
+    Raises:
+        ValueError: no such kind of device.
+    """
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"run.device = {name!r}: no such device; expected cpu, cuda, cuda:N or auto.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        logger.warning("run.device is %s, but PyTorch finds no CUDA device: going on on the CPU.", name)
+        return torch.device("cpu")
+    return device

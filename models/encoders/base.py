@@ -1,0 +1,126 @@
+"""The face that every audio encoder shows: waveforms in, frames in time order out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import LongTensor, Tensor, nn
+
+from models.runtime.cuda_graphs import Replays, round_up
+
+REPLAYED_STEP = 96  # spectrum frames, of which widths are multiples where the network is captured: about a second
+REPLAYED_FRAMES = 3000  # of all clips, 30 s: more of them keep the device busy by themselves
+
+FRAMES_VERSION = 2
+"""Raise it with every change of code that changes frames, be it in features, in an encoder, or in how clips are cut and
+joined: frames that lie in a cache are then not used any more."""
+
+
+class AudioEncoder(nn.Module):
+    """An audio network whose frames for one clip depend on nothing but that clip's own samples.
+
+    `forward` takes waveforms [B, T] (16 kHz, mono, float32 in [-1, 1]) and lengths [B] in samples, and returns
+    frames [B, N, D], zero after each clip's end, with frame_lengths [B].
+    """
+
+    dim: int
+    """Width D of a frame."""
+    frame_rate_hz: float
+    """Frames a second, in time order."""
+    min_samples: int
+    """The shortest clip that gives a frame; `EncoderStack` extends shorter ones with silence."""
+    max_samples: int | None
+    """The longest clip the network takes, None for no limit; `EncoderStack` cuts longer ones."""
+    cut_grain: int = 320
+    """Samples, of which cuts are multiples, so that parts joined again keep in time: 20 ms, or a step of the network
+    where its steps are longer."""
+    replays: Replays | None = None
+    """The network's CUDA graphs, on such a device and not in training; `EncoderStack` sees to them."""
+
+    @abstractmethod
+    def frame_count(self, samples: int) -> int:
+        """Frames that a clip of `samples` samples gives, known before encoding it."""
+
+    def content_frames(self, samples: int) -> int:
+        """Those of `frame_count`'s frames that lie within the clip, where an encoder pads its input itself."""
+        return self.frame_count(samples)
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything besides the weights that shapes the frames, as plain values."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of weights, settings and `FRAMES_VERSION`; reads every weight, so keep it and do not ask again."""
+        digest = hashlib.blake2b(f"{FRAMES_VERSION} ".encode(), digest_size=16)
+        digest.update(json.dumps(self.settings(), sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def through_network(
+        self,
+        network: Callable[..., Tensor],
+        spectrum: Tensor,
+        lengths: LongTensor,
+        *,
+        axis: int,
+        longest: int | None = None,
+    ) -> Tensor:
+        """`network(spectrum, lengths)`, frames [B, N, D], from a captured graph where there is one this wide.
+
+        A graph is given the spectrum padded along `axis`, to no more than `longest`, so there may be more frames than
+        the spectrum has. With `padded=True` the network masks what lies past each clip's end without asking whether
+        there is anything.
+        """
+        width = spectrum.shape[axis]
+        if self.replays is not None and len(spectrum) * width <= REPLAYED_FRAMES:
+            whole = round_up(width, REPLAYED_STEP)
+            missing = (whole if longest is None else max(width, min(whole, longest))) - width
+            wider = F.pad(spectrum, [0, 0] * (spectrum.ndim - 1 - axis) + [0, missing])
+            frames = self.replays.run(self, partial(network, padded=True), wider, lengths)
+            if frames is not None:
+                return frames
+        return network(spectrum, lengths)
+
+    def check_lengths(self, lengths: list[int]) -> None:
+        """Raise ValueError for a clip that this encoder cannot take whole."""
+        for row, samples in enumerate(lengths):
+            if samples < self.min_samples or (self.max_samples is not None and samples > self.max_samples):
+                raise ValueError(
+                    f"{type(self).__name__}: clip {row} of the batch has {samples} samples; expected "
+                    f"{self.min_samples} to {self.max_samples or 'any number'}. EncoderStack extends short clips and "
+                    "cuts long ones."
+                )
+
+
+def kept_layers(encoder: str, wanted: int | None, there: int) -> int:
+    """How many of an encoder's layers to keep; ValueError where it has fewer than are wanted."""
+    if wanted is not None and wanted > there:
+        raise ValueError(f"{encoder}: {wanted} layers are to be kept, but there are {there}")
+    return wanted or there
+
+
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Fill a model that lies on the meta device; ValueError, naming `source` and the keys, if any does not fit."""
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in weights]
+    problems += [f"unexpected {name}" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"{source} does not fit the model it describes: {'; '.join(problems[:8])}{more}")
+    model.to_empty(device="cpu")
+    model.load_state_dict(weights)

@@ -1,0 +1,290 @@
+"""CED: a vision transformer over 16 x 16 patches of a mel spectrogram (Dinkel et al., 2023, arXiv:2308.11957).
+
+Tiny, mini, small and base differ in width alone. Reads the released `.pt` files (a bare state dict) and hub folders.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import BoolTensor, LongTensor, Tensor, nn
+from transformers.utils import cached_file
+
+from models.encoders.base import AudioEncoder, load_strictly
+from models.encoders.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, decibel_frames, decibel_spectrogram
+from models.frames import length_mask, zero_after
+from models.hub import split_revision
+from models.tensor_file import TensorFileError, read_tensor_file
+from support.units import SAMPLE_RATE
+
+PATCH = 16
+BINS = DECIBEL_BINS // PATCH  # patches, and tokens, a time step
+RELEASED_HEAD_DIM = 64
+NORM_EPSILON = 1e-6
+
+Padding = Literal["neutral", "released"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CEDConfig:
+    """Sizes; all but the number of heads can be read off the weights."""
+
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    outputdim: int = 527
+    target_length: int = 1012
+    """Spectrogram frames that the time positions span: 10.1 s."""
+    rescale: bool = False
+    """Shift and scale the spectrogram as BEATs' fbank is, before a BatchNorm that was fitted to plain dB."""
+    frequency_major: bool = False
+    """Leave frames in the network's order, all time steps of the lowest bins first. One published system has both."""
+
+
+class CED(AudioEncoder):
+    """Frames [B, N, D] in time order: 4 tokens for every 16 spectrogram frames (160 ms), from low to high mel bins.
+
+    What differs from the released code: the 120 dB floor and the reflection at the ends are each clip's own, keys past
+    its end are masked, tokens come in time order (the network's own order is frequency first), and BatchNorm uses its
+    stored statistics in training too.
+    """
+
+    def __init__(self, config: CEDConfig, *, head: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        width = config.embed_dim
+        self.dim = width
+        self.frame_rate_hz = SAMPLE_RATE / HOP / PATCH * BINS
+        self.min_samples = (PATCH - 1) * HOP
+        self.max_samples = (config.target_length - 1) * HOP
+
+        self.init_bn = nn.ModuleDict({"1": nn.BatchNorm1d(DECIBEL_BINS)})  # the released name
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, width, PATCH, stride=PATCH)})
+        self.time_pos_embed = nn.Parameter(0.02 * torch.randn(1, width, 1, config.target_length // PATCH))
+        self.freq_pos_embed = nn.Parameter(0.02 * torch.randn(1, width, BINS, 1))
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
+        self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.outputlayer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.outputdim)) if head else None
+        self.train(self.training)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        num_heads: int | None = None,
+        target_length: int | None = None,
+        rescale: bool = False,
+        frequency_major: bool = False,
+        head: bool = False,
+        dtype: torch.dtype = torch.float32,
+        token: str | None = None,
+    ) -> CED:
+        """Load a `.pt` file, a folder with `config.json` and `model.safetensors`, or a hub name.
+
+        Args:
+            num_heads: where neither the file nor the folder says it; released models have heads of width 64.
+            target_length: spectrogram frames that a piece may have; the file's time positions are cut to it, or
+                stretched for clips over 10 s in one piece.
+            rescale, frequency_major: see `CEDConfig`.
+            head: keep the classifier.
+            dtype: of the weights; the BatchNorm in front, which sees decibels, stays in float32.
+
+        Raises ValueError for a file that is not a CED, naming what does not fit.
+        """
+        weights, described = _read(path, token)
+        weights = {_released_name(name): value for name, value in weights.items()}
+        dropped = ("front_end.",) if head else ("front_end.", "outputlayer.")
+        weights = {name: value for name, value in weights.items() if not name.startswith(dropped)}
+        try:
+            width, positions = weights["time_pos_embed"].shape[1], weights["time_pos_embed"].shape[3]
+            inner = weights["blocks.0.mlp.fc1.weight"].shape[0]
+        except (KeyError, IndexError) as error:
+            raise ValueError(
+                f"CED: {str(path)!r} is no CED; expected time_pos_embed [1, D, 1, T] and blocks.0.mlp.fc1.weight"
+            ) from error
+        span = target_length or described.get("target_length") or _span_of(positions)
+        weights["time_pos_embed"] = _fit_positions(weights["time_pos_embed"].float(), span // PATCH)
+        config = CEDConfig(
+            embed_dim=width,
+            depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
+            num_heads=num_heads or described.get("num_heads", max(1, width // RELEASED_HEAD_DIM)),
+            mlp_ratio=inner / width,
+            outputdim=len(weights["outputlayer.1.bias"]) if "outputlayer.1.bias" in weights else 0,
+            target_length=span,
+            rescale=rescale,
+            frequency_major=frequency_major,
+        )
+        with torch.device("meta"):
+            model = cls(config, head=head)
+        load_strictly(model, weights, f"CED: {str(path)!r}")
+        model.to(dtype)
+        model.init_bn.float()
+        return model.eval()
+
+    def train(self, mode: bool = True) -> CED:
+        super().train(mode)
+        self.init_bn.eval()  # a batch's own statistics would make a clip's frames depend on its neighbours
+        return self
+
+    def frame_count(self, samples: int) -> int:
+        return decibel_frames(samples) // PATCH * BINS
+
+    def settings(self) -> dict[str, Any]:
+        return {"encoder": "ced", **asdict(self.config)}
+
+    def forward(
+        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral"
+    ) -> tuple[Tensor, LongTensor]:
+        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B].
+
+        `padding="released"`: as CED's code does, which knows no lengths and floors by the batch's loudest bin.
+        """
+        device = self.time_pos_embed.device
+        waveforms, lengths = waveforms.to(device), lengths.to(device)
+        if padding == "released":
+            spectrogram = decibel_spectrogram(waveforms, lengths, batch_floor=True)
+            steps = torch.full_like(lengths, spectrogram.shape[-1] // PATCH)
+            tokens = self.encode_spectrogram(self.normalise(spectrogram), steps)
+        elif padding == "neutral":
+            self.check_lengths(lengths.tolist())
+            spectrogram = decibel_spectrogram(waveforms, lengths)
+            steps = (1 + lengths // HOP) // PATCH
+            tokens = self.through_network(
+                self.encode_spectrogram,
+                self.normalise(spectrogram),
+                steps,
+                axis=2,
+                longest=self.config.target_length,
+            )
+        else:
+            raise ValueError(f"CED: padding is {padding!r}; expected 'neutral' or 'released'")
+        frames = tokens.unflatten(1, (BINS, -1))[:, :, : spectrogram.shape[-1] // PATCH].transpose(1, 2).flatten(1, 2)
+        if self.config.frequency_major:
+            place = torch.arange(frames.shape[1], device=device)[None]
+            own = steps[:, None].clamp(min=1)  # a clip's own steps, so that its order is the one it has alone
+            index = (place % own * BINS + place // own).clamp(max=frames.shape[1] - 1)
+            frames = frames.gather(1, index[..., None].expand_as(frames))
+        return zero_after(frames, steps * BINS), steps * BINS
+
+    def normalise(self, spectrogram: Tensor) -> Tensor:
+        """[B, M, F] in dB -> [B, M, F], by the statistics of the training set, bin by bin."""
+        if self.config.rescale:
+            spectrogram = (spectrogram - FBANK_MEAN) / (2 * FBANK_STD)
+        with torch.autocast(spectrogram.device.type, enabled=False):
+            return self.init_bn["1"](spectrogram)
+
+    def encode_spectrogram(self, spectrogram: Tensor, steps: LongTensor, padded: bool | None = None) -> Tensor:
+        """Normalised [B, M, F], time steps [B] of each clip -> tokens [B, N, D], frequency-major, as released.
+
+        `padded` says whether the spectrogram is longer than any of its clips; None looks.
+        """
+        patches = self.patch_embed["proj"](spectrogram[:, None].to(self.patch_embed["proj"].weight.dtype))
+        count = patches.shape[-1]
+        patches = patches + self.time_pos_embed[..., :count] + self.freq_pos_embed  # [B, D, 4, steps]
+        inside = length_mask(steps, count)
+        # Without padding there is nothing to mask, and attention takes a faster kernel.
+        padded = not bool(inside.all()) if padded is None else padded
+        keys = inside.repeat(1, BINS)[:, None, None] if padded else None  # [B, 1, 1, N]
+        tokens = patches.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens, keys)
+        return self.norm(tokens)
+
+    def class_probabilities(self, waveforms: Tensor, padding: Padding = "neutral") -> Tensor:
+        """[B, T], clips of equal length -> [B, classes]: the classifier's independent probabilities.
+
+        Longer spectrograms than the time positions span are cut in pieces of that span, the last one filled with
+        zeros, and the pieces' probabilities averaged.
+        """
+        if self.outputlayer is None:
+            raise ValueError("CED: no classifier; load it with from_checkpoint(path, head=True)")
+        lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
+        spectrogram = self.normalise(decibel_spectrogram(waveforms, lengths, batch_floor=padding == "released"))
+        span = self.config.target_length
+        pieces = list(spectrogram.split(span, dim=-1))
+        if len(pieces) > 1:
+            pieces[-1] = F.pad(pieces[-1], (0, span - pieces[-1].shape[-1]))
+        steps = torch.full_like(lengths, pieces[0].shape[-1] // PATCH)
+        logits = [self.outputlayer(self.encode_spectrogram(piece, steps).mean(dim=1)) for piece in pieces]
+        return torch.stack(logits).sigmoid().mean(dim=0)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, under the released names."""
+
+    def __init__(self, config: CEDConfig) -> None:
+        super().__init__()
+        width, inner = config.embed_dim, round(config.embed_dim * config.mlp_ratio)
+        self.heads = config.num_heads
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
+
+    def forward(self, tokens: Tensor, keys: BoolTensor | None) -> Tensor:
+        """[B, N, D], keys [B, 1, 1, N] True where a token may be attended to, None for all -> [B, N, D]."""
+        packed = self.attn["qkv"](self.norm1(tokens)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = packed.permute(2, 0, 3, 1, 4)  # [B, heads, N, D / heads] each
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=keys)
+        tokens = tokens + self.attn["proj"](mixed.transpose(1, 2).flatten(2))
+        return tokens + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens))))
+
+
+def _read(path: str | Path, token: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights, and what a folder's config.json says (nothing for a bare file)."""
+    source = Path(path)
+    try:
+        if source.is_file():
+            return _state_dict(read_tensor_file(source)), {}
+        name, revision = split_revision(str(path))
+        options = {"revision": revision, "token": token}
+        described = json.loads(Path(cached_file(name, "config.json", **options)).read_text())
+        return load_file(cached_file(name, "model.safetensors", **options)), described
+    except TensorFileError as error:
+        raise ValueError(f"CED: cannot read {str(path)!r} as a .pt file: it {error}") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"CED: cannot read {str(path)!r} as a .pt file, a folder with config.json and model.safetensors, or a hub "
+            f"name: {error}"
+        ) from error
+
+
+def _state_dict(file: Any) -> dict[str, Tensor]:
+    """What a `.pt` file holds: a state dict, bare or under `model`."""
+    weights = file.get("model", file) if isinstance(file, dict) else file
+    if not isinstance(weights, dict):
+        raise TensorFileError(f"holds a {type(weights).__name__}; expected a state dict")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise TensorFileError(f"has {name!r:.40}, a {type(value).__name__}; expected tensors under their names")
+    return weights
+
+
+def _span_of(positions: int) -> int:
+    """Spectrogram frames that a bare file was made for: its positions tell them but for what fills no patch."""
+    released = CEDConfig.target_length
+    return released if released // PATCH == positions else positions * PATCH
+
+
+def _fit_positions(table: Tensor, count: int) -> Tensor:
+    """[1, D, 1, T] -> [1, D, 1, count]: the first of them, or all of them stretched."""
+    if count <= table.shape[3]:
+        return table[..., :count]
+    return F.interpolate(table, (1, count), mode="bilinear", align_corners=False)
+
+
+def _released_name(name: str) -> str:
+    """Hub folders keep the network under `encoder.`, and the BatchNorm without its place in a sequence."""
+    name = name.removeprefix("encoder.")
+    if name.startswith("init_bn.") and not name.startswith("init_bn.1."):
+        name = name.replace("init_bn.", "init_bn.1.")
+    return name

@@ -1,0 +1,98 @@
+"""Encoder outputs kept on disk, one file a clip."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import LongTensor, Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+if TYPE_CHECKING:
+    pass
+from models.encoders.stack import EncoderStack, logger
+from models.frames import Frames
+
+
+class FrameCache:
+    """Frozen encoders' frames on disk, under a hash of the clip's samples.
+
+    Content addresses cannot be stale: another augmentation, cut or edit of a clip is another clip. Misses are encoded
+    one clip at a time, so that a value never depends on which clips were missing together. Frames are stored as the
+    encoders returned them, hence the same values from the cache as without it. Where the disk takes no more, a warning
+    says so once and further clips are encoded each time.
+
+    Each `EncoderStack.fingerprint` has a folder of its own in `folder`.
+
+    Raises:
+        ValueError: the stack's outputs cannot be kept (`EncoderStack.why_not_cached`).
+    """
+
+    def __init__(self, folder: str | Path, stack: EncoderStack) -> None:
+        reason = stack.why_not_cached(stack.frozen)
+        if reason is not None:
+            raise ValueError(f"datasets.cache_encoder_outputs is {folder}, but {reason}.")
+        self.stack = stack
+        self.folder = Path(folder) / stack.fingerprint
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._writes = True
+
+    @classmethod
+    def where_possible(cls, folder: str | Path | None, stack: EncoderStack) -> FrameCache | None:
+        """A cache in `folder`; None where none is named, or where the stack's outputs cannot be kept."""
+        return None if not folder or stack.why_not_cached(stack.frozen) else cls(folder, stack)
+
+    def encode(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+        """What the stack returns for `waveforms, lengths`, from the cache where it is there."""
+        rows = []
+        for waveform, samples in zip(waveforms, lengths.tolist(), strict=True):
+            path = self._path(waveform[:samples])
+            frames = self._read(path, len(self.stack.encoders))
+            if frames is None:
+                streams = self.stack(waveform[None, :samples], torch.tensor([samples], device=lengths.device))
+                frames = [stream.frames[0, : stream.lengths[0]].cpu() for stream in streams]
+                self._write(path, frames)
+            rows.append(frames)
+        return [_batch([row[index] for row in rows], waveforms.device) for index in range(len(self.stack.encoders))]
+
+    def _path(self, waveform: Tensor) -> Path:
+        name = hashlib.blake2b(waveform.detach().cpu().float().contiguous().numpy(), digest_size=20).hexdigest()
+        return self.folder / name[:2] / f"{name[2:]}.safetensors"
+
+    @staticmethod
+    def _read(path: Path, count: int) -> list[Tensor] | None:
+        try:
+            stored = load_file(path)
+        except (FileNotFoundError, SafetensorError):  # never written, or damaged: encode again
+            return None
+        return [stored[str(index)] for index in range(count)]
+
+    def _write(self, path: Path, frames: list[Tensor]) -> None:
+        if not self._writes:
+            return
+        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")  # other ranks may write the same clip
+        try:
+            path.parent.mkdir(exist_ok=True)
+            save_file({str(index): values.contiguous() for index, values in enumerate(frames)}, temporary)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:  # the latter is how the library reports a full disk
+            self._writes = False
+            logger.warning(
+                "%s: no more encoder outputs can be written there (%s); going on, other clips are encoded each time. "
+                "Make room, or set datasets.cache_encoder_outputs to another folder.",
+                self.folder,
+                error,
+            )
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _batch(frames: list[Tensor], device: torch.device) -> Frames:
+    lengths = torch.tensor([len(row) for row in frames])
+    return Frames(pad_sequence(frames, batch_first=True).to(device), lengths.to(device))

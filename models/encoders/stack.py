@@ -1,0 +1,174 @@
+"""The table of audio encoders, and several of them side by side: short and long clips, alignment in time, caching."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import LongTensor, Tensor, nn
+
+from models.connector.fusion import resampled_length
+from models.encoders.base import AudioEncoder
+from models.encoders.long_clips import encode_any_length, joined_frame_count
+from models.encoders.table import ENCODERS, build_encoder, frozen_encoders
+from models.frames import Frames, length_mask
+from models.quantization import int8
+from models.runtime.cuda_graphs import Replays
+from models.runtime.cuda_streams import run_concurrently
+from support.units import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from configs.sections import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+OVERLAPPED_S = 30  # of all clips: more of them fill the device, and encoders side by side would only hold more memory
+
+
+class EncoderStack(nn.Module):
+    """Several encoders over the same clips, each at its own frame rate, for clips of any length.
+
+    A clip shorter than the encoders can take is extended with silence that counts as audio. One that is longer than
+    an encoder can take is cut, for that encoder, in equal parts, which are encoded and joined in time. Frozen encoders
+    stay in eval and run without gradients, and in the type of their weights: autocast would give training, its cache
+    and evaluation different frames of the same clip.
+    """
+
+    hears_batch = False
+    """Whether a clip's frames depend on the batch that it is in."""
+
+    def __init__(self, encoders: dict[str, AudioEncoder], frozen: dict[str, bool] | None = None) -> None:
+        super().__init__()
+        if not encoders:
+            keys = ", ".join(f"model.{entry.path_key}" for entry in ENCODERS.values())
+            raise ValueError(f"no audio encoder; set at least one of {keys}")
+        self.encoders = nn.ModuleDict(encoders)
+        self.frozen = {name: True if frozen is None else frozen[name] for name in encoders}
+        self.captures = True
+        """Whether the encoders' networks are captured in CUDA graphs, in evaluation on such a device."""
+        for name, encoder in self.encoders.items():
+            if self.frozen[name]:
+                encoder.requires_grad_(False)
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, device: torch.device | str = "cpu") -> EncoderStack:
+        """Every encoder that `config` names weights for, in the table's order, on the CPU.
+
+        `device` is where the stack will run: `model.dtype: auto` is float16 on CUDA, float32 elsewhere. Encoders that
+        train keep float32 weights.
+        """
+        named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+        automatic = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+        frozen = frozen_encoders(config)
+        dtype = named.get(config.dtype, automatic)
+        if config.encoder_quantization == "int8":
+            int8.check_device(torch.device(device), allow_slow=config.allow_slow_kernels)
+        encoders = {name: build_encoder(name, config, dtype if frozen[name] else torch.float32) for name in frozen}
+        stack = cls(encoders, frozen)
+        for line in stack.kernels(torch.device(device)):
+            logger.info("encoder %s", line)
+        return stack
+
+    def kernels(self, device: torch.device) -> list[str]:
+        """What multiplies each encoder's weights on `device`, a line each."""
+        return [f"{name}, weights: {int8.kernel_report(encoder, device)}" for name, encoder in self.encoders.items()]
+
+    @property
+    def dims(self) -> list[int]:
+        return [encoder.dim for encoder in self.encoders.values()]
+
+    @property
+    def frame_rates_hz(self) -> list[float]:
+        return [encoder.frame_rate_hz for encoder in self.encoders.values()]
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Of the streams when they are joined: the fastest."""
+        return max(self.frame_rates_hz)
+
+    @property
+    def min_samples(self) -> int:
+        """What shorter clips are extended to, for all encoders alike, so that their streams end together."""
+        return max(encoder.min_samples for encoder in self.encoders.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that shapes frames; reads every weight, so keep the result instead of asking again."""
+        parts = [f"{name}:{encoder.fingerprint}" for name, encoder in self.encoders.items()]
+        parts.append(f"min_samples:{self.min_samples}")
+        return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
+
+    @classmethod
+    def why_not_cached(cls, frozen: Mapping[str, bool]) -> str | None:
+        """Why no frames can be kept of encoders that are `frozen` or not, with the mend; None where they can."""
+        if cls.hears_batch:
+            return (
+                "under model.legacy: exact encoders hear the batch, so that a clip has no outputs of its own: set the "
+                "cache to null, or model.legacy to weights"
+            )
+        trained = [name for name, is_frozen in frozen.items() if not is_frozen]
+        if trained:
+            return (
+                f"the encoder {' and '.join(trained)} is trained, so its outputs change: freeze it, or set the cache "
+                "to null"
+            )
+        return None
+
+    def train(self, mode: bool = True) -> EncoderStack:
+        super().train(mode)
+        for name, encoder in self.encoders.items():
+            if self.frozen[name]:
+                encoder.eval()
+            if mode or not self.captures:
+                encoder.replays = None
+            elif encoder.replays is None and next(encoder.parameters()).device.type == "cuda":
+                encoder.replays = Replays()  # each its own: encoders may run at the same time
+        return self
+
+    def frame_count(self, samples: int) -> int:
+        """Frames of a clip of `samples` samples after `join_streams`."""
+        samples = max(samples, self.min_samples)
+        return max(
+            resampled_length(joined_frame_count(encoder, samples), encoder.frame_rate_hz, self.frame_rate_hz)
+            for encoder in self.encoders.values()
+        )
+
+    def forward(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+        """[B, T], [B] samples -> one Frames an encoder, at its own rate."""
+        short = self.min_samples - waveforms.shape[1]
+        if short > 0:
+            waveforms = F.pad(waveforms, (0, short))
+        # What lies past a clip's end may be anything; the silence that short clips are given must be silence.
+        waveforms = waveforms.masked_fill(~length_mask(lengths, waveforms.shape[1]), 0)
+        lengths = lengths.clamp(min=self.min_samples)
+
+        def encode(name: str) -> tuple[Tensor, Tensor]:
+            with _as_stored(waveforms.device.type) if self.frozen[name] else nullcontext():
+                stream = encode_any_length(self.encoders[name], waveforms, lengths)
+            return stream.frames, stream.lengths
+
+        works = [partial(encode, name) for name in self.encoders]
+        results = run_concurrently(works, waveforms.device) if self.overlaps(waveforms) else [work() for work in works]
+        return [Frames(*result) for result in results]
+
+    def overlaps(self, waveforms: Tensor) -> bool:
+        """Whether the encoders run at the same time: on CUDA, where the clips alone do not fill the device."""
+        return (
+            waveforms.device.type == "cuda"
+            and len(self.encoders) > 1
+            and not torch.is_grad_enabled()
+            and waveforms.numel() <= OVERLAPPED_S * SAMPLE_RATE
+        )
+
+
+@contextmanager
+def _as_stored(device_type: str) -> Iterator[None]:
+    with torch.no_grad(), torch.autocast(device_type, enabled=False):
+        yield

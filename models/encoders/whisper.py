@@ -1,0 +1,155 @@
+"""Whisper's encoder for clips of any length up to 30 s, one batch, no influence between clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import LongTensor, Tensor
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder as TransformersWhisperEncoder
+
+from models.encoders.base import AudioEncoder, kept_layers
+from models.encoders.features import HOP, WINDOW, log_mel, log_mel_frames
+from models.frames import length_mask, zero_after
+from models.hub import loading_problem, split_revision
+from models.quantization.int8 import RoundingConfig
+from support.units import SAMPLE_RATE
+
+CONV_STRIDE = 2  # of the second convolution: log-mel frames a frame
+
+Window = Literal["clip", "full"]
+
+
+class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
+    """transformers' Whisper encoder with our face. State dict and configuration are the library's.
+
+    What differs:
+    - It takes waveforms and computes the log-mel spectrogram itself, on its device.
+    - `window="clip"` encodes each clip at its real length, with as many of the positions as it needs: a 10 s clip costs
+      a third of 30 s of padding. `window="full"` pads or cuts to 30 s exactly as the feature extractor does; every clip
+      then has 1,500 frames, those of the silence included, as Whisper was trained.
+    - In a batch of mixed lengths, zeros stand after each clip's end before both convolutions and keys past its end are
+      masked in every attention.
+    - Layers are never dropped in training.
+    """
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^(model\.)?decoder\.", r"^proj_out\."]
+
+    def __init__(self, config: WhisperConfig, window: Window = "clip") -> None:
+        if window not in ("clip", "full"):
+            raise ValueError(f"Whisper: window is {window!r}; expected 'clip' or 'full'")
+        super().__init__(config)
+        kept = "|".join(map(str, range(config.encoder_layers)))  # of those left out, loading need not tell
+        self._keys_to_ignore_on_load_unexpected |= {rf"^layers\.(?!({kept})\.)"}
+        self.window = window
+        self.dim = config.d_model
+        self.frame_rate_hz = SAMPLE_RATE / HOP / CONV_STRIDE
+        self.min_samples = WINDOW
+        self.max_samples = config.max_source_positions * CONV_STRIDE * HOP
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        window: Window = "clip",
+        dtype: torch.dtype = torch.float32,
+        token: str | None = None,
+        layers: int | None = None,
+        int8: bool = False,
+    ) -> WhisperEncoder:
+        """Load the encoder alone from a Whisper folder or a hub name, `owner/name` or `owner/name@revision`.
+
+        Full models and bare encoders are read. Weights go straight to `dtype`, whatever the file holds; with `int8`,
+        those of linear layers straight to 8 bits. `layers` keeps that many layers, from the bottom; the others are not
+        read.
+
+        Raises ValueError if there is no Whisper model, or if it lacks weights of the encoder.
+        """
+        name, revision = split_revision(str(folder))
+        try:
+            config = WhisperConfig.from_pretrained(name, revision=revision, token=token)
+            config.encoder_layers = kept_layers("Whisper", layers, config.encoder_layers)
+            encoder, report = super().from_pretrained(
+                name,
+                config=config,
+                window=window,
+                dtype=dtype,
+                revision=revision,
+                token=token,
+                key_mapping={r"^(model\.)?encoder\.": ""},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+                **({"quantization_config": RoundingConfig()} if int8 else {}),
+            )
+        except OSError as error:
+            raise ValueError(
+                f"Whisper: cannot load {str(folder)!r}: {loading_problem(str(folder), error)}; expected a folder with "
+                "config.json and weights, or a hub name (owner/name or owner/name@revision)"
+            ) from error
+        broken = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        if broken:
+            raise ValueError(
+                f"Whisper: {str(folder)!r} lacks, or has in another shape, {len(broken)} weights of the encoder: "
+                f"{', '.join(broken[:8])}{' …' if len(broken) > 8 else ''}"
+            )
+        return encoder.eval()
+
+    def frame_count(self, samples: int) -> int:
+        if self.window == "full":
+            return self.config.max_source_positions
+        return self.content_frames(samples)
+
+    def content_frames(self, samples: int) -> int:
+        return -(-log_mel_frames(samples) // CONV_STRIDE)
+
+    def settings(self) -> dict[str, Any]:
+        config = self.config
+        sizes = (config.d_model, config.encoder_layers, config.encoder_attention_heads, config.num_mel_bins)
+        return {"encoder": "whisper", "window": self.window, "sizes": sizes, "activation": config.activation_function}
+
+    def forward(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B]."""
+        if self.window == "clip":
+            self.check_lengths(lengths.tolist())
+        features, feature_lengths = self.features(waveforms, lengths)
+        return self.encode_features(features, feature_lengths)
+
+    def features(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+        """[B, T], [B] samples -> log-mel spectrogram [B, M, F], feature_lengths [B], on this encoder's device."""
+        device = self.conv1.weight.device
+        return log_mel(
+            waveforms.to(device),
+            lengths.to(device),
+            bins=self.num_mel_bins,
+            full_samples=self.max_samples if self.window == "full" else None,
+        )
+
+    def encode_features(self, features: Tensor, feature_lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+        """Log-mel spectrogram [B, M, F], zero after each length -> frames [B, N, D], frame_lengths [B].
+
+        F may be any number up to `max_source_positions * 2` (3,000 in every released model).
+        """
+        longest = self.config.max_source_positions * CONV_STRIDE
+        frames = self.through_network(self._encode, features, feature_lengths, axis=2, longest=longest)
+        return frames[:, : -(-features.shape[-1] // CONV_STRIDE)], -(-feature_lengths // CONV_STRIDE)
+
+    def _encode(self, features: Tensor, feature_lengths: LongTensor, padded: bool | None = None) -> Tensor:
+        """Frames [B, N, D]; `padded` says whether the spectrogram is longer than any of its clips, None looks."""
+        hidden = F.gelu(self.conv1(features.to(self.conv1.weight.dtype)))  # [B, D, F]
+        hidden = hidden.masked_fill(~length_mask(feature_lengths, hidden.shape[-1])[:, None], 0)
+        hidden = F.gelu(self.conv2(hidden)).transpose(1, 2)  # [B, N, D]
+        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
+        hidden = F.dropout(hidden, p=self.dropout, training=self.training)
+
+        frame_lengths = -(-feature_lengths // CONV_STRIDE)
+        keys = length_mask(frame_lengths, hidden.shape[1])
+        # Without padding there is nothing to mask, and attention takes a faster kernel.
+        padded = not bool(keys.all()) if padded is None else padded
+        mask = keys[:, None, None] if padded else None  # [B, 1, 1, N]
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return zero_after(self.layer_norm(hidden), frame_lengths)

@@ -1,0 +1,31 @@
+"""What an encoder returns, and masks made of lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import BoolTensor, LongTensor, Tensor
+
+if TYPE_CHECKING:
+    pass
+
+
+def length_mask(lengths: LongTensor, size: int) -> BoolTensor:
+    """[B] lengths -> [B, size], True inside each row's length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def zero_after(values: Tensor, lengths: LongTensor) -> Tensor:
+    """[B, N, ...] with zeros where the second axis runs past each row's length."""
+    mask = length_mask(lengths, values.shape[1])
+    return values.masked_fill(~mask.view(*mask.shape, *[1] * (values.ndim - 2)), 0)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What an encoder returns."""
+
+    frames: Tensor  # [B, N, D]; what lies after a clip's end has no meaning
+    lengths: LongTensor  # [B]

@@ -1,0 +1,1 @@
+"""The language model, and text on its way to and from it."""

@@ -1,0 +1,326 @@
+"""The language model: any causal LM of transformers, frozen, with LoRA on top; it knows no audio.
+
+It takes embeddings with explicit masks and positions and gives hidden states; logits are a step of their own, so that
+training computes them only where a target stands and prefill only for the last position.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from configs.sections import ModelConfig
+from models.decoding.kv_cache import KeyValueCache
+from models.decoding.prefix_cache import PrefixCache
+from models.hub import loading_problem, split_revision
+from models.quantization import backends, report
+from models.runtime.file_pages import release_weights
+
+if TYPE_CHECKING:
+    from models.decoding.step_graphs import StepGraphs
+
+logger = logging.getLogger(__name__)
+
+# Families whose embedding scale, masks and logits are held against transformers' own forward in the tests. Any other
+# family is checked the same way, on a few tokens, each time it is loaded.
+VERIFIED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_text"})
+SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class LanguageModel(nn.Module):
+    """A frozen causal LM of transformers with LoRA, behind `embed`, `forward` and `logits`.
+
+    `model` is the library's model; `backend` says how its weights are held and `kernel` which kernel multiplies them.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, backend: backends.Backend = backends.BACKENDS["none"]) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.backend = backend
+        self.prefixes = PrefixCache()
+        self.captures = True
+        """Whether prefill and decode steps are captured in CUDA graphs, in evaluation on such a device."""
+        self.graphs: StepGraphs | None = None
+        self.config: PreTrainedConfig = model.config.get_text_config()
+        self._layer_types = _layer_types(self.config)
+        self.kernel = report.kernel_report(model, backend, self.device, self.dtype)
+        backends.make_trainable(model)
+        if self.config.model_type not in VERIFIED_FAMILIES:
+            self._check_against_library()
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, device: torch.device | str = "cpu") -> "LanguageModel":
+        """Load `config.llama_path` in its compute type, quantised as configured, and put fresh LoRA layers on it."""
+        device = torch.device(device)
+        name, revision = split_revision(config.llama_path)
+        source = {"revision": revision, "token": config.token}
+        llm_config = _load_config(config.llama_path, name, source)
+        text_config = llm_config.get_text_config()
+        dtype = compute_dtype(config.dtype, device, text_config.model_type)
+        stored = backends.stored_backend(llm_config)
+        backend = backends.resolve_backend(config, stored, device=device, dtype=dtype, trainable=False)
+        arguments = backends.loading_arguments(
+            backend, stored, dtype, config=config, llm_config=llm_config, device=device
+        )
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=dtype,
+                device_map={"": device},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+                **source,
+                **arguments,
+            )
+        except OSError as error:
+            problem = loading_problem(config.llama_path, error)
+            raise ValueError(
+                f"model.llama_path: no weights could be loaded from {config.llama_path!r}: {problem}"
+            ) from error
+        broken = [f"{key} is missing" for key in sorted(info["missing_keys"])]
+        broken += [f"{key} is {list(got)}, expected {list(want)}" for key, got, want in sorted(info["mismatched_keys"])]
+        if broken:
+            raise ValueError(
+                f"model.llama_path: the weights of {config.llama_path!r} do not fit their config: "
+                f"{', '.join(broken[:8])}{f' and {len(broken) - 8} more' if len(broken) > 8 else ''}."
+            )
+        report.check_kernels(model, config)
+        if backend.name != "none":  # a tensor that was taken over as it is keeps its whole file mapped
+            release_weights()
+        llm = cls(model, backend=backend)
+        logger.info("language model %s, weights: %s", config.llama_path, llm.kernel)
+        if config.lora:
+            llm.add_lora(
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                target_modules=config.lora_target_modules,
+            )
+        return llm
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute type: that of embeddings and activations."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def shrinks_batches(self) -> bool:
+        """Whether rows that finished leave a batch before all have. Captured steps are of one number of rows; each
+        other number would be captured anew, and idle rows cost a GPU next to nothing."""
+        return self.graphs is None
+
+    def add_lora(self, *, rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> None:
+        """Put trainable low-rank float32 layers beside the linear layers of these names in every block."""
+        linears = {name.rsplit(".", 1)[-1] for name, module in self._decoder.named_modules() if _is_linear(module)}
+        unknown = sorted(set(target_modules) - linears)
+        if unknown or not target_modules:
+            raise ValueError(
+                f"model.lora_target_modules: {unknown or 'the empty list'} names no linear layer of this model; "
+                f"it has {', '.join(sorted(linears))}."
+            )
+        inject_adapter_in_model(
+            LoraConfig(
+                r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), bias="none"
+            ),
+            self._decoder,  # not the whole: a multimodal checkpoint's image tower has layers of the same names
+        )
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+        self.train(self.training)
+
+    def lora_parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for name, parameter in self.named_parameters() if "lora_" in name)
+
+    def lora_layers(self) -> Iterator[LoraLayer]:
+        return (module for module in self.model.modules() if isinstance(module, LoraLayer))
+
+    def merge_lora(self) -> bool:
+        """Add LoRA into the weights, for serving. False, with nothing changed, where it would be rounded."""
+        if not self.backend.mergeable:
+            return False
+        for layer in self.lora_layers():
+            if not layer.merged:
+                layer.merge(safe_merge=True)
+        return True
+
+    def unmerge_lora(self) -> None:
+        for layer in self.lora_layers():
+            if layer.merged:
+                layer.unmerge()
+
+    def train(self, mode: bool = True) -> "LanguageModel":
+        """Only LoRA's dropout ever trains; the frozen base stays in eval, where it has no dropout."""
+        super().train(False)
+        self.training = mode
+        if mode:
+            self.prefixes.clear()
+        if mode or not self.captures:
+            self.graphs = None
+        elif self.graphs is None and self.device.type == "cuda":
+            from models.decoding.step_graphs import StepGraphs  # it knows this module
+
+            self.graphs = StepGraphs()
+        for layer in self.lora_layers():
+            layer.lora_dropout.train(mode)
+        return self
+
+    def _apply(self, *arguments, **options) -> "LanguageModel":
+        """What moves or converts all weights ends here."""
+        self.prefixes.clear()
+        self.graphs = None
+        return super()._apply(*arguments, **options)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids `[...]` to embeddings `[..., H]` in the very space that `forward` takes (Gemma's are scaled here)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Hidden states `[B, L, H]` of embeddings `[B, L, H]`, with `mask` `[B, L]` bool and `positions` `[B, L]`.
+
+        Without a cache, token i sees tokens 0..i of its row that the mask holds. With one, the new keys and values go
+        to each row's own write position, and the row's earlier ones are seen too.
+        """
+        if cache is None:
+            slots = torch.arange(embeds.shape[1], device=embeds.device).expand(mask.shape)
+            valid = mask
+        else:
+            slots, valid = cache.begin(mask)
+        with self._own_precision():
+            output = self._decoder(
+                inputs_embeds=embeds.to(self.dtype),
+                attention_mask=self._attention_masks(slots, valid),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        return output.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., V]` of hidden states `[..., H]`, scaled and capped as the family does, in float32."""
+        head = self.model.get_output_embeddings()
+        with self._own_precision():
+            logits = head(hidden.to(head.weight.dtype)).float()
+        if getattr(self.config, "logit_scale", None):  # Cohere
+            logits = logits * self.config.logit_scale
+        if getattr(self.config, "logits_scaling", None):  # Granite
+            logits = logits / self.config.logits_scaling
+        cap = getattr(self.config, "final_logit_softcapping", None)  # Gemma 2
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _own_precision(self) -> AbstractContextManager:
+        """Gemma overflows in float16, so its weights are held wider; autocast to float16 must not undo that."""
+        if self.config.model_type.startswith("gemma") and self.dtype != torch.float16:
+            return torch.autocast(self.device.type, enabled=False)
+        return nullcontext()
+
+    @property
+    def _decoder(self) -> nn.Module:
+        """The library's transformer without its output head."""
+        return self.model.get_decoder()
+
+    def _attention_masks(self, slots: Tensor, valid: Tensor) -> Tensor | dict[str, Tensor]:
+        """Masks `[B, 1, L, S]` for queries in `slots` `[B, L]` over keys whose slots are `valid` `[B, S]`.
+
+        A query sees valid keys of its own and earlier slots, within the window in sliding layers; a pad that would see
+        none sees itself, so that its row is no softmax over nothing.
+        """
+        window = getattr(self.config, "sliding_window", None)
+        slides = window is not None and (self._layer_types is None or "sliding_attention" in self._layer_types)
+        slides = slides and valid.shape[1] > window
+        visible = valid[:, None, None, :]
+        if slots.shape[1] > 1 or slides:  # a single token is the last of its row: nothing valid comes after it
+            keys = torch.arange(valid.shape[1], device=slots.device)
+            distance = slots[:, None, :, None] - keys  # [B, 1, L, S]
+            visible = visible & (distance >= 0)
+        full = self._as_attention_takes_it(visible if slots.shape[1] == 1 else _or_itself(visible, distance))
+        sliding = self._as_attention_takes_it(_or_itself(visible & (distance < window), distance)) if slides else full
+        if self._layer_types is None:
+            return sliding
+        return {"full_attention": full, "sliding_attention": sliding}
+
+    def _as_attention_takes_it(self, allowed: Tensor) -> Tensor:
+        """Eager attention adds its mask to the scores; the fused kernels take booleans."""
+        if self._decoder.config._attn_implementation != "eager":
+            return allowed
+        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill_(
+            ~allowed, torch.finfo(self.dtype).min
+        )
+
+    @torch.no_grad()
+    def _check_against_library(self) -> None:
+        """A family not known here may scale embeddings or logits in its own way: compare with its own forward."""
+        ids = torch.arange(4, device=self.device)[None] % self.vocab_size
+        positions = torch.arange(4, device=self.device)[None]
+        expected = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits.float()
+        got = self.logits(self(self.embed(ids), torch.ones_like(ids, dtype=torch.bool), positions))
+        scale = expected.abs().max().clamp(min=1e-6)
+        if got.shape != expected.shape or ((got - expected).abs().max() / scale) > 0.02:
+            raise ValueError(
+                f"model.llama_path: {self.config.model_type} models scale embeddings, masks or logits in a way unknown "
+                f"here (logits differ from the library's own); known families: {', '.join(sorted(VERIFIED_FAMILIES))}."
+            )
+
+
+def compute_dtype(choice: str, device: torch.device, model_type: str = "") -> torch.dtype:
+    """The type to compute in. `auto`: float32 on CPU, float16 on CUDA; Gemma would overflow: bfloat16 or float32."""
+    if choice in PRECISIONS:
+        return PRECISIONS[choice]
+    if device.type != "cuda":
+        return torch.float32
+    if not model_type.startswith("gemma"):
+        return torch.float16
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+
+
+def _load_config(path: str, name: str, source: dict) -> PreTrainedConfig:
+    if not path:
+        raise ValueError("model.llama_path is not set; expected a folder or hub name of a causal language model.")
+    try:
+        return AutoConfig.from_pretrained(name, **source)
+    except (OSError, ValueError) as error:
+        problem = loading_problem(path, error)
+        raise ValueError(f"model.llama_path: no causal language model at {path!r}: {problem}") from error
+
+
+def _layer_types(config: PreTrainedConfig) -> list[str] | None:
+    """The kind of each layer where the family has several kinds; None where all layers share one mask."""
+    layer_types = getattr(config, "layer_types", None)
+    if not layer_types:
+        return None
+    unsupported = sorted(set(layer_types) - SUPPORTED_LAYERS)
+    if unsupported:
+        raise ValueError(
+            f"model.llama_path: {config.model_type} has layers of type {', '.join(unsupported)}; "
+            f"supported are {', '.join(sorted(SUPPORTED_LAYERS))}."
+        )
+    return list(layer_types)
+
+
+def _or_itself(visible: Tensor, distance: Tensor) -> Tensor:
+    return visible | ((distance == 0) & ~visible.any(dim=-1, keepdim=True))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Plain and quantised linear layers alike; those of other packages do not always inherit from nn.Linear."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features")

@@ -1,0 +1,272 @@
+"""Text on its way to and from the language model: tokenizer, template, BOS, end symbol, stop strings, pads; no weights.
+
+A prompt is put into the template, split at `<SpeechHere>`, and its two pieces are tokenised apart and without special
+tokens, as the SALMONN family does; BOS is added once, by id. A target is the answer's tokens and then the end symbol's.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from configs.sections import ModelConfig
+from models.hub import loading_problem, split_revision
+
+# Loader workers are forked after the tokenizer was used: its own threads would only print a warning and switch off.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+PLACEHOLDER = "<SpeechHere>"
+MARKED_PLACEHOLDER = f"<Speech>{PLACEHOLDER}</Speech>"
+UNDECODED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose others are still to come
+TOKENIZED_PROMPTS_KEPT = 4096  # prompts are few and repeat; a corpus of questions is not kept whole
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Token ids of a batch: `before` the audio (BOS included), `after` it, and `targets` (end symbol included).
+
+    Each list holds one LongTensor a row. `targets` is None where text is to be generated.
+    """
+
+    before: list[Tensor]
+    after: list[Tensor]
+    targets: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens under the loss, end symbols included."""
+        return sum(len(target) for target in self.targets or ())
+
+    def to(self, device: torch.device | str) -> "TextBatch":
+        return self._map(lambda tensor: tensor.to(device))
+
+    def pin_memory(self) -> "TextBatch":
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change) -> "TextBatch":
+        def changed(tensors: list[Tensor]) -> list[Tensor]:
+            return [change(tensor) for tensor in tensors]
+
+        return TextBatch(
+            changed(self.before), changed(self.after), None if self.targets is None else changed(self.targets)
+        )
+
+
+class TextProcessor:
+    """Strings in, `TextBatch` out, and generated ids back to a string.
+
+    `bos_ids` are empty for a tokenizer without BOS (Qwen). `eos_ids` are all ids that end an answer; an end symbol of
+    several tokens (`</s>` on Llama 3 is three) is a stop string instead. `pad_id` never enlarges the vocabulary.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompt_template: str = "",
+        end_sym: str = "</s>",
+        bos_token: str | None = None,
+        stop_strings: Sequence[str] = (),
+        max_txt_len: int = 300,
+        extra_eos_ids: Iterable[int] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.prompt_template = _checked_template(prompt_template)
+        self.max_txt_len = max_txt_len
+        self.end_sym = end_sym
+        self.bos_ids = _bos_ids(tokenizer, bos_token)
+        self.end_ids = tuple(tokenizer.encode(end_sym, add_special_tokens=False)) if end_sym else ()
+        if max_txt_len <= len(self.end_ids):
+            raise ValueError(
+                f"model.max_txt_len is {max_txt_len}, but the end symbol {end_sym!r} alone takes {len(self.end_ids)} "
+                "tokens; set a larger max_txt_len."
+            )
+        single_end = self.end_ids if len(self.end_ids) == 1 else ()
+        tokenizer_eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        special_starts = _special_starts(tokenizer, (end_sym, *stop_strings))
+        self.eos_ids = frozenset((*single_end, *tokenizer_eos, *extra_eos_ids, *special_starts))
+        spelled_end = (end_sym,) if len(self.end_ids) > 1 else ()
+        self.stop_strings = tuple(dict.fromkeys((*(text for text in stop_strings if text), *spelled_end)))
+        # A token is a byte or more; one before them, since a first token's space is not decoded everywhere.
+        self.stop_span = max((len(stop.encode()) for stop in self.stop_strings), default=0) + 1
+        if not self.eos_ids and not self.stop_strings:
+            raise ValueError(
+                "nothing would end an answer: model.end_sym is empty and the tokenizer has no end-of-sequence token; "
+                "set model.end_sym or model.stop_strings."
+            )
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.eos_ids, default=0)
+        self._tokenized_prompts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._may_end_stop: dict[int, bool] = {}
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> "TextProcessor":
+        """The tokenizer and the end-of-sequence ids of the folder (or hub name) `config.llama_path`."""
+        return cls(
+            load_tokenizer(config.llama_path, token=config.token),
+            prompt_template=config.prompt_template or "",
+            end_sym=config.end_sym or "",
+            bos_token=config.bos_token,
+            stop_strings=config.stop_strings or (),
+            max_txt_len=config.max_txt_len,
+            extra_eos_ids=_declared_eos_ids(config.llama_path, config.token),
+        )
+
+    def in_template(self, prompt: str) -> str:
+        """The prompt inside the chat template; one that places the audio itself takes it over from the prompt."""
+        if not self.prompt_template:
+            return prompt
+        if PLACEHOLDER in self.prompt_template:
+            prompt = prompt.replace(MARKED_PLACEHOLDER, "").replace(PLACEHOLDER, "").strip()
+        return self.prompt_template.replace("{}", prompt, 1)
+
+    def batch(self, prompts: Sequence[str], texts: Sequence[str] | None = None) -> TextBatch:
+        """Tokenise prompts (each with one `<SpeechHere>`, not yet in the template) and, for training, answers.
+
+        Raises ValueError for a prompt without exactly one placeholder and for unequal counts.
+        """
+        if texts is not None and len(texts) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(texts)} texts; each prompt needs one text.")
+        pieces = [self._prompt_ids(prompt) for prompt in prompts]
+        return TextBatch(
+            before=[before for before, _ in pieces],
+            after=[after for _, after in pieces],
+            targets=None if texts is None else [self._target_ids(text) for text in texts],
+        )
+
+    def decode(self, ids: Iterable[int] | Tensor) -> str:
+        """The text of generated ids: up to the first end, without special tokens or stop strings, stripped."""
+        return self.cut_at_stop(self.decode_raw(ids)).strip()
+
+    def decode_raw(self, ids: Iterable[int] | Tensor) -> str:
+        """The text of ids up to the first end-of-sequence id, without special tokens; stop strings stay."""
+        kept: list[int] = []
+        for token in ids.tolist() if isinstance(ids, Tensor) else ids:
+            if token in self.eos_ids:
+                break
+            kept.append(int(token))
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def may_end_stop(self, token: int) -> bool:
+        """Whether a stop string may end within this token; False spares decoding what stands before it."""
+        if token not in self._may_end_stop:
+            piece = self.tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            # Spaces may be dropped from a token alone, and a part of a character is shown as U+FFFD.
+            self._may_end_stop[token] = any(
+                stop[-1] in piece or stop[-1].isspace() or UNDECODED in piece for stop in self.stop_strings
+            )
+        return self._may_end_stop[token]
+
+    def cut_at_stop(self, text: str) -> str:
+        """The text before the earliest stop string in it."""
+        cut = min((at for at in map(text.find, self.stop_strings) if at >= 0), default=len(text))
+        return text[:cut]
+
+    def forget_prompts(self) -> None:
+        """Tokenise every prompt again, as one that was not met before."""
+        self._tokenized_prompts.clear()
+
+    def _prompt_ids(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Ids before (with BOS) and after the audio."""
+        if prompt not in self._tokenized_prompts:
+            count = prompt.count(PLACEHOLDER)
+            if count != 1:
+                raise ValueError(
+                    f"prompt {prompt!r} holds {count} {PLACEHOLDER}; expected exactly one, where the audio belongs. "
+                    f"Write it as {MARKED_PLACEHOLDER}."
+                )
+            before, after = self.in_template(prompt).split(PLACEHOLDER)
+            ids = (self._ids(before, self.bos_ids), self._ids(after))
+            if len(self._tokenized_prompts) >= TOKENIZED_PROMPTS_KEPT:
+                self._tokenized_prompts.clear()
+            self._tokenized_prompts[prompt] = ids
+        return self._tokenized_prompts[prompt]
+
+    def _ids(self, text: str, prefix: tuple[int, ...] = ()) -> Tensor:
+        ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return torch.tensor([*prefix, *ids], dtype=torch.long)
+
+    def _target_ids(self, text: str) -> Tensor:
+        # The end symbol is tokenised apart, so that it neither merges with the answer nor falls to the length limit.
+        ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return torch.tensor([*ids[: self.max_txt_len - len(self.end_ids)], *self.end_ids], dtype=torch.long)
+
+
+def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name.
+
+    A `tokenizer.json` is loaded as it stands: `AutoTokenizer` would rebuild the class that the model's family usually
+    has, and a vocabulary of one's own beside a Qwen config would silently become something else.
+    """
+    name, revision = split_revision(path)
+    options = {"revision": revision, "token": token}
+    try:
+        exact = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options)
+        loader = PreTrainedTokenizerFast if exact is not None else AutoTokenizer
+        return loader.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.llama_path: no tokenizer could be loaded from {path!r} ({loading_problem(path, error)}); "
+            "expected a folder with tokenizer.json, or a hub name."
+        ) from error
+
+
+def _checked_template(template: str) -> str:
+    count = template.count("{}")
+    if template and count != 1:
+        raise ValueError(
+            f"model.prompt_template {template!r} holds {count} {{}}; expected exactly one, where the prompt belongs "
+            "(or an empty template)."
+        )
+    if template.count(PLACEHOLDER) > 1:
+        raise ValueError(f"model.prompt_template {template!r} holds {PLACEHOLDER} more than once.")
+    return template
+
+
+def _bos_ids(tokenizer: PreTrainedTokenizerBase, bos_token: str | None) -> tuple[int, ...]:
+    """What stands first: `model.bos_token` if given ("" for none), else the tokenizer's BOS, if it has one."""
+    if bos_token is None:
+        return () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    if not bos_token:
+        return ()
+    ids = tokenizer.encode(bos_token, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ValueError(f"model.bos_token {bos_token!r} is {len(ids)} tokens for this tokenizer; expected one.")
+    return tuple(ids)
+
+
+def _special_starts(tokenizer: PreTrainedTokenizerBase, ends: Iterable[str]) -> list[int]:
+    """Special tokens that an end begins with (`<|im_end|>` and a line break, say).
+
+    Decoding drops special tokens, so such an end is never found in the text; its first id ends the answer instead.
+    """
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    first_ids = [ids[0] for end in ends if end and (ids := tokenizer.encode(end, add_special_tokens=False))]
+    return [first for first in first_ids if first in special]
+
+
+def _declared_eos_ids(path: str, token: str | None) -> tuple[int, ...]:
+    """End ids that the model's generation config, else its config, declares; chat models have several.
+
+    The files themselves are read: the library's config classes fill in a family's usual id where none is declared.
+    """
+    name, revision = split_revision(path)
+    for file_name in ("generation_config.json", "config.json"):
+        file = cached_file(name, file_name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            continue
+        declared = json.loads(Path(file).read_text(encoding="utf-8"))
+        ids = declared.get("eos_token_id")
+        if ids is None:
+            ids = (declared.get("text_config") or {}).get("eos_token_id")
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (ids,)
+    return ()

@@ -1,0 +1,332 @@
+"""One table of quantisation back-ends for the language model, and what each can do where.
+
+Serving kernels are not training kernels: a back-end that runs is not yet one through which LoRA learns, nor one that is
+faster than unquantised weights. The table says so, `resolve_backend` checks it before anything is loaded, and
+`kernel_report` names the kernels that will really run.
+"""
+
+import hashlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, GPTQConfig, PreTrainedConfig, TorchAoConfig
+
+from configs.sections import ModelConfig
+from models.quantization.gptq import GPTQLinear, GPTQSettings, StoredGPTQ, cpu_block
+from models.quantization.gptq_folder import reader_arguments
+from models.quantization.layers import is_torchao, parts_of, quantized_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One way to hold the language model's frozen weights."""
+
+    name: str
+    bits: int | None
+    """Bits a weight takes; None: those of the compute type."""
+    devices: tuple[str, ...]
+    min_sm: int
+    """Lowest CUDA compute capability, as 10 x major + minor."""
+    dtypes: tuple[torch.dtype, ...]
+    """Compute types."""
+    trainable: bool
+    """Gradients of LoRA layers on top are right, also after an evaluation pass."""
+    mergeable: bool
+    """LoRA can be added into the weights without rounding them again."""
+    package: str | None
+    slower_on: tuple[str, ...]
+    """Devices where it is slower than unquantised weights; of `gptq` see `slow_reason`."""
+
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="none",
+            bits=None,
+            devices=("cpu", "cuda"),
+            min_sm=0,
+            dtypes=FLOATS,
+            trainable=True,
+            mergeable=True,
+            package=None,
+            slower_on=(),
+        ),
+        Backend(
+            name="nf4",
+            bits=4,
+            devices=("cpu", "cuda"),
+            min_sm=60,
+            dtypes=FLOATS,
+            trainable=True,
+            mergeable=False,
+            package="bitsandbytes",
+            slower_on=("cpu",),
+        ),
+        Backend(
+            name="int8",
+            bits=8,
+            devices=("cpu", "cuda"),
+            min_sm=75,  # int8 matrix units; below, bitsandbytes falls back to a slow path
+            dtypes=FLOATS,
+            trainable=True,
+            mergeable=False,
+            package="bitsandbytes",
+            slower_on=("cpu",),
+        ),
+        Backend(
+            name="gptq",
+            bits=4,
+            devices=("cpu", "cuda"),
+            min_sm=60,
+            dtypes=FLOATS,
+            trainable=True,
+            mergeable=False,
+            package=None,  # gptq.py reads, multiplies and writes it; gptqmodel adds kernels for CUDA
+            slower_on=(),
+        ),
+        Backend(
+            name="torchao_int4",
+            bits=4,
+            devices=("cuda",),
+            min_sm=80,
+            dtypes=(torch.bfloat16,),
+            trainable=False,  # the product has no backward pass
+            mergeable=False,
+            package="torchao",
+            slower_on=(),
+        ),
+        Backend(
+            name="torchao_int8",
+            bits=8,
+            devices=("cpu", "cuda"),
+            min_sm=60,
+            dtypes=FLOATS,
+            trainable=True,
+            mergeable=False,
+            package="torchao",
+            slower_on=("cpu", "cuda"),  # unpacks each weight before its product, unless the model is compiled
+        ),
+    )
+}
+UNQUANTISED = ("lm_head",)
+"""Modules that stay as they are, besides the embeddings."""
+
+
+def stored_backend(llm_config: PreTrainedConfig) -> str | None:
+    """The back-end that a folder's weights are already quantised with, if any."""
+    stored = _stored_config(llm_config)
+    if stored is None:
+        return None
+    if stored.get("load_in_4bit"):
+        return "nf4"
+    if stored.get("load_in_8bit"):
+        return "int8"
+    method = stored.get("quant_method", "unknown")
+    method = str(getattr(method, "value", method))
+    if method == "torchao":
+        return "torchao_int4" if "int4" in str(stored.get("quant_type")).lower() else "torchao_int8"
+    return method
+
+
+def _stored_config(llm_config: PreTrainedConfig) -> dict | None:
+    stored = getattr(llm_config, "quantization_config", None)
+    return stored if stored is None or isinstance(stored, dict) else stored.to_dict()
+
+
+def resolve_backend(
+    config: ModelConfig, stored: str | None, *, device: torch.device, dtype: torch.dtype, trainable: bool
+) -> Backend:
+    """The back-end to use, checked against the table.
+
+    Raises ValueError where it does not exist, clashes with already quantised weights, does not run on the device,
+    cannot be trained through, or is slower there than unquantised weights without `model.allow_slow_kernels`.
+    """
+    requested = config.quantization  # the schema has turned the family's `qlora` and `low_resource` into it
+    name = stored or requested
+    if stored is not None and requested not in ("none", stored):
+        raise ValueError(
+            f"model.quantization is {requested!r}, but {config.llama_path} holds weights already quantised as "
+            f"{stored!r}; remove the option, or give the unquantised model."
+        )
+    if name not in BACKENDS:
+        raise ValueError(f"model.quantization {name!r} has no back-end here; known: {', '.join(sorted(BACKENDS))}.")
+    if name == "gptq" and stored is None:
+        raise ValueError(
+            f"model.quantization is 'gptq', but {config.llama_path} holds unquantised weights; make a GPTQ folder of "
+            "them with tools/quantize.py and name it in model.llama_path, or set model.quantization=none."
+        )
+    backend = BACKENDS[name]
+    if backend.package is not None and importlib.util.find_spec(backend.package) is None:
+        raise ValueError(f"model.quantization {name!r} needs the package {backend.package!r}; install it.")
+    if device.type not in backend.devices:
+        raise ValueError(f"model.quantization {name!r} runs on {' and '.join(backend.devices)}, not on {device}.")
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if 10 * major + minor < backend.min_sm and not config.allow_slow_kernels:
+            raise ValueError(
+                f"model.quantization {name!r} needs compute capability {backend.min_sm / 10}, "
+                f"{torch.cuda.get_device_name(device)} has {major}.{minor}. Use another back-end, or set "
+                "model.allow_slow_kernels=true to run its slow fallback."
+            )
+    if dtype not in backend.dtypes:
+        possible = ", ".join(str(kind).removeprefix("torch.") for kind in backend.dtypes)
+        raise ValueError(f"model.quantization {name!r} does not compute in {dtype}; set model.dtype to {possible}.")
+    if trainable:
+        require_trainable(backend)
+    reason = slow_reason(config, backend, device)
+    if reason is not None and not config.allow_slow_kernels:
+        raise ValueError(
+            f"model.quantization {name!r} is slower on {device.type} than unquantised weights{reason}. Use "
+            "model.quantization=none, or set model.allow_slow_kernels=true if memory matters more."
+        )
+    return backend
+
+
+def require_trainable(backend: Backend) -> None:
+    """Raise ValueError for a back-end through which LoRA gets no gradient."""
+    if not backend.trainable:
+        able = ", ".join(name for name, entry in BACKENDS.items() if entry.trainable)
+        raise ValueError(
+            f"model.quantization {backend.name!r} cannot be trained through; use it for evaluation only, or one of "
+            f"{able}."
+        )
+
+
+def gptq_kernel(config: ModelConfig, device: torch.device) -> str:
+    """The kernel that `model.gptq_kernel` means on the device."""
+    if config.gptq_kernel != "auto":
+        return config.gptq_kernel
+    if device.type == "cuda":
+        extras = all(importlib.util.find_spec(package) for package in ("gptqmodel", "optimum"))
+        return "gptqmodel" if extras else "dequantize"
+    return "packed" if cpu_block() else "dequantize"
+
+
+def slow_reason(config: ModelConfig, backend: Backend, device: torch.device) -> str | None:
+    """Why the back-end would be slower than none on the device, as a half-sentence (it may be empty); None: it is not.
+
+    GPTQ depends on the kernel: PyTorch's 4-bit product and GPTQModel's are faster, unpacking each weight is not.
+    """
+    if backend.name != "gptq":
+        return "" if device.type in backend.slower_on else None
+    kernel = gptq_kernel(config, device)
+    if kernel == "dequantize":
+        mend = "the packages gptqmodel and optimum bring kernels that are not" if device.type == "cuda" else ""
+        return f" with the kernel that unpacks each weight{f'; {mend}' if mend else ''}"
+    return None
+
+
+def loading_arguments(
+    backend: Backend,
+    stored: str | None,
+    dtype: torch.dtype,
+    *,
+    config: ModelConfig,
+    llm_config: PreTrainedConfig,
+    device: torch.device,
+) -> dict[str, object]:
+    """What `from_pretrained` needs beside the path. Output head and embeddings stay unquantised.
+
+    Raises:
+        ValueError: a GPTQ folder with settings that cannot be read, or GPTQModel asked for and not installed.
+    """
+    if backend.name == "gptq":
+        return _gptq_arguments(config, llm_config, device)
+    if stored is not None or backend.name == "none":
+        return {}
+    if backend.name == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=config.nf4_double_quant,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=list(UNQUANTISED),
+        )
+    elif backend.name == "int8":
+        quantization = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=config.int8_threshold, llm_int8_skip_modules=list(UNQUANTISED)
+        )
+    else:
+        quantization = TorchAoConfig(_torchao_type(backend, config), modules_to_not_convert=list(UNQUANTISED))
+    return {"quantization_config": quantization}
+
+
+def _gptq_arguments(config: ModelConfig, llm_config: PreTrainedConfig, device: torch.device) -> dict[str, object]:
+    kernel = gptq_kernel(config, device)
+    if kernel != "gptqmodel":
+        return reader_arguments(llm_config, config.gptq_kernel)
+    missing = [package for package in ("gptqmodel", "optimum") if importlib.util.find_spec(package) is None]
+    if missing or device.type != "cuda":
+        problem = f"needs the packages {' and '.join(missing)}" if missing else f"is for CUDA, not for {device}"
+        raise ValueError(f"model.gptq_kernel: gptqmodel {problem}; set it to auto, or see docs/quantisation.md.")
+    settings = GPTQSettings.from_config(_stored_config(llm_config))
+    return {"quantization_config": GPTQConfig(bits=settings.bits, backend=config.gptq_backend)}
+
+
+def _torchao_type(backend: Backend, config: ModelConfig) -> object:
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+
+    if backend.name == "torchao_int8":
+        return Int8WeightOnlyConfig(set_inductor_config=False)
+    # The layout of PyTorch's own kernel; the default one needs a package of Meta's.
+    return Int4WeightOnlyConfig(
+        group_size=config.torchao_group_size, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
+    )
+
+
+def make_trainable(model: nn.Module) -> None:
+    """Keep quantised layers in the form through which gradients flow.
+
+    On CPUs with AVX512-BF16 a bitsandbytes 4-bit layer repacks its weights in the first forward without gradients; from
+    then on the gradient that reaches LoRA below it is silently zero.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if type(module).__name__ == "Linear8bitLt":
+            # It warns on every call that it computes in float16; `kernel_report` says so once.
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash of all quantised weights and their scales: equal exactly where the numbers that run are equal."""
+    digest = hashlib.sha256()
+    for name, layer in sorted(quantized_layers(model).items()):
+        digest.update(name.encode())
+        for key, tensor in sorted(_numbers_of(layer).items()):
+            digest.update(key.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _numbers_of(layer: nn.Module) -> dict[str, Tensor]:
+    """Everything that a quantised layer multiplies with, by name."""
+    weight = layer._parameters.get("weight")
+    if isinstance(layer, (GPTQLinear, StoredGPTQ)) or "qweight" in layer._buffers:
+        return {name: tensor for name, tensor in layer.state_dict().items() if "lora_" not in name}
+    if is_torchao(weight):
+        return dict(parts_of(weight))
+    state = getattr(weight, "quant_state", None)
+    scales = state.as_dict(packed=True) if state is not None else {"scales": getattr(weight, "SCB", None)}
+    return {"weight": weight.data} | {name: value for name, value in scales.items() if isinstance(value, Tensor)}
+
+
+def dequantized_weight(layer: nn.Module) -> Tensor:
+    """The float32 weight `[out, in]` that a quantised, or plain, linear layer multiplies with."""
+    if isinstance(layer, GPTQLinear):
+        return layer.dequantized()
+    weight = layer.weight
+    if is_torchao(weight):
+        return weight.dequantize().float()
+    if type(weight).__name__ == "Int8Params":
+        return weight.data.float() * (weight.SCB[:, None] / 127)
+    if getattr(weight, "quant_state", None) is not None:
+        import bitsandbytes.functional as bnb
+
+        return bnb.dequantize_4bit(weight.data, weight.quant_state).float()
+    return weight.detach().float()

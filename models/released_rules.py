@@ -1,0 +1,191 @@
+"""What `model.legacy` changes: the rules of SALMONN's public code where ours are others. Chosen here, nowhere else.
+
+`weights`: the public code's answer for a clip alone, for every row of a batch. What checkpoints depend on.
+
+- A clip under one second is extended to one with silence.
+- An answer and the end symbol are tokenised as one string, and cut together.
+- Besides (in the parts themselves): Whisper hears 30 s, BEATs' fbank is computed in float64, a last window that is not
+  full is dropped.
+
+`exact`: its bugs too, by which a row's answer depends on its batch.
+
+- Clips are cut to 30 s. BEATs and CED hear the batch's padding: BEATs' padding mask is reduced by repeated division,
+  CED's floor is 120 dB below the batch's loudest bin. What they return for padding is read by the Q-Former like sound:
+  the masks of audio are all ones.
+- Texts after the audio are filled with `[PAD]` before the answer; the positions count these pads in training and skip
+  them in generation, where a shorter row goes on from its last pad.
+- All rows stop when the first, or its best running beam, has generated token id 2, whichever token that is.
+- In training frozen encoders behave as if they trained: BEATs leaves layers out, CED's BatchNorm takes the batch's
+  statistics, and its own drift.
+- Hypotheses keep special tokens; only the end symbol, as text, ends them.
+- Besides (outside the model): warm-up restarts each epoch (`training/schedule.py`); with `multi_prompt: false` a
+  batch of one task has one prompt, clips keep their first channel, and `{}` stays in an evaluation's prompts (`dataset.py`).
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import LongTensor, Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from configs.sections import ModelConfig
+from models.checkpoint.adapter_tensors import loaded_names
+from models.encoders.base import AudioEncoder
+from models.encoders.beats import BEATs
+from models.encoders.ced import CED
+from models.encoders.stack import EncoderStack
+from models.frames import Frames
+from models.language.sequence import Assembled
+from models.language.text import TextBatch, TextProcessor
+from models.salmonn import IGNORED, SALMONN, check_clips
+from support.units import SAMPLE_RATE
+
+MIN_SAMPLES = SAMPLE_RATE  # 1 s
+MAX_SAMPLES = 30 * SAMPLE_RATE
+STOP_ID = 2  # `</s>` of the Llama 1 and 2 vocabularies, written into the code as a number
+
+
+class ReleasedEncoders(EncoderStack):
+    """Short clips are extended to a second."""
+
+    @property
+    def min_samples(self) -> int:
+        return max(MIN_SAMPLES, super().min_samples)
+
+
+class ExactEncoders(ReleasedEncoders):
+    """`ExactSALMONN.encode_frames` runs them, as a batch."""
+
+    hears_batch = True
+
+
+class ReleasedText(TextProcessor):
+    """Targets are tokenised together with the end symbol, which the length limit may cut off."""
+
+    def _target_ids(self, text: str) -> Tensor:
+        ids = self.tokenizer.encode(text + self.end_sym, add_special_tokens=False) if text + self.end_sym else []
+        return torch.tensor(ids[: self.max_txt_len], dtype=torch.long)
+
+
+class ExactText(ReleasedText):
+    """Special tokens stay in a hypothesis, and only the first end symbol ends it."""
+
+    def decode_raw(self, ids: Iterable[int] | Tensor) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def cut_at_stop(self, text: str) -> str:
+        return text.split(self.end_sym, 1)[0] if self.end_sym else text
+
+
+class ExactSALMONN(SALMONN):
+    """SALMONN as the public code runs it, batches and all."""
+
+    halt_id = STOP_ID
+
+    def encode_frames(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+        check_clips(waveforms, lengths)
+        waveforms, lengths = waveforms.to(self.device), lengths.to(self.device)
+        width = int(lengths.max().clamp(MIN_SAMPLES, MAX_SAMPLES))
+        waveforms = torch.nn.functional.pad(waveforms, (0, max(0, width - waveforms.shape[1])))[:, :width]
+        outside = torch.arange(width, device=self.device) >= lengths[:, None]
+        waveforms = waveforms.masked_fill(outside, 0)
+        lengths = lengths.clamp(MIN_SAMPLES, MAX_SAMPLES)
+        streams = []
+        for name, encoder in self.encoders.encoders.items():
+            awake = in_train_mode(encoder) if self.training and self.encoders.frozen[name] else nullcontext()
+            with awake, torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders.frozen[name]):
+                if isinstance(encoder, BEATs | CED):
+                    frames, _ = encoder(waveforms, lengths, padding="released")
+                else:  # no mask at all
+                    frames, _ = encoder(waveforms, torch.full_like(lengths, width))
+            if self.training and isinstance(encoder, CED):
+                self._keep_statistics(name, encoder)
+            streams.append(Frames(frames, torch.full_like(lengths, frames.shape[1])))
+        return streams
+
+    def assemble(self, tokens: Tensor, mask: Tensor, text_batch: TextBatch) -> Assembled:
+        """`[BOS, text before][audio][text after, pads][answer, pads]`, each part as wide as the batch's longest."""
+        before = text_batch.before
+        if len({len(row) for row in before}) > 1:
+            raise ValueError(
+                "model.legacy = exact: the prompts of a batch differ in tokens before the audio, which the public code "
+                f"cannot join ({[len(row) for row in before]}); use model.legacy=weights, or batches of one."
+            )
+        device = tokens.device
+        parts = [self._padded(before), (tokens, mask), self._padded(text_batch.after)]
+        answers = text_batch.targets
+        if answers is not None:
+            parts.append(self._padded(answers))
+        present = torch.cat([part.to(device) for _, part in parts], dim=1)  # [B, L]
+        positions = torch.arange(present.shape[1], device=device).expand(present.shape)
+        labels = ends = None
+        if answers is None:
+            positions = (present.long().cumsum(dim=1) - 1).masked_fill(~present, 1)
+            ends = torch.full_like(positions[:, 0], present.shape[1])
+        else:
+            written = pad_sequence(answers, batch_first=True, padding_value=IGNORED).to(device)
+            labels = torch.full_like(positions, IGNORED)
+            labels[:, labels.shape[1] - written.shape[1] :] = written
+        dtype = parts[0][0].dtype
+        return Assembled(
+            embeds=torch.cat([part.to(dtype) for part, _ in parts], dim=1),
+            mask=present,
+            positions=positions,
+            labels=labels,
+            ends=ends,
+        )
+
+    def _keep_statistics(self, name: str, encoder: CED) -> None:
+        """Have adapters hold the BatchNorm's statistics, now that training has changed them."""
+        prefix = f"encoders.encoders.{name}.init_bn."
+        self._loaded_adapter_names = loaded_names(self) | {prefix + key for key in encoder.init_bn.state_dict()}
+
+    def _padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Embeddings `[B, S, H]` of right-padded rows, and where they hold a token `[B, S]`."""
+        held = getattr(self.llm, "pad_rows", None)
+        pad_id = 0 if held is None else self.llm.vocab_size - len(held.embedding)
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad_id).to(self.device)
+        sizes = torch.tensor([[len(row)] for row in rows], device=self.device)
+        present = torch.arange(ids.shape[1], device=self.device) < sizes
+        embeds = self.llm.embed(ids)
+        # Without its row, [PAD] is nothing. Only a shorter row's first generated token comes from it.
+        return (embeds if held is not None else embeds.masked_fill(~present[..., None], 0)), present
+
+
+@contextmanager
+def in_train_mode(encoder: AudioEncoder) -> Iterator[None]:
+    """A frozen encoder as `model.train()` leaves it in the public code, which does not send it back to eval."""
+    encoder.train()
+    if isinstance(encoder, CED):
+        encoder.init_bn.train()
+    elif isinstance(encoder, BEATs):
+        encoder.encoder.layer_drop = encoder.config.encoder_layerdrop
+    try:
+        yield
+    finally:
+        encoder.eval()
+        if isinstance(encoder, BEATs):
+            encoder.encoder.layer_drop = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The classes that a model is made of."""
+
+    encoders: type[EncoderStack] = EncoderStack
+    text: type[TextProcessor] = TextProcessor
+    model: type[SALMONN] = SALMONN
+
+
+RULES: dict[str, Rules] = {
+    "off": Rules(),
+    "weights": Rules(encoders=ReleasedEncoders, text=ReleasedText),
+    "exact": Rules(encoders=ExactEncoders, text=ExactText, model=ExactSALMONN),
+}
+
+
+def rules_of(config: ModelConfig) -> Rules:
+    """What to build for `model.legacy`."""
+    return RULES[config.legacy]

@@ -1,0 +1,1 @@
+"""References and hypotheses to figures; knows no model and no file."""

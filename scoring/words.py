@@ -1,0 +1,141 @@
+"""Word, character and phone error rates, with Whisper's normalisers.
+
+Edge cases: see `scoring/tasks.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import jiwer
+
+from scoring.captions import check_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordErrors:
+    """Errors of a corpus: total edits over total reference words (or characters, or phones)."""
+
+    wer: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    hits: int
+    reference_words: int
+    hypothesis_words: int
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+
+def wer(references: Sequence[str], hypotheses: Sequence[str], language: str = "en") -> WordErrors:
+    """Word errors after Whisper's English normaliser (its basic one for other languages)."""
+    normalise = english_normalizer() if language == "en" else _basic_normalizer(split_letters=False)
+    return _errors(references, hypotheses, lambda text: normalise(text).split())
+
+
+def wer_nota(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:
+    """Word errors as the contest's evaluator counts them.
+
+    Whisper's English normaliser, then sacreBLEU's 13a tokens in lower case, without tokens made only of punctuation: a
+    currency sign before a number is a word of its own, `%` is lost.
+    """
+    normalise, tokenize = english_normalizer(), _tokenizer_13a()
+
+    def words(text: str) -> list[str]:
+        tokens = tokenize(normalise(text)).lower().split()
+        return [token for token in tokens if not all(unicodedata.category(char)[0] == "P" for char in token)]
+
+    return _errors(references, hypotheses, words)
+
+
+def cer(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:
+    """Character errors after Whisper's basic normaliser, blanks left out (for scripts without word spaces)."""
+    normalise = _basic_normalizer(split_letters=True)
+    return _errors(references, hypotheses, lambda text: list("".join(normalise(text).split())))
+
+
+def per(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:
+    """Phone errors: symbols between blanks, upper and lower case alike, stress digits (AH0) left out."""
+    return _errors(references, hypotheses, lambda text: [re.sub(r"\d$", "", token) for token in text.lower().split()])
+
+
+_NAMED_SPECIALS = (
+    "s|pad|unk|bos|eos|mask|cls|sep|endoftext|begin_of_text|end_of_text|start_of_turn|end_of_turn|turn|eod|eot|eom"
+    "|im_start|im_end|think|tool_call|tool_response|end_of_utterance|speech|speechhere|unused\\d+|extra_id_\\d+|reserved_\\w+|image|audio|start_of_image|end_of_image"
+)
+
+
+_SPECIAL = re.compile(
+    rf"<[|｜][^<>|｜]*[|｜]>|</?(?:{_NAMED_SPECIALS})/?>|\[/?(?:PAD|CLS|SEP|UNK|MASK|BOS|EOS|INST)\]|<</?SYS>>",
+    re.IGNORECASE,
+)
+
+
+def clean_hypothesis(text: str, special_tokens: Iterable[str] = ()) -> str:
+    """The text without any special token, blanks collapsed.
+
+    Known spellings (``</s>``, ``<|im_end|>``, ``<end_of_turn>``, ``[PAD]`` …) always go; ``special_tokens`` adds the
+    tokenizer's own (``tokenizer.all_special_tokens``) and an end symbol.
+    """
+    for token in sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True):
+        text = text.replace(token, " ")
+    return " ".join(_SPECIAL.sub(" ", text).split())
+
+
+@functools.cache
+def english_normalizer() -> Callable[[str], str]:
+    """Whisper's English normaliser; its table of spellings comes with the library."""
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    return EnglishTextNormalizer()
+
+
+@functools.cache
+def _basic_normalizer(split_letters: bool) -> Callable[[str], str]:
+    from whisper_normalizer.basic import BasicTextNormalizer
+
+    return BasicTextNormalizer(remove_diacritics=False, split_letters=split_letters)
+
+
+@functools.cache
+def _tokenizer_13a() -> Callable[[str], str]:
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()
+
+
+def check_texts(references: Sequence[str], hypotheses: Sequence[str]) -> None:
+    for name, values in (("references", references), ("hypotheses", hypotheses)):
+        if isinstance(values, str):
+            raise ValueError(f"{name} is one string, expected a list with one entry a clip; wrap it in a list")
+        wrong = next((index for index, value in enumerate(values) if not isinstance(value, str)), None)
+        if wrong is not None:
+            raise ValueError(f"{name}[{wrong}] is {type(values[wrong]).__name__}, expected a string")
+    check_pairs([[text] for text in references], hypotheses)
+
+
+def _errors(references: Sequence[str], hypotheses: Sequence[str], words: Callable[[str], list[str]]) -> WordErrors:
+    """Corpus counts over the words of each text; jiwer finds the alignments."""
+    check_texts(references, hypotheses)
+    # Ids in place of words: jiwer would split and strip the words' own characters again.
+    ids: dict[str, str] = {}
+
+    def encoded(text: str) -> str:
+        return " ".join(ids.setdefault(word, str(len(ids))) for word in words(text))
+
+    counts = jiwer.process_words([encoded(text) for text in references], [encoded(text) for text in hypotheses])
+    return WordErrors(
+        wer=float(counts.wer),
+        substitutions=counts.substitutions,
+        deletions=counts.deletions,
+        insertions=counts.insertions,
+        hits=counts.hits,
+        reference_words=counts.hits + counts.substitutions + counts.deletions,
+        hypothesis_words=counts.hits + counts.substitutions + counts.insertions,
+    )

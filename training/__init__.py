@@ -1,0 +1,1 @@
+"""One optimiser step, and all that a run keeps."""

@@ -27,6 +27,7 @@ from data.join import Joiner
 from data.prompts import PromptError, Prompts, fill_prompt
 from data.quarantine import Quarantine, TooManyBadClips
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class AudioTextDataset(Dataset):
         self.augment = augment if augment is None or isinstance(augment, Augment) else Augment.from_config(augment)
         if training and self.augment is not None:
             for task in sorted(self.augment.tasks - set(self.tasks)):
-                raise ValueError(
+                raise UserError(
                     f"datasets.augmentation: an entry's tasks name '{task}', which no clip has; the clips' tasks are "
                     f"{', '.join(sorted(set(self.tasks)))}"
                 )

@@ -49,7 +49,7 @@ from efficiency.timing import TimedClip, measure, synthetic_clip
 from models.build import build_model
 from models.device import pick_device
 from support import provenance
-from support.command_line import is_for_user, quieten_libraries
+from support.command_line import UserError, is_for_user, quieten_libraries
 from support.tables import format_table
 
 __all__ = ["Memory", "TimedClip", "clock", "comparison", "format_table", "measure", "published_rows", "summary"]
@@ -85,10 +85,10 @@ def workload(arguments: argparse.Namespace, config: Config) -> TimedClip:
         ValueError: there is no test prompt for the task, or the clip cannot be read.
     """
     if arguments.clip and not Path(arguments.clip).exists():
-        raise ValueError(f"--clip {arguments.clip}: no such file; expected an audio file")
+        raise UserError(f"--clip {arguments.clip}: no such file; expected an audio file")
     prompts = load_prompts(config.model.test_prompt_path)
     if arguments.task not in prompts:
-        raise ValueError(
+        raise UserError(
             f"--task {arguments.task}: no such task in {config.model.test_prompt_path}; it has {', '.join(prompts)}"
         )
     prompt = prompts[arguments.task]

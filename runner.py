@@ -26,6 +26,7 @@ from evaluation.validation import Validator
 from models.checkpoint.adapter_folder import load_adapter, save_adapter
 from models.encoders.frame_cache import FrameCache
 from models.salmonn import SALMONN
+from support.command_line import UserError
 from support.files import jsonable
 from support.random_state import rng_state, set_rng_state
 from training.best_checkpoint import criterion, is_better, shown_scores
@@ -425,7 +426,7 @@ class Runner:
             task_weights=self.config.datasets.task_weights,
         )
         if not len(sampler):
-            raise ValueError(f"datasets.train_ann_path: no clip to train on in {self.config.datasets.train_ann_path}.")
+            raise UserError(f"datasets.train_ann_path: no clip to train on in {self.config.datasets.train_ann_path}.")
         loader = build_loader(
             self.train_data,
             sampler,

@@ -37,6 +37,7 @@ from models.encoders.table import ENCODERS
 from models.language.llm import PRECISIONS
 from models.salmonn import SALMONN
 from models.skeleton import build_skeleton
+from support.command_line import UserError
 
 TILE = 1 << 22  # random numbers that are drawn; tensors repeat them, each from a place of its own
 SHARD_BYTES = 1 << 30
@@ -133,9 +134,9 @@ def write_weights(
             continue
         facts = find_architecture(path)
         if facts.quantized is not None:
-            raise ValueError(f"model.{key}: {path!r} is stored as {facts.quantized}; give the unquantised model's name")
+            raise UserError(f"model.{key}: {path!r} is stored as {facts.quantized}; give the unquantised model's name")
         if facts.kind not in STORED:
-            raise ValueError(f"model.{key}: random weights are written for {', '.join(STORED)}, not for {facts.kind!r}")
+            raise UserError(f"model.{key}: random weights are written for {', '.join(STORED)}, not for {facts.kind!r}")
         place = folder / _name_of(facts, small, dtype)
         if not place.exists():
             draft = place.with_name(place.name + ".part")

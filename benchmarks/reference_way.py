@@ -43,6 +43,7 @@ from models.checkpoint.adapter_folder import ADAPTER_FILE
 from models.checkpoint.released_names import released_name
 from models.encoders.table import ENCODERS, build_encoder
 from models.language.text import PLACEHOLDER, load_tokenizer
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 WINDOW_S = 30.0
@@ -64,9 +65,9 @@ class ReferenceModel(nn.Module):
         self.max_txt_len, self.end_sym = config.max_txt_len, config.end_sym
         others = [name for name, entry in ENCODERS.items() if name != "whisper" and getattr(config, entry.path_key)]
         if not config.whisper_path or len(others) > 1:
-            raise ValueError(f"the reference way has Whisper and one encoder beside it; got {others or 'no Whisper'}")
+            raise UserError(f"the reference way has Whisper and one encoder beside it; got {others or 'no Whisper'}")
         if config.quantization not in ("none", "nf4"):
-            raise ValueError(f"the reference way has no quantisation {config.quantization!r}, only nf4")
+            raise UserError(f"the reference way has no quantisation {config.quantization!r}, only nf4")
 
         whisper_config = WhisperConfig.from_pretrained(config.whisper_path)
         self.extractor = WhisperFeatureExtractor(feature_size=whisper_config.num_mel_bins)
@@ -146,7 +147,7 @@ class ReferenceModel(nn.Module):
             name for name in own if name.startswith(("ln_", "speech_Q", "speech_q", "speech_l")) or "lora_" in name
         ]
         if set(needed) != set(state):
-            raise ValueError(f"{file} does not fit: {sorted(set(needed) ^ set(state))[:6]}")
+            raise UserError(f"{file} does not fit: {sorted(set(needed) ^ set(state))[:6]}")
         self.load_state_dict(state, strict=False)
 
     def _autocast(self) -> torch.autocast:

@@ -33,7 +33,7 @@ from configs.sections import ModelConfig
 from models.device import pick_device
 from models.quantization.backends import BACKENDS
 from support import provenance
-from support.command_line import is_for_user, require_writable
+from support.command_line import UserError, is_for_user, require_writable
 from support.tables import format_table
 
 AXES = ("grid", "back_ends", "encoders")
@@ -168,9 +168,7 @@ class Sweep:
         if self.arguments.trained:
             local = wanted
             if {"whisper_path", "beats_path", "ced_path"} & changes.keys():
-                raise ValueError(
-                    "a trained adapter knows no other encoders than its own; leave --trained out for these"
-                )
+                raise UserError("a trained adapter knows no other encoders than its own; leave --trained out for these")
         else:
             unquantised = dataclasses.replace(wanted, quantization="none") if gptq else wanted
             local = write_weights(unquantised, self.weights, small=small, device="cpu")
@@ -289,7 +287,7 @@ def main(argv: Sequence[str] | None = None, *, run: Runner = run_apart) -> int:
     try:
         require_writable(arguments.out, "--out")
         if arguments.annotations and not Path(arguments.annotations).is_file():
-            raise ValueError(f"--annotations {arguments.annotations}: no such file")
+            raise UserError(f"--annotations {arguments.annotations}: no such file")
         config = against_reference.MODEL
         if arguments.cfg_path:
             config = load_config(arguments.cfg_path, arguments.options).model

@@ -16,10 +16,12 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from support.command_line import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that a user must mend: names the file, the key, what was found and what was expected."""
 
 
@@ -264,7 +266,7 @@ def build(cls: type[T], given: Mapping[str, Any], prefix: str, origin: Origin, e
         return cls(**values)
     except ConfigError:
         raise
-    except ValueError as error:  # a rule between several keys, from __post_init__
+    except UserError as error:  # a rule between several keys, from __post_init__
         raise ConfigError(f"{origin.file}: {error}") from None
 
 

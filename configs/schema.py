@@ -30,6 +30,7 @@ from configs.sections import (
     RunConfig,
     WandbConfig,
 )
+from support.command_line import UserError
 
 __all__ = [
     "Config",
@@ -93,7 +94,7 @@ class Config:
             yield
         except ConfigError:
             raise
-        except ValueError as error:
+        except UserError as error:
             if self.path and KEY_FIRST.match(str(error)):
                 raise ConfigError(f"{self.path}: {error}") from error
             raise

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from configs.parsing import option
+from support.command_line import UserError
 
 Paths = str | tuple[str, ...] | None
 ENCODER_PATHS = (
@@ -26,7 +27,7 @@ ENCODER_PATHS = (
 
 def _rule(holds: bool, message: str) -> None:
     if not holds:
-        raise ValueError(message)
+        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from support.command_line import UserError
+
 REFERENCE_FIELDS = ("texts", "captions", "references")
 """Fields that may hold a list of references besides `text`; the first of them found is used."""
 KNOWN_FIELDS = frozenset({"path", "text", "task", "Q", "testset_id", "expand_wav"})
@@ -19,7 +21,7 @@ PROBED_CLIPS = 16
 """Clips of a file that are looked for on disk to find the folder that relative paths start from."""
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """An annotation file that a user must mend: names the file, the entry, the field."""
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from data.integrity import find_damage
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 try:
@@ -40,7 +41,7 @@ UNKNOWN_LENGTH_FRAMES = 1 << 62  # libsndfile's answer where a header gives no l
 Source = str | Path | bytes
 
 
-class AudioError(ValueError):
+class AudioError(UserError):
     """A clip that cannot be used.
 
     Attributes:

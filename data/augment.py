@@ -20,6 +20,7 @@ import soxr
 import torch
 from torch import Tensor
 
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 SPEED_STEP = 0.01  # factors are rounded to it: the resampler plans its filter for a ratio of whole numbers
@@ -38,10 +39,10 @@ class Augmentation(ABC):
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
-            raise ValueError(f"p is {self.p}; expected a probability between 0 and 1")
+            raise UserError(f"p is {self.p}; expected a probability between 0 and 1")
         for low, high in self.ordered:
             if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"{low} is {getattr(self, low)}, above {high} = {getattr(self, high)}; swap them")
+                raise UserError(f"{low} is {getattr(self, low)}, above {high} = {getattr(self, high)}; swap them")
 
     @abstractmethod
     def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -62,7 +63,7 @@ class Crop(Augmentation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_s <= 0:
-            raise ValueError(f"min_s is {self.min_s}; expected more than 0")
+            raise UserError(f"min_s is {self.min_s}; expected more than 0")
 
     def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         size = round(rng.uniform(self.min_s, self.max_s) * SAMPLE_RATE)
@@ -88,7 +89,7 @@ class Speed(Augmentation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_factor < 0.5 or self.max_factor > 2:
-            raise ValueError(f"factors {self.min_factor} to {self.max_factor}; expected 0.5 to 2")
+            raise UserError(f"factors {self.min_factor} to {self.max_factor}; expected 0.5 to 2")
 
     def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         percent = round(rng.uniform(self.min_factor, self.max_factor) / SPEED_STEP)
@@ -105,7 +106,7 @@ class TimeShift(Augmentation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_shift_s < 0:
-            raise ValueError(f"max_shift_s is {self.max_shift_s}; expected at least 0")
+            raise UserError(f"max_shift_s is {self.max_shift_s}; expected at least 0")
 
     def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         shift = round(rng.uniform(0, self.max_shift_s) * SAMPLE_RATE)
@@ -173,7 +174,7 @@ class Augment:
             return None
         for name in spec:
             if name not in AUGMENTATIONS:
-                raise ValueError(f"datasets.augmentation.{name}: unknown{_nearest(name, AUGMENTATIONS)}")
+                raise UserError(f"datasets.augmentation.{name}: unknown{_nearest(name, AUGMENTATIONS)}")
         return cls(tuple(_build(name, spec[name]) for name in AUGMENTATIONS if name in spec))
 
     @property
@@ -196,20 +197,20 @@ def _build(name: str, settings: Mapping[str, Any] | None) -> Augmentation:
     place = f"datasets.augmentation.{name}"
     settings = {} if settings is None else settings
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{place}: found {settings!r}; expected settings such as {{p: 0.5}}")
+        raise UserError(f"{place}: found {settings!r}; expected settings such as {{p: 0.5}}")
     known = {item.name for item in dataclasses.fields(AUGMENTATIONS[name])}
     for key, value in settings.items():
         if key not in known:
-            raise ValueError(f"{place}.{key}: unknown{_nearest(key, known)}")
+            raise UserError(f"{place}.{key}: unknown{_nearest(key, known)}")
         if key == "tasks":
             if not isinstance(value, list | tuple) or not all(isinstance(task, str) for task in value):
-                raise ValueError(f"{place}.tasks: found {value!r}; expected a list of tasks such as [audiocaption]")
+                raise UserError(f"{place}.tasks: found {value!r}; expected a list of tasks such as [audiocaption]")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{place}.{key}: found {value!r}; expected a number")
+            raise UserError(f"{place}.{key}: found {value!r}; expected a number")
     try:
         return AUGMENTATIONS[name](**{**settings, "tasks": tuple(settings.get("tasks", ()))})
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def _nearest(name: str, known: Mapping[str, Any] | set[str]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from configs.sections import JoinClipsConfig
 from data.annotations import Annotation
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 
@@ -31,7 +32,7 @@ class Joiner:
         self._groups: dict[tuple[str, object], list[int]] = defaultdict(list)
         for task in settings.tasks:
             if not any(annotation.task == task for annotation in annotations):
-                raise ValueError(f"datasets.join_clips.tasks names '{task}', which no clip has")
+                raise UserError(f"datasets.join_clips.tasks names '{task}', which no clip has")
         for number, annotation in enumerate(annotations):
             if annotation.task in settings.tasks:
                 self._groups[self._key(annotation)].append(number)
@@ -41,7 +42,7 @@ class Joiner:
         if same is None:
             return annotation.task, None
         if same not in annotation.extra:
-            raise ValueError(
+            raise UserError(
                 f"{annotation.source or annotation.path}: no field '{same}', by which datasets.join_clips.same chooses "
                 "the clips of a row; add it, or set `same` to null"
             )

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from configs.paths import program_file
 from data.annotations import Annotation
+from support.command_line import UserError
 
 PLACEHOLDER = "<SpeechHere>"  # where the audio belongs in a prompt
 QUESTION_SLOT = "{}"
 
 
-class PromptError(ValueError):
+class PromptError(UserError):
     """A prompt file, or a task without its prompt, that a user must mend."""
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data.batch import BadClip
+from support.command_line import UserError
 
 NAMED_IN_ERROR = 3
 
 
-class TooManyBadClips(ValueError):
+class TooManyBadClips(UserError):
     """More clips than `datasets.max_bad_fraction` allows cannot be used."""
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data.annotations import Annotation
 from data.audio import EXPAND_SILENCE_S, AudioError, probe_duration_s
+from support.command_line import UserError
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class GlobalBatchSampler:
         """
         samples = state.get("epoch_samples", self.epoch_samples)
         if samples != self.epoch_samples:
-            raise ValueError(
+            raise UserError(
                 f"the sampler's state counts epochs of {samples} samples, but the data now gives {self.epoch_samples}; "
                 "resume with the same annotations, task weights and batch size"
             )
@@ -177,7 +178,7 @@ def _task_groups(
         if task not in present:
             close = difflib.get_close_matches(task, present, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(present)}"
-            raise ValueError(f"datasets.task_weights.{task}: no clip of the training annotations has this task; {hint}")
+            raise UserError(f"datasets.task_weights.{task}: no clip of the training annotations has this task; {hint}")
     names = np.asarray(tasks)
     members = [(task, np.flatnonzero(names == task)) for task in present]
     return [(found, round(len(found) * weights.get(task, 1.0))) for task, found in members]

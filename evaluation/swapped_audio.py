@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from data.annotations import Annotation
+from support.command_line import UserError
 
 ROUNDS = 50  # of repairs; two or three are enough unless nearly all references are alike
 
@@ -39,7 +40,7 @@ def swap_audio(annotations: Sequence[Annotation], seed: int) -> Swap:
     if alone:  # a task of one clip borrows from the others
         several = [[i for group in several for i in group] + alone]
     if len({_audio(annotation) for annotation in annotations}) < 2:
-        raise ValueError(f"swapping audio needs two different clips, got {len(annotations)} of one file")
+        raise UserError(f"swapping audio needs two different clips, got {len(annotations)} of one file")
 
     source = list(range(len(annotations)))
     for group in several:
@@ -52,7 +53,7 @@ def swap_audio(annotations: Sequence[Annotation], seed: int) -> Swap:
     ]
     unmoved = sum(_audio(new) == _audio(old) for new, old in zip(swapped, annotations, strict=True))
     if unmoved:
-        raise ValueError(f"{unmoved} clips cannot be given other audio: more than half of the clips are the same file")
+        raise UserError(f"{unmoved} clips cannot be given other audio: more than half of the clips are the same file")
     same = sum(_clash(annotations[i], annotations[j]) > 0 for i, j in enumerate(source))
     return Swap(annotations=swapped, same_reference=same)
 

@@ -18,6 +18,7 @@ from dataset import AudioTextDataset, build_loader, collate
 from evaluation.hypotheses import evaluate_annotations
 from models.frames import Frames
 from models.salmonn import SALMONN
+from support.command_line import UserError
 from support.random_state import preserved_rng
 from training.stopping import Interrupted
 
@@ -146,10 +147,10 @@ class Validator:
             return
         tasks = sorted({annotation.task for annotation in self.scored})
         if not self.config.run.valid_scoring:
-            raise ValueError(f"run.best_metric is {wanted!r}, which needs run.valid_scoring: true.")
+            raise UserError(f"run.best_metric is {wanted!r}, which needs run.valid_scoring: true.")
         if wanted.split(".", 1)[0] not in tasks or "." not in wanted:
             example = f"{tasks[0]}.{metrics.primary_metric(tasks[0])[0]}"
-            raise ValueError(
+            raise UserError(
                 f"run.best_metric is {wanted!r}; expected 'loss' or task.metric, such as {example!r}, with one of the "
                 f"validation tasks {', '.join(tasks)}."
             )
@@ -157,4 +158,4 @@ class Validator:
         figures = metrics.score_with_reasons(task, [["a word"]], ["a word"], java=False).values
         if figures.get(name) is None:
             known = ", ".join(f"{task}.{figure}" for figure, value in figures.items() if value is not None)
-            raise ValueError(f"run.best_metric is {wanted!r}, which validation does not compute; it has {known}.")
+            raise UserError(f"run.best_metric is {wanted!r}, which validation does not compute; it has {known}.")

@@ -23,6 +23,7 @@ from models.released_rules import rules_of
 from models.runtime import onednn_linear
 from models.runtime.host_memory import large_blocks_apart
 from models.salmonn import SALMONN
+from support.command_line import UserError
 
 __all__ = ["SALMONN", "CheckpointError", "build_model", "load_model", "pick_device"]
 
@@ -83,7 +84,7 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
 def build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageModel) -> Connector:
     """A fresh connector between these encoders and this language model."""
     if not config.use_speech_Qformer:
-        raise ValueError("model.use_speech_Qformer = false: the Q-Former is the only connector; set it to true.")
+        raise UserError("model.use_speech_Qformer = false: the Q-Former is the only connector; set it to true.")
     rates_hz = encoders.frame_rates_hz
     if config.legacy != "off":  # the public code lays streams side by side by index, whatever their rates
         rates_hz = [max(rates_hz)] * len(rates_hz)

@@ -4,6 +4,8 @@ import logging
 
 import torch
 
+from support.command_line import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -20,7 +22,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"run.device = {name!r}: no such device; expected cpu, cuda, cuda:N or auto.") from None
+        raise UserError(f"run.device = {name!r}: no such device; expected cpu, cuda, cuda:N or auto.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         logger.warning("run.device is %s, but PyTorch finds no CUDA device: going on on the CPU.", name)
         return torch.device("cpu")

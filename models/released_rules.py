@@ -19,7 +19,8 @@
   statistics, and its own drift.
 - Hypotheses keep special tokens; only the end symbol, as text, ends them.
 - Besides (outside the model): warm-up restarts each epoch (`training/schedule.py`); with `multi_prompt: false` a
-  batch of one task has one prompt, clips keep their first channel, and `{}` stays in an evaluation's prompts (`dataset.py`).
+  batch of one task has one prompt, clips keep their first channel, and `{}` stays in an evaluation's prompts
+  (`dataset.py`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,7 @@ from models.frames import Frames
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.salmonn import IGNORED, SALMONN, check_clips
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 MIN_SAMPLES = SAMPLE_RATE  # 1 s
@@ -109,7 +111,7 @@ class ExactSALMONN(SALMONN):
         """`[BOS, text before][audio][text after, pads][answer, pads]`, each part as wide as the batch's longest."""
         before = text_batch.before
         if len({len(row) for row in before}) > 1:
-            raise ValueError(
+            raise UserError(
                 "model.legacy = exact: the prompts of a batch differ in tokens before the audio, which the public code "
                 f"cannot join ({[len(row) for row in before]}); use model.legacy=weights, or batches of one."
             )

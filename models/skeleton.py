@@ -28,6 +28,7 @@ from models.quantization.stored_shapes import GROUP, pack_linears
 from models.released_rules import rules_of
 from models.salmonn import SALMONN
 from models.tensor_file import TensorFileError, read_tensor_file
+from support.command_line import UserError
 
 META = torch.device("meta")
 LEGACY_CED = {"target_length": 3001, "rescale": True, "frequency_major": True}  # as models/encoders/stack.py loads it
@@ -70,10 +71,10 @@ def build_skeleton(
 def _named(key: str, build: Any, path: str | None, *arguments: Any) -> Any:
     """Call `build`, and name the key in its errors."""
     if not path:
-        raise ValueError(f"model.{key} is not set")
+        raise UserError(f"model.{key} is not set")
     try:
         return build(path, *arguments)
-    except ValueError as error:
+    except UserError as error:
         message = str(error)
         raise type(error)(message if message.startswith("model.") else f"model.{key}: {message}") from error
 
@@ -109,7 +110,7 @@ def _build_encoder(path: str, config: ModelConfig, dtype: torch.dtype) -> AudioE
 
             described = AutoConfig.for_model(facts.config["model_type"], **fields)
             return HFEncoder.from_config(described, _extractor(described), window=window).to(dtype).eval()
-    raise ValueError(f"{path!r} is a language model, expected an audio encoder")
+    raise UserError(f"{path!r} is a language model, expected an audio encoder")
 
 
 def _encoder_of_file(path: str, config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
@@ -117,7 +118,7 @@ def _encoder_of_file(path: str, config: ModelConfig, dtype: torch.dtype) -> Audi
     try:
         file = read_tensor_file(Path(path).expanduser(), device=META, mmap=True)
     except TensorFileError as error:
-        raise ValueError(f"cannot read {path!r} as a tensor file: it {error}") from error
+        raise UserError(f"cannot read {path!r} as a tensor file: it {error}") from error
     if is_released(file):
         with META:
             return _beats(BEATsConfig.from_released(file["cfg"]), config)
@@ -158,7 +159,7 @@ def _extractor(config: PreTrainedConfig) -> Any:
 def _build_llm(path: str, config: ModelConfig, device: torch.device) -> LanguageModel:
     facts = find_architecture(path)
     if facts.kind != "llm":
-        raise ValueError(f"{path!r} is an audio encoder ({facts.kind}), expected a language model")
+        raise UserError(f"{path!r} is an audio encoder ({facts.kind}), expected a language model")
     back_end = _back_end(config, facts)
     fields = {key: value for key, value in facts.config.items() if key not in ("model_type", "quantization_config")}
     described = AutoConfig.for_model(facts.config["model_type"], **fields)
@@ -190,7 +191,7 @@ def _build_llm(path: str, config: ModelConfig, device: torch.device) -> Language
 
 def _back_end(config: ModelConfig, facts: Architecture) -> str:
     if facts.quantized is not None and config.quantization not in ("none", facts.quantized):
-        raise ValueError(
+        raise UserError(
             f"model.quantization is {config.quantization!r}, but {config.llama_path} holds weights already quantised "
             f"as {facts.quantized!r}; remove the option, or give the unquantised model."
         )

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from support.command_line import UserError
+
 _FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # in torch's message: what a pickle asked for
 
 
-class TensorFileError(ValueError):
+class TensorFileError(UserError):
     """A file that cannot be read; the message goes on after its name."""
 
 

@@ -25,6 +25,7 @@ from scoring.captions import (
 )
 from scoring.translation import translation_bleu
 from scoring.words import cer, per, wer, wer_nota
+from support.command_line import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ def task_metrics(task: str) -> TaskMetrics:
         return TASKS[task]
     stems = [stem for stem in ("asr", "audiocaption", "QA") if task.startswith(stem + "_")]
     if not stems:
-        raise ValueError(f"no metric for task {task!r}; known tasks: {', '.join(TASKS)}; add a row to metrics.TASKS")
+        raise UserError(f"no metric for task {task!r}; known tasks: {', '.join(TASKS)}; add a row to metrics.TASKS")
     # An unlisted language cannot be sent through English spelling rules.
     return TASKS["asr_de"] if re.fullmatch(r"asr_[a-z]{2}", task) and task != "asr_en" else TASKS[stems[0]]
 

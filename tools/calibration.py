@@ -18,6 +18,7 @@ from models.language.llm import LanguageModel
 from models.quantization.gptq import WORD, GPTQSettings
 from models.quantization.gptq_solver import Rounded, output_error, round_to_nearest, solve
 from models.salmonn import SALMONN
+from support.command_line import UserError
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def quantize_layers(
         ValueError: no sequences, or a layer whose size the format or `settings.group_size` does not fit.
     """
     if not sequences:
-        raise ValueError("GPTQ needs sequences to calibrate on; there are none")
+        raise UserError("GPTQ needs sequences to calibrate on; there are none")
     llm.eval()
     layers = llm.model.get_decoder().layers
     names = {module: name for name, module in llm.model.named_modules()}
@@ -134,12 +135,12 @@ def _check_fit(name: str, linear: nn.Linear, settings: GPTQSettings) -> None:
     inputs, outputs, size = linear.in_features, linear.out_features, settings.group_size
     if size != -1 and inputs % size:
         fitting = [group for group in (128, 64, 32) if inputs % group == 0]
-        raise ValueError(
+        raise UserError(
             f"--group-size {size} does not divide the {inputs} inputs of {name.removesuffix('.base_layer')}; take "
             f"{' or '.join(map(str, fitting)) or '-1, one group for each output'}"
         )
     if inputs * settings.bits % WORD or outputs * settings.bits % WORD:
-        raise ValueError(f"{name}, {inputs} by {outputs}, does not fill words of {WORD} bits at {settings.bits} bits")
+        raise UserError(f"{name}, {inputs} by {outputs}, does not fill words of {WORD} bits at {settings.bits} bits")
 
 
 def _record(

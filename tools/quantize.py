@@ -51,7 +51,7 @@ from models.quantization.gptq import GPTQSettings
 from models.quantization.gptq_folder import save_folder
 from models.quantization.gptq_solver import Rounded
 from models.salmonn import SALMONN
-from support.command_line import is_for_user, quieten_libraries, require_writable
+from support.command_line import UserError, is_for_user, quieten_libraries, require_writable
 from tools.calibration import LinearReport, audio_sequences, quantize_layers, text_sequences
 
 REPORT = "report.json"
@@ -249,7 +249,7 @@ def quantized(
     difference = (_logits(exact, bench.held_out) - expected).abs().max() / expected.abs().max()
     print(f"read back: logits differ by {difference:.1e} of the largest")
     if not difference <= EQUAL and exact.llm.dtype == torch.float32:
-        raise ValueError(f"{out} does not give what was rounded: logits differ by {difference:.1e} of the largest")
+        raise UserError(f"{out} does not give what was rounded: logits differ by {difference:.1e} of the largest")
     del exact
     name = f"gptq, LoRA {'merged' if merge else 'beside'}" if plain.lora else "gptq"
     row = bench.measure(name, built(config, served, device))

@@ -36,6 +36,7 @@ from models.frames import Frames
 from models.language.text import TextBatch
 from models.salmonn import SALMONN, LossOutput
 from models.skeleton import build_skeleton
+from support.command_line import UserError
 from support.units import GIB
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Distiller:
         self.weights = _weights(config)
         problems = misfits(student, teacher, self.weights)
         if problems:
-            raise ValueError("\n  ".join(["distillation: teacher and student do not fit:", *problems]))
+            raise UserError("\n  ".join(["distillation: teacher and student do not fit:", *problems]))
         self.shares_encoders = share_encoders(student, teacher)
         self._cache = None if self.shares_encoders else FrameCache.where_possible(cache_folder, teacher.encoders)
 
@@ -157,13 +158,13 @@ def build_distiller(config: Config, student: SALMONN) -> Distiller | None:
     if described is None:
         return None
     if not described.ckpt:
-        raise ValueError(
+        raise UserError(
             "distillation.teacher.ckpt is not set: a fresh adapter would teach noise. Name the teacher's adapter, or "
             "set distillation.teacher to null to train without one."
         )
     try:
         teacher = build_model(frozen(described), student.device)
-    except ValueError as error:
+    except UserError as error:
         raise type(error)(f"distillation.teacher: {error}") from error
     return Distiller(student, teacher, config.distillation, cache_folder=config.datasets.cache_encoder_outputs)
 
@@ -178,11 +179,11 @@ def describe_plan(config: Config, device: torch.device) -> str:
     student = build_skeleton(config.model, device)
     try:
         teacher = build_skeleton(frozen(described), device)
-    except ValueError as error:
+    except UserError as error:
         raise type(error)(f"distillation.teacher: {error}") from error
     problems = misfits(student, teacher, _weights(config.distillation))
     if problems:
-        raise ValueError("\n  ".join(["distillation: teacher and student do not fit:", *problems]))
+        raise UserError("\n  ".join(["distillation: teacher and student do not fit:", *problems]))
     paths = [entry.path_key for entry in ENCODERS.values()]
     same = all(getattr(config.model, key) == getattr(described, key) for key in paths)
     shares = same and all(student.encoders.frozen.values()) and config.model.legacy == described.legacy
@@ -309,7 +310,7 @@ def query_distance(student: _Heard, teacher: _Heard, counts: LongTensor) -> Tens
     """
     ours, theirs = student.queries, teacher.queries
     if ours.shape != theirs.shape:
-        raise ValueError(
+        raise UserError(
             f"distillation.qformer: the student cuts the batch in {len(ours)} windows, the teacher in {len(theirs)}; "
             "expected the same. Give both the same model.window and encoders of the same frame rate, or set "
             "distillation.qformer to 0."

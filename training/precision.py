@@ -12,6 +12,7 @@ from configs.schema import Config
 from configs.sections import ModelConfig
 from models.device import pick_device
 from models.salmonn import SALMONN
+from support.command_line import UserError
 
 if TYPE_CHECKING:
     pass
@@ -38,7 +39,7 @@ def make_accelerator(config: Config) -> Accelerator:
     )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
-        raise ValueError(
+        raise UserError(
             f"the launcher asked for {asked} processes, but {accelerator.num_processes} came up; "
             "launch with torchrun --nproc-per-node N train.py …"
         )
@@ -58,7 +59,7 @@ def training_model_config(config: Config, device: torch.device) -> ModelConfig:
         return config.model
     if config.model.dtype == "float16":
         why, mend = ("run.amp is false", "run.amp=true, or ") if on_cuda else (f"training is on the {device.type}", "")
-        raise ValueError(
+        raise UserError(
             f"model.dtype is float16 and {why}: without loss scaling small gradients become zero. Set "
             f"{mend}model.dtype=float32."
         )

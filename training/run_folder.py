@@ -22,12 +22,14 @@ from pickle import UnpicklingError
 
 import torch
 
+from support.command_line import UserError
+
 STATE_FOLDER = "trainer_state"
 ABANDONED = "abandoned_"  # before the name of a checkpoint that the run has left behind
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 
 
-class RunFolderError(ValueError):
+class RunFolderError(UserError):
     """A run's folder cannot be used as asked."""
 
 

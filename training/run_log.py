@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from configs.schema import Config
+from support.command_line import UserError
 from support.files import jsonable
 from training.run_folder import RunFolder
 
@@ -116,7 +117,7 @@ def start_wandb(config: Config, folder: RunFolder) -> Any | None:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"wandb.mode is {settings.mode}, but the package wandb is not installed: "
             "pip install wandb, or set wandb.mode to disabled."
         ) from error

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from support.command_line import UserError
+
 ADAM_EPS = 1e-8
 NO_DECAY_LETTERS = ("bias", "ln", "bn")
 
@@ -65,7 +67,7 @@ def build_optimizer(
     """
     decay, plain = decay_groups(named_parameters)
     if not decay and not plain:
-        raise ValueError(
+        raise UserError(
             "nothing to train: every parameter is frozen. Unfreeze the connector (model.freeze_speech_QFormer, "
             "model.freeze_speech_llama_proj), switch model.lora on, or unfreeze an encoder."
         )

@@ -17,6 +17,8 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from support.command_line import UserError
+
 FOLDER = Path(__file__).resolve().parent
 KINDS = {"whisper": "whisper", "beats": "beats", "ced": "ced"}
 """`model_type` -> kind, where it is not a language model."""
@@ -33,7 +35,7 @@ AUDIO_TYPES = (
 )
 
 
-class UnknownArchitectureError(ValueError):
+class UnknownArchitectureError(UserError):
     """Nothing is known of a model: no folder with a config.json, and no row of this table."""
 
 

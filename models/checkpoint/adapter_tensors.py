@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from support.command_line import UserError
+
 NAMES_SHOWN = 12  # in an error
 PAD_ROWS = "llm.pad_rows."  # rows appended to a vocabulary, which no base checkpoint holds
 
@@ -18,7 +20,7 @@ _READS_FRAMES = re.compile(r"^connector\.qformer\.layers\.\d+\.cross_attention\.
 _ENCODER = re.compile(r"^encoders\.encoders\.[^.]+\.")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is absent, damaged, or does not fit the model."""
 
 

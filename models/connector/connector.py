@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.connector.fusion import align_streams
 from models.connector.qformer import QFormer, QFormerConfig
 from models.frames import Frames
+from support.command_line import UserError
 
 FULL_S = 30  # what the family's rule counts frames of: 1,500 at 50 Hz
 
@@ -63,7 +64,7 @@ class Connector(nn.Module):
     ) -> None:
         super().__init__()
         if fusion not in ("concat", "project"):
-            raise ValueError(f"model.fusion = {fusion!r}: expected 'concat' or 'project'.")
+            raise UserError(f"model.fusion = {fusion!r}: expected 'concat' or 'project'.")
         self.frame_rates_hz = list(frame_rates_hz)
         self.num_queries = num_queries
         self.keep_partial_window = keep_partial_window
@@ -72,7 +73,7 @@ class Connector(nn.Module):
         self.window = None if window_s is None else frames_in(window_s, rate_hz)  # K, in frames
         self.stride = None if window_s is None else frames_in(stride_s, rate_hz)
         if self.window is not None and self.stride > self.window and keep_partial_window:
-            raise ValueError(
+            raise UserError(
                 f"model.second_stride = {stride_s} is longer than model.second_per_window = {window_s}: sound between "
                 "two windows would not be heard. Use a stride no longer than the window."
             )
@@ -163,7 +164,7 @@ class Connector(nn.Module):
             total += early
         count = self.window_count(total)
         if count == 0:
-            raise ValueError(
+            raise UserError(
                 f"a clip of {total} frames is shorter than one window of {self.window} frames and partial windows are "
                 "off (the released models' rule); use model.window: full or model.legacy: off."
             )

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from support.command_line import UserError
+
 LAYER_NORM_EPS = 1e-12  # BERT's, not PyTorch's 1e-5: released adapters were trained with it
 INITIAL_STD = 0.02
 
@@ -35,7 +37,7 @@ class QFormerConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"model.qformer_hidden_size = {self.hidden_size} is not a multiple of model.qformer_num_heads = "
                 f"{self.num_heads}; choose a width that the heads divide."
             )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.sections import GenerateConfig
+from support.command_line import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,10 @@ class GenerateOptions(GenerateConfig):
         super().__post_init__()
         for name, low in (("max_new_tokens", 1), ("num_beams", 1), ("min_length", 0), ("top_k", 0)):
             if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {low} or more.")
+                raise UserError(f"{name} is {getattr(self, name)}; expected {low} or more.")
         for name in ("temperature", "top_p", "repetition_penalty"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0.")
+                raise UserError(f"{name} is {getattr(self, name)}; expected more than 0.")
 
 
 def process_scores(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models.runtime.cuda_graphs import Replays, round_up
+from support.command_line import UserError
 
 REPLAYED_STEP = 96  # spectrum frames, of which widths are multiples where the network is captured: about a second
 REPLAYED_FRAMES = 3000  # of all clips, 30 s: more of them keep the device busy by themselves
@@ -105,7 +106,7 @@ class AudioEncoder(nn.Module):
 def kept_layers(encoder: str, wanted: int | None, there: int) -> int:
     """How many of an encoder's layers to keep; ValueError where it has fewer than are wanted."""
     if wanted is not None and wanted > there:
-        raise ValueError(f"{encoder}: {wanted} layers are to be kept, but there are {there}")
+        raise UserError(f"{encoder}: {wanted} layers are to be kept, but there are {there}")
     return wanted or there
 
 
@@ -121,6 +122,6 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> 
     ]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"{source} does not fit the model it describes: {'; '.join(problems[:8])}{more}")
+        raise UserError(f"{source} does not fit the model it describes: {'; '.join(problems[:8])}{more}")
     model.to_empty(device="cpu")
     model.load_state_dict(weights)

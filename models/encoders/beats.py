@@ -19,6 +19,7 @@ from models.encoders.features import FBANK_BINS, HOP, WINDOW, fbank_frames, kald
 from models.frames import length_mask, zero_after
 from models.quantization.int8 import Int8Linear, round_linears
 from models.tensor_file import TensorFileError, read_tensor_file
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 MAX_S = 30  # attention's memory grows with the square of this; released systems never went beyond
@@ -100,16 +101,16 @@ class BEATs(AudioEncoder):
         try:
             file = read_tensor_file(path, mmap=True)
         except TensorFileError as error:
-            raise ValueError(f"BEATs: cannot read {str(path)!r} as a tensor file: it {error}") from error
+            raise UserError(f"BEATs: cannot read {str(path)!r} as a tensor file: it {error}") from error
         if not is_released(file):
             found = f"the keys {sorted(map(str, file))[:8]}" if isinstance(file, dict) else f"a {type(file).__name__}"
-            raise ValueError(f"BEATs: {str(path)!r} holds {found}; expected {{'cfg': dict, 'model': {{name: tensor}}}}")
+            raise UserError(f"BEATs: {str(path)!r} holds {found}; expected {{'cfg': dict, 'model': {{name: tensor}}}}")
         try:
             config = BEATsConfig.from_released(file["cfg"])
-        except ValueError as error:
-            raise ValueError(f"BEATs: {str(path)!r}: {error}") from error
+        except UserError as error:
+            raise UserError(f"BEATs: {str(path)!r}: {error}") from error
         if head and not config.finetuned_model:
-            raise ValueError(
+            raise UserError(
                 f"BEATs: {str(path)!r} is a pre-trained file, without a classifier; expected a fine-tuned one"
             )
         with torch.device("meta"):

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import BoolTensor, Tensor, nn
 
+from support.command_line import UserError
+
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "linear": lambda values: values}
 
 UNSAID = {
@@ -77,7 +79,7 @@ class BEATsConfig:
             fits = isinstance(value, int | float if kind is float else kind)
             if not fits or isinstance(value, bool) != (kind is bool) or (kind is int and value < 1):
                 expected = "a positive int" if kind is int else f"a {kind.__name__}"
-                raise ValueError(f"cfg has {field.name} {value!r:.40}; expected {expected}")
+                raise UserError(f"cfg has {field.name} {value!r:.40}; expected {expected}")
             chosen[field.name] = value
         return cls(**chosen)
 
@@ -148,7 +150,7 @@ class Layer(nn.Module):
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__()
         if config.activation_fn not in ACTIVATIONS:
-            raise ValueError(
+            raise UserError(
                 f"BEATs: cfg has activation_fn {config.activation_fn!r}; expected one of {', '.join(ACTIVATIONS)}"
             )
         self.config = config

@@ -22,6 +22,7 @@ from models.encoders.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, d
 from models.frames import length_mask, zero_after
 from models.hub import split_revision
 from models.tensor_file import TensorFileError, read_tensor_file
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 PATCH = 16
@@ -108,7 +109,7 @@ class CED(AudioEncoder):
             width, positions = weights["time_pos_embed"].shape[1], weights["time_pos_embed"].shape[3]
             inner = weights["blocks.0.mlp.fc1.weight"].shape[0]
         except (KeyError, IndexError) as error:
-            raise ValueError(
+            raise UserError(
                 f"CED: {str(path)!r} is no CED; expected time_pos_embed [1, D, 1, T] and blocks.0.mlp.fc1.weight"
             ) from error
         span = target_length or described.get("target_length") or _span_of(positions)
@@ -250,9 +251,9 @@ def _read(path: str | Path, token: str | None) -> tuple[dict[str, Tensor], dict[
         described = json.loads(Path(cached_file(name, "config.json", **options)).read_text())
         return load_file(cached_file(name, "model.safetensors", **options)), described
     except TensorFileError as error:
-        raise ValueError(f"CED: cannot read {str(path)!r} as a .pt file: it {error}") from error
+        raise UserError(f"CED: cannot read {str(path)!r} as a .pt file: it {error}") from error
     except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"CED: cannot read {str(path)!r} as a .pt file, a folder with config.json and model.safetensors, or a hub "
             f"name: {error}"
         ) from error

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     pass
 from models.encoders.stack import EncoderStack, logger
 from models.frames import Frames
+from support.command_line import UserError
 
 
 class FrameCache:
@@ -37,7 +38,7 @@ class FrameCache:
     def __init__(self, folder: str | Path, stack: EncoderStack) -> None:
         reason = stack.why_not_cached(stack.frozen)
         if reason is not None:
-            raise ValueError(f"datasets.cache_encoder_outputs is {folder}, but {reason}.")
+            raise UserError(f"datasets.cache_encoder_outputs is {folder}, but {reason}.")
         self.stack = stack
         self.folder = Path(folder) / stack.fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)

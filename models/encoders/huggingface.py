@@ -39,6 +39,7 @@ from models.encoders.features import (
 )
 from models.frames import length_mask, zero_after
 from models.hub import loading_problem, split_revision
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class HFEncoder(AudioEncoder):
         try:
             config = AutoConfig.from_pretrained(name, **options)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
+            raise UserError(
                 f"cannot load {source}: {loading_problem(str(folder), error)}; expected a folder with config.json and "
                 "weights of a model that transformers knows, or a hub name (owner/name or owner/name@revision)"
             ) from error
@@ -122,10 +123,10 @@ class HFEncoder(AudioEncoder):
                     **options,
                 )
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"cannot load the weights of {source}: {loading_problem(str(folder), error)}") from error
+            raise UserError(f"cannot load the weights of {source}: {loading_problem(str(folder), error)}") from error
         broken = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if broken:
-            raise ValueError(
+            raise UserError(
                 f"{source} lacks, or has in another shape, {len(broken)} weights of the encoder: "
                 f"{', '.join(broken[:8])}{' …' if len(broken) > 8 else ''}"
             )
@@ -173,7 +174,7 @@ class HFEncoder(AudioEncoder):
         for key, value in expected.items():
             found = getattr(self.extractor, key, None)
             if found != value:
-                raise ValueError(f"its feature extractor has {key} = {found}; expected {value}")
+                raise UserError(f"its feature extractor has {key} = {found}; expected {value}")
 
 
 class WaveformEncoder(HFEncoder):
@@ -191,7 +192,7 @@ class WaveformEncoder(HFEncoder):
                 module.__class__ = FusedWavLMAttention
         config = network.config
         if getattr(config, "conv_pos_batch_norm", False):
-            raise ValueError("it has a BatchNorm before its positional convolution, which is not supported")
+            raise UserError("it has a BatchNorm before its positional convolution, which is not supported")
         self.frame_rate_hz = SAMPLE_RATE / math.prod(config.conv_stride)
         self.min_samples = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
@@ -391,9 +392,9 @@ KINDS: dict[str, Kind] = {
 def _kind_of(config: PretrainedConfig, source: str, kinds: Sequence[str] | None) -> Kind:
     found = config.model_type
     if found not in KINDS:
-        raise ValueError(f"{source} is of type {found!r}, which is no known encoder; known are {', '.join(KINDS)}")
+        raise UserError(f"{source} is of type {found!r}, which is no known encoder; known are {', '.join(KINDS)}")
     if kinds is not None and found not in kinds:
-        raise ValueError(f"{source} is of type {found!r}; expected {' or '.join(kinds)}")
+        raise UserError(f"{source} is of type {found!r}; expected {' or '.join(kinds)}")
     return KINDS[found]
 
 
@@ -441,7 +442,7 @@ def _join(
     try:
         return kind.encoder(network, extractor, window).eval()
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
 
 
 def _mask(lengths: LongTensor, values: Tensor) -> BoolTensor | None:

@@ -21,6 +21,7 @@ from models.frames import Frames, length_mask
 from models.quantization import int8
 from models.runtime.cuda_graphs import Replays
 from models.runtime.cuda_streams import run_concurrently
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class EncoderStack(nn.Module):
         super().__init__()
         if not encoders:
             keys = ", ".join(f"model.{entry.path_key}" for entry in ENCODERS.values())
-            raise ValueError(f"no audio encoder; set at least one of {keys}")
+            raise UserError(f"no audio encoder; set at least one of {keys}")
         self.encoders = nn.ModuleDict(encoders)
         self.frozen = {name: True if frozen is None else frozen[name] for name in encoders}
         self.captures = True

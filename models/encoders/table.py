@@ -13,6 +13,7 @@ from models.encoders.beats import BEATs
 from models.encoders.ced import CED
 from models.encoders.huggingface import HFEncoder
 from models.encoders.whisper import WhisperEncoder
+from support.command_line import UserError
 
 if TYPE_CHECKING:
     from configs.sections import ModelConfig
@@ -88,14 +89,14 @@ def build_encoder(name: str, config: ModelConfig, dtype: torch.dtype = torch.flo
     Raises ValueError for a name that is not in the table, or without a path.
     """
     if name not in ENCODERS:
-        raise ValueError(f"encoder {name!r} is not known; expected one of {', '.join(ENCODERS)}")
+        raise UserError(f"encoder {name!r} is not known; expected one of {', '.join(ENCODERS)}")
     entry = ENCODERS[name]
     if not getattr(config, entry.path_key):
-        raise ValueError(f"encoder {name!r} has no weights; set model.{entry.path_key}")
+        raise UserError(f"encoder {name!r} has no weights; set model.{entry.path_key}")
     try:
         return entry.build(config, dtype)
-    except ValueError as error:
-        raise ValueError(f"model.{entry.path_key}: {error}") from error
+    except UserError as error:
+        raise UserError(f"model.{entry.path_key}: {error}") from error
 
 
 def frozen_encoders(config: ModelConfig) -> dict[str, bool]:

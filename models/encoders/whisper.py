@@ -16,6 +16,7 @@ from models.encoders.features import HOP, WINDOW, log_mel, log_mel_frames
 from models.frames import length_mask, zero_after
 from models.hub import loading_problem, split_revision
 from models.quantization.int8 import RoundingConfig
+from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 CONV_STRIDE = 2  # of the second convolution: log-mel frames a frame
@@ -86,13 +87,13 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
                 **({"quantization_config": RoundingConfig()} if int8 else {}),
             )
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"Whisper: cannot load {str(folder)!r}: {loading_problem(str(folder), error)}; expected a folder with "
                 "config.json and weights, or a hub name (owner/name or owner/name@revision)"
             ) from error
         broken = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if broken:
-            raise ValueError(
+            raise UserError(
                 f"Whisper: {str(folder)!r} lacks, or has in another shape, {len(broken)} weights of the encoder: "
                 f"{', '.join(broken[:8])}{' …' if len(broken) > 8 else ''}"
             )

@@ -21,6 +21,7 @@ from models.decoding.prefix_cache import PrefixCache
 from models.hub import loading_problem, split_revision
 from models.quantization import backends, report
 from models.runtime.file_pages import release_weights
+from support.command_line import UserError
 
 if TYPE_CHECKING:
     from models.decoding.step_graphs import StepGraphs
@@ -81,13 +82,13 @@ class LanguageModel(nn.Module):
             )
         except OSError as error:
             problem = loading_problem(config.llama_path, error)
-            raise ValueError(
+            raise UserError(
                 f"model.llama_path: no weights could be loaded from {config.llama_path!r}: {problem}"
             ) from error
         broken = [f"{key} is missing" for key in sorted(info["missing_keys"])]
         broken += [f"{key} is {list(got)}, expected {list(want)}" for key, got, want in sorted(info["mismatched_keys"])]
         if broken:
-            raise ValueError(
+            raise UserError(
                 f"model.llama_path: the weights of {config.llama_path!r} do not fit their config: "
                 f"{', '.join(broken[:8])}{f' and {len(broken) - 8} more' if len(broken) > 8 else ''}."
             )
@@ -133,7 +134,7 @@ class LanguageModel(nn.Module):
         linears = {name.rsplit(".", 1)[-1] for name, module in self._decoder.named_modules() if _is_linear(module)}
         unknown = sorted(set(target_modules) - linears)
         if unknown or not target_modules:
-            raise ValueError(
+            raise UserError(
                 f"model.lora_target_modules: {unknown or 'the empty list'} names no linear layer of this model; "
                 f"it has {', '.join(sorted(linears))}."
             )
@@ -276,7 +277,7 @@ class LanguageModel(nn.Module):
         got = self.logits(self(self.embed(ids), torch.ones_like(ids, dtype=torch.bool), positions))
         scale = expected.abs().max().clamp(min=1e-6)
         if got.shape != expected.shape or ((got - expected).abs().max() / scale) > 0.02:
-            raise ValueError(
+            raise UserError(
                 f"model.llama_path: {self.config.model_type} models scale embeddings, masks or logits in a way unknown "
                 f"here (logits differ from the library's own); known families: {', '.join(sorted(VERIFIED_FAMILIES))}."
             )
@@ -295,12 +296,12 @@ def compute_dtype(choice: str, device: torch.device, model_type: str = "") -> to
 
 def _load_config(path: str, name: str, source: dict) -> PreTrainedConfig:
     if not path:
-        raise ValueError("model.llama_path is not set; expected a folder or hub name of a causal language model.")
+        raise UserError("model.llama_path is not set; expected a folder or hub name of a causal language model.")
     try:
         return AutoConfig.from_pretrained(name, **source)
     except (OSError, ValueError) as error:
         problem = loading_problem(path, error)
-        raise ValueError(f"model.llama_path: no causal language model at {path!r}: {problem}") from error
+        raise UserError(f"model.llama_path: no causal language model at {path!r}: {problem}") from error
 
 
 def _layer_types(config: PreTrainedConfig) -> list[str] | None:
@@ -310,7 +311,7 @@ def _layer_types(config: PreTrainedConfig) -> list[str] | None:
         return None
     unsupported = sorted(set(layer_types) - SUPPORTED_LAYERS)
     if unsupported:
-        raise ValueError(
+        raise UserError(
             f"model.llama_path: {config.model_type} has layers of type {', '.join(unsupported)}; "
             f"supported are {', '.join(sorted(SUPPORTED_LAYERS))}."
         )

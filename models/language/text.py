@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from configs.sections import ModelConfig
 from models.hub import loading_problem, split_revision
+from support.command_line import UserError
 
 # Loader workers are forked after the tokenizer was used: its own threads would only print a warning and switch off.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -86,7 +87,7 @@ class TextProcessor:
         self.bos_ids = _bos_ids(tokenizer, bos_token)
         self.end_ids = tuple(tokenizer.encode(end_sym, add_special_tokens=False)) if end_sym else ()
         if max_txt_len <= len(self.end_ids):
-            raise ValueError(
+            raise UserError(
                 f"model.max_txt_len is {max_txt_len}, but the end symbol {end_sym!r} alone takes {len(self.end_ids)} "
                 "tokens; set a larger max_txt_len."
             )
@@ -99,7 +100,7 @@ class TextProcessor:
         # A token is a byte or more; one before them, since a first token's space is not decoded everywhere.
         self.stop_span = max((len(stop.encode()) for stop in self.stop_strings), default=0) + 1
         if not self.eos_ids and not self.stop_strings:
-            raise ValueError(
+            raise UserError(
                 "nothing would end an answer: model.end_sym is empty and the tokenizer has no end-of-sequence token; "
                 "set model.end_sym or model.stop_strings."
             )
@@ -179,7 +180,7 @@ class TextProcessor:
         if prompt not in self._tokenized_prompts:
             count = prompt.count(PLACEHOLDER)
             if count != 1:
-                raise ValueError(
+                raise UserError(
                     f"prompt {prompt!r} holds {count} {PLACEHOLDER}; expected exactly one, where the audio belongs. "
                     f"Write it as {MARKED_PLACEHOLDER}."
                 )
@@ -213,7 +214,7 @@ def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenize
         loader = PreTrainedTokenizerFast if exact is not None else AutoTokenizer
         return loader.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"model.llama_path: no tokenizer could be loaded from {path!r} ({loading_problem(path, error)}); "
             "expected a folder with tokenizer.json, or a hub name."
         ) from error
@@ -222,12 +223,12 @@ def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenize
 def _checked_template(template: str) -> str:
     count = template.count("{}")
     if template and count != 1:
-        raise ValueError(
+        raise UserError(
             f"model.prompt_template {template!r} holds {count} {{}}; expected exactly one, where the prompt belongs "
             "(or an empty template)."
         )
     if template.count(PLACEHOLDER) > 1:
-        raise ValueError(f"model.prompt_template {template!r} holds {PLACEHOLDER} more than once.")
+        raise UserError(f"model.prompt_template {template!r} holds {PLACEHOLDER} more than once.")
     return template
 
 
@@ -239,7 +240,7 @@ def _bos_ids(tokenizer: PreTrainedTokenizerBase, bos_token: str | None) -> tuple
         return ()
     ids = tokenizer.encode(bos_token, add_special_tokens=False)
     if len(ids) != 1:
-        raise ValueError(f"model.bos_token {bos_token!r} is {len(ids)} tokens for this tokenizer; expected one.")
+        raise UserError(f"model.bos_token {bos_token!r} is {len(ids)} tokens for this tokenizer; expected one.")
     return tuple(ids)
 
 

@@ -18,6 +18,7 @@ from configs.sections import ModelConfig
 from models.quantization.gptq import GPTQLinear, GPTQSettings, StoredGPTQ, cpu_block
 from models.quantization.gptq_folder import reader_arguments
 from models.quantization.layers import is_torchao, parts_of, quantized_layers
+from support.command_line import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,38 +150,38 @@ def resolve_backend(
     requested = config.quantization  # the schema has turned the family's `qlora` and `low_resource` into it
     name = stored or requested
     if stored is not None and requested not in ("none", stored):
-        raise ValueError(
+        raise UserError(
             f"model.quantization is {requested!r}, but {config.llama_path} holds weights already quantised as "
             f"{stored!r}; remove the option, or give the unquantised model."
         )
     if name not in BACKENDS:
-        raise ValueError(f"model.quantization {name!r} has no back-end here; known: {', '.join(sorted(BACKENDS))}.")
+        raise UserError(f"model.quantization {name!r} has no back-end here; known: {', '.join(sorted(BACKENDS))}.")
     if name == "gptq" and stored is None:
-        raise ValueError(
+        raise UserError(
             f"model.quantization is 'gptq', but {config.llama_path} holds unquantised weights; make a GPTQ folder of "
             "them with tools/quantize.py and name it in model.llama_path, or set model.quantization=none."
         )
     backend = BACKENDS[name]
     if backend.package is not None and importlib.util.find_spec(backend.package) is None:
-        raise ValueError(f"model.quantization {name!r} needs the package {backend.package!r}; install it.")
+        raise UserError(f"model.quantization {name!r} needs the package {backend.package!r}; install it.")
     if device.type not in backend.devices:
-        raise ValueError(f"model.quantization {name!r} runs on {' and '.join(backend.devices)}, not on {device}.")
+        raise UserError(f"model.quantization {name!r} runs on {' and '.join(backend.devices)}, not on {device}.")
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if 10 * major + minor < backend.min_sm and not config.allow_slow_kernels:
-            raise ValueError(
+            raise UserError(
                 f"model.quantization {name!r} needs compute capability {backend.min_sm / 10}, "
                 f"{torch.cuda.get_device_name(device)} has {major}.{minor}. Use another back-end, or set "
                 "model.allow_slow_kernels=true to run its slow fallback."
             )
     if dtype not in backend.dtypes:
         possible = ", ".join(str(kind).removeprefix("torch.") for kind in backend.dtypes)
-        raise ValueError(f"model.quantization {name!r} does not compute in {dtype}; set model.dtype to {possible}.")
+        raise UserError(f"model.quantization {name!r} does not compute in {dtype}; set model.dtype to {possible}.")
     if trainable:
         require_trainable(backend)
     reason = slow_reason(config, backend, device)
     if reason is not None and not config.allow_slow_kernels:
-        raise ValueError(
+        raise UserError(
             f"model.quantization {name!r} is slower on {device.type} than unquantised weights{reason}. Use "
             "model.quantization=none, or set model.allow_slow_kernels=true if memory matters more."
         )
@@ -191,7 +192,7 @@ def require_trainable(backend: Backend) -> None:
     """Raise ValueError for a back-end through which LoRA gets no gradient."""
     if not backend.trainable:
         able = ", ".join(name for name, entry in BACKENDS.items() if entry.trainable)
-        raise ValueError(
+        raise UserError(
             f"model.quantization {backend.name!r} cannot be trained through; use it for evaluation only, or one of "
             f"{able}."
         )
@@ -263,7 +264,7 @@ def _gptq_arguments(config: ModelConfig, llm_config: PreTrainedConfig, device: t
     missing = [package for package in ("gptqmodel", "optimum") if importlib.util.find_spec(package) is None]
     if missing or device.type != "cuda":
         problem = f"needs the packages {' and '.join(missing)}" if missing else f"is for CUDA, not for {device}"
-        raise ValueError(f"model.gptq_kernel: gptqmodel {problem}; set it to auto, or see docs/quantisation.md.")
+        raise UserError(f"model.gptq_kernel: gptqmodel {problem}; set it to auto, or see docs/quantisation.md.")
     settings = GPTQSettings.from_config(_stored_config(llm_config))
     return {"quantization_config": GPTQConfig(bits=settings.bits, backend=config.gptq_backend)}
 

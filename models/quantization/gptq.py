@@ -22,6 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from support.command_line import UserError
+
 WORD = 32
 SUPPORTED_BITS = (2, 4, 8)
 PACKED_GROUPS = (32, 64, 128, 256)  # of PyTorch's 4-bit product
@@ -46,11 +48,11 @@ class GPTQSettings:
 
     def __post_init__(self) -> None:
         if self.bits not in SUPPORTED_BITS:
-            raise ValueError(f"GPTQ weights of {self.bits} bits cannot be read; expected {SUPPORTED_BITS}")
+            raise UserError(f"GPTQ weights of {self.bits} bits cannot be read; expected {SUPPORTED_BITS}")
         if self.group_size != -1 and self.group_size < 1:
-            raise ValueError(f"GPTQ group_size is {self.group_size}; expected -1 or above 0")
+            raise UserError(f"GPTQ group_size is {self.group_size}; expected -1 or above 0")
         if self.format not in FORMATS:
-            raise ValueError(f"GPTQ checkpoint_format is {self.format!r}; expected one of {', '.join(FORMATS)}")
+            raise UserError(f"GPTQ checkpoint_format is {self.format!r}; expected one of {', '.join(FORMATS)}")
 
     @classmethod
     def from_config(cls, stored: dict[str, Any]) -> GPTQSettings:
@@ -111,9 +113,7 @@ class StoredGPTQ(nn.Module):
         self.in_features, self.out_features, self.settings = inputs, outputs, settings
         bits, groups = settings.bits, settings.groups(inputs)
         if inputs * bits % WORD or outputs * bits % WORD:
-            raise ValueError(
-                f"GPTQ: a layer of {inputs} by {outputs} does not fill words of {WORD} bits at {bits} bits"
-            )
+            raise UserError(f"GPTQ: a layer of {inputs} by {outputs} does not fill words of {WORD} bits at {bits} bits")
         self.register_buffer("qweight", torch.empty(inputs * bits // WORD, outputs, dtype=torch.int32))
         self.register_buffer("qzeros", torch.empty(groups, outputs * bits // WORD, dtype=torch.int32))
         self.register_buffer("scales", torch.empty(groups, outputs, dtype=torch.float16))
@@ -142,7 +142,7 @@ class StoredGPTQ(nn.Module):
             layer = cls(inputs, outputs, settings, bias=bias is not None, dtype=torch.float16)
         if settings.format == "gptq":
             if int(zeros.min()) < 1:
-                raise ValueError("GPTQ format v1 keeps zero points less one and so cannot hold 0; choose them from 1")
+                raise UserError("GPTQ format v1 keeps zero points less one and so cannot hold 0; choose them from 1")
             zeros = zeros - 1
         layer.qweight = pack(integers.T, settings.bits)
         layer.qzeros = pack(zeros.T, settings.bits).T.contiguous()
@@ -190,7 +190,7 @@ class GPTQLinear(nn.Linear):
         order = torch.argsort(g_idx, stable=True)
         self.group_size = self.in_features if settings.group_size == -1 else settings.group_size
         if not torch.equal(g_idx[order].cpu(), settings.group_of(self.in_features).long()):
-            raise ValueError(f"GPTQ: g_idx does not give every group {self.group_size} inputs")
+            raise UserError(f"GPTQ: g_idx does not give every group {self.group_size} inputs")
         in_order = torch.equal(order, torch.arange(self.in_features, device=order.device))
         self.register_buffer("order", None if in_order else order.int())
         self.register_buffer("scales", stored.scales)

@@ -19,6 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from models.quantization.gptq import GPTQLinear, GPTQSettings, Kernel, StoredGPTQ, best_kernel
+from support.command_line import UserError
 
 METHOD = "smolt_gptq"
 """Our reader's name in transformers' table; files say `gptq`."""
@@ -85,7 +86,7 @@ def runnable(layer: StoredGPTQ, kernel: str = "auto") -> GPTQLinear:
     """
     best: Kernel = best_kernel(layer.settings, layer.in_features, layer.out_features, layer.qweight.device)
     if kernel == "packed" and best != "packed":
-        raise ValueError(
+        raise UserError(
             f"model.gptq_kernel: packed does not take a layer of {layer.in_features} by {layer.out_features} with "
             f"{layer.settings} on {layer.qweight.device}; set it to auto"
         )

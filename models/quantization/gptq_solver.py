@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.quantization.gptq import GPTQSettings, StoredGPTQ
+from support.command_line import UserError
 
 BLOCK = 128  # columns rounded before the rest is brought up to date
 SHRINKS = 20
@@ -50,7 +51,7 @@ def solve(weight: Tensor, hessian: Tensor, settings: GPTQSettings, *, damp: floa
     moments = hessian.float().clone()
     diagonal = moments.diagonal()
     if not bool(torch.isfinite(diagonal).all()):
-        raise ValueError("GPTQ: the layer's inputs are not finite; calibrate in float32 or bfloat16")
+        raise UserError("GPTQ: the layer's inputs are not finite; calibrate in float32 or bfloat16")
     diagonal[diagonal == 0] = 1  # an input that is always zero: its weights are rounded by themselves
     order = (
         torch.argsort(diagonal, descending=True) if settings.desc_act else torch.arange(inputs, device=values.device)

@@ -21,6 +21,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from models.runtime.file_pages import release
+from support.command_line import UserError
 
 METHOD = "smolt_int8"
 """Our rounding's name in transformers' table."""
@@ -103,7 +104,7 @@ def round_linears(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
 def check_device(device: torch.device, *, allow_slow: bool) -> None:
     """Raise ValueError where 8-bit encoders would be slower than unquantised ones, unless that is allowed."""
     if fastest(device) == "dequantize" and not allow_slow:
-        raise ValueError(
+        raise UserError(
             f"model.encoder_quantization 'int8' is slower on {device.type} than unquantised weights"
             f"{', on a processor without 8-bit dot products' if device.type == 'cpu' else ''}. Use "
             "model.encoder_quantization=none, or set model.allow_slow_kernels=true if memory matters more."

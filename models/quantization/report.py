@@ -7,6 +7,7 @@ from configs.sections import ModelConfig
 from models.quantization.backends import Backend
 from models.quantization.gptq import GPTQLinear
 from models.quantization.layers import is_torchao, quantized_layers
+from support.command_line import UserError
 
 
 def kernel_report(model: nn.Module, backend: Backend, device: torch.device, dtype: torch.dtype) -> str:
@@ -34,7 +35,7 @@ def check_kernels(model: nn.Module, config: ModelConfig) -> None:
     layers = quantized_layers(model)
     slow = [name for name, layer in layers.items() if isinstance(layer, GPTQLinear) and layer.kernel == "dequantize"]
     if slow:
-        raise ValueError(
+        raise UserError(
             f"model.quantization 'gptq': {len(slow)} of {len(layers)} layers ({', '.join(slow[:4])}"
             f"{' …' if len(slow) > 4 else ''}) have sizes that only the kernel which unpacks each weight takes, slower "
             "than unquantised weights; set model.allow_slow_kernels=true if memory matters more."

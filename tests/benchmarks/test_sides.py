@@ -60,7 +60,7 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
     config = write_weights(against_reference.MODEL, tmp_path, small=True)
     config = dataclasses.replace(config, quantization="int8")
     result = run_apart(Job.of(config, name="reference", side="reference", task="latency"))
-    assert result == {"error": "ValueError: the reference way has no quantisation 'int8', only nf4"}
+    assert result == {"error": "UserError: the reference way has no quantisation 'int8', only nf4"}
     assert (
         "stopped after 0 s" in run_apart(Job.of(config, name="x", side="ours", task="latency"), timeout_s=0.01)["error"]
     )

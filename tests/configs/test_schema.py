@@ -13,6 +13,7 @@ from configs.parsing import ConfigError
 from configs.schema import Config, add_config_arguments, config_from_arguments, dump_config, holds_secret, load_config
 from configs.sections import ModelConfig, OptimsConfig
 from data.prompts import load_prompts
+from support.command_line import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hf_do_not_show"
@@ -436,9 +437,9 @@ def test_numbers_are_finite(write, text: str) -> None:
 def test_errors_that_begin_with_a_key_are_given_the_file(write) -> None:
     config = load_config(write("run: {seed: 1}"))
     with pytest.raises(ConfigError, match=r"recipe\.yaml: datasets\.task_weights\.x: no clip"), config.named():
-        raise ValueError("datasets.task_weights.x: no clip")
-    with pytest.raises(ValueError, match=r"^another: model\.x"), config.named():
-        raise ValueError("another: model.x")
+        raise UserError("datasets.task_weights.x: no clip")
+    with pytest.raises(UserError, match=r"^another: model\.x"), config.named():
+        raise UserError("another: model.x")
 
 
 class TestSecondStage:

@@ -1,4 +1,4 @@
-"""models.encoders.beats against the public implementation, pre-trained and fine-tuned, with a padding mask and without."""
+"""models.encoders.beats against the public implementation, pre-trained and fine-tuned, padding mask or none."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def test_torchao_int4_says_where_it_runs(config):
 
 
 def test_the_documented_table_is_the_one_that_is_checked():
-    page = Path(__file__).resolve().parents[2] / "docs" / "quantisation.md"
+    page = Path(__file__).resolve().parents[3] / "docs" / "quantisation.md"
     first = page.read_text(encoding="utf-8").partition("\n|")[2].partition("\n\n")[0]
     lines = [line.strip("|").split("|") for line in first.splitlines() if line.startswith("| `")]
     rows = {name.strip(" `"): [cell.strip() for cell in cells] for name, *cells in lines}

@@ -276,7 +276,7 @@ def test_the_dry_run_needs_no_weights(project, capsys):
 
 
 def test_the_recipe_fits():
-    config = load_config(Path(__file__).resolve().parent.parent / "configs" / "nlp07" / "distillation.yaml")
+    config = load_config(Path(__file__).resolve().parents[2] / "configs" / "nlp07" / "distillation.yaml")
     assert "qformer 1 (temperature 3)" in describe_plan(config, torch.device("cuda"))
     wider = replace(config, distillation=replace(config.distillation, hidden=1.0))
     with pytest.raises(ValueError, match="are 2048 wide, the teacher's 3072"):

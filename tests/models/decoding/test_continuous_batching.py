@@ -13,7 +13,7 @@ from models.decoding.scores import GenerateOptions
 from models.language.llm import LanguageModel
 from models.language.text import TextProcessor
 from tests import tiny
-from tests.models.test_decoding import ENDS, prompts, row_of
+from tests.models.decoding.test_generation import ENDS, prompts, row_of
 
 LENGTHS = (17, 3, 26, 9, 12, 33, 5)  # a longer one after shorter ones, some beyond Gemma's window of 16
 

@@ -17,7 +17,7 @@ from models.decoding.step_graphs import StepGraphs
 from models.language.llm import LanguageModel
 from models.language.text import TextProcessor
 from tests import tiny
-from tests.models.test_decoding import ENDS, prompts, row_of
+from tests.models.decoding.test_generation import ENDS, prompts, row_of
 
 LENGTHS = (17, 3, 26, 9, 12)
 

@@ -90,11 +90,13 @@ def measured(clock: Callable[[], float], expected: Sequence[str] | None = None) 
     finally:
         _meter.reset(token)
         meter.move_to(OTHER)
-    found = meter.parts.keys() - {OTHER}
-    if expected is not None and found != set(expected):
-        faults = [f"{part} was not measured: no span of this name was opened" for part in expected if part not in found]
-        faults += [
-            f"the span {part} was opened, which the model does not name" for part in sorted(found.difference(expected))
-        ]
-        raise RuntimeError(f"{'; '.join(faults)}. Expected are {', '.join(expected)}: see SALMONN.spans.")
-    parts.update({part: meter.parts[part] for part in [*(found if expected is None else expected), OTHER]})
+    opened = [part for part in meter.parts if part != OTHER]
+    wanted = opened if expected is None else expected
+    faults = [f"{part} was not measured: no span of this name was opened" for part in wanted if part not in opened]
+    faults += [f"the span {part} was opened" for part in opened if part not in wanted]
+    if faults:
+        raise RuntimeError(
+            f"{'; '.join(faults)}; expected are {', '.join(wanted) or 'none'}. Open the span in the model, or correct "
+            "what is expected (SALMONN.spans)."
+        )
+    parts.update({part: meter.parts[part] for part in [*wanted, OTHER]})

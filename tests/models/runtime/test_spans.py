@@ -56,10 +56,14 @@ def test_a_part_that_is_not_measured_is_an_error(clock: Callable[[], float]) -> 
     with pytest.raises(RuntimeError) as caught, measured(clock, ["prefill", "encoder.ced"]), span("prefill"):
         pass
     assert str(caught.value) == (
-        "encoder.ced was not measured: no span of this name was opened. Expected are prefill, encoder.ced: see "
-        "SALMONN.spans."
+        "encoder.ced was not measured: no span of this name was opened; expected are prefill, encoder.ced. Open the span "
+        "in the model, or correct what is expected (SALMONN.spans)."
     )
-    with pytest.raises(RuntimeError, match="the span more was opened"), measured(clock, []), span("more"):
+    with (
+        pytest.raises(RuntimeError, match="the span more was opened; expected are none"),
+        measured(clock, []),
+        span("more"),
+    ):
         pass
 
 

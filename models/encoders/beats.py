@@ -153,11 +153,7 @@ class BEATs(AudioEncoder):
         return described if kept == self.config.encoder_layers else described | {"layers_kept": kept}
 
     def forward(
-        self,
-        waveforms: Tensor,
-        lengths: LongTensor,
-        padding: Padding = "neutral",
-        features: Features | None = None,
+        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral", features: Features | None = None
     ) -> tuple[Tensor, LongTensor]:
         """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B].
 

@@ -144,11 +144,7 @@ class CED(AudioEncoder):
         return {"encoder": "ced", **asdict(self.config)}
 
     def forward(
-        self,
-        waveforms: Tensor,
-        lengths: LongTensor,
-        padding: Padding = "neutral",
-        features: Features | None = None,
+        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral", features: Features | None = None
     ) -> tuple[Tensor, LongTensor]:
         """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B].
 

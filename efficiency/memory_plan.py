@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from configs.sections import GenerateConfig
-from models.decoding.engine import decode_step, prefill
 from models.decoding.kv_cache import KeyValueCache
+from models.decoding.steps import decode_step, prefill
 from models.language.text import TextBatch
 from models.salmonn import SALMONN
 from models.sizes import PartSize

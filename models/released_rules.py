@@ -4,6 +4,7 @@
 
 - A clip under one second is extended to one with silence.
 - An answer and the end symbol are tokenised as one string, and cut together.
+- A row stops where it (its best running beam) has generated token id 2, whichever token that is.
 - Besides (in the parts themselves): Whisper hears 30 s, BEATs' fbank is computed in float64, a last window that is not
   full is dropped.
 
@@ -14,7 +15,7 @@
   the masks of audio are all ones.
 - Texts after the audio are filled with `[PAD]` before the answer; the positions count these pads in training and skip
   them in generation, where a shorter row goes on from its last pad.
-- All rows stop when the first, or its best running beam, has generated token id 2, whichever token that is.
+- All rows stop when the first, or its best running beam, has generated token id 2.
 - In training frozen encoders behave as if they trained: BEATs leaves layers out, CED's BatchNorm takes the batch's
   statistics, and its own drift.
 - Hypotheses keep special tokens; only the end symbol, as text, ends them.
@@ -25,7 +26,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import LongTensor, Tensor
@@ -33,6 +34,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from configs.sections import ModelConfig
 from models.checkpoint.adapter_tensors import loaded_names
+from models.decoding.continuous_batching import ContinuousBatch
+from models.decoding.hypothesis import Generation
+from models.decoding.scores import GenerateOptions
 from models.encoders.base import AudioEncoder, FeatureSource
 from models.encoders.beats import BEATs
 from models.encoders.ced import CED
@@ -41,7 +45,7 @@ from models.frames import Frames
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import spanned
-from models.salmonn import IGNORED, SALMONN, check_clips
+from models.salmonn import IGNORED, SALMONN, Clips, FrameSource, check_clips, halving_on_oom
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
@@ -65,7 +69,9 @@ class ExactEncoders(ReleasedEncoders):
 
 
 class ReleasedText(TextProcessor):
-    """Targets are tokenised together with the end symbol, which the length limit may cut off."""
+    """Targets are tokenised together with the end symbol, which the length limit may cut off; `STOP_ID` ends a row."""
+
+    stop_id = STOP_ID
 
     def _target_ids(self, text: str) -> Tensor:
         ids = self.tokenizer.encode(text + self.end_sym, add_special_tokens=False) if text + self.end_sym else []
@@ -84,8 +90,6 @@ class ExactText(ReleasedText):
 
 class ExactSALMONN(SALMONN):
     """SALMONN as the public code runs it, batches and all."""
-
-    halt_id = STOP_ID
 
     def encode_frames(
         self, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
@@ -142,6 +146,33 @@ class ExactSALMONN(SALMONN):
             labels=labels,
             ends=ends,
         )
+
+    def _decode(self, assembled: Assembled, options: GenerateOptions) -> list[Generation]:
+        """All rows stop when the first stops at `stop_id`; the others continue after it."""
+        batch = ContinuousBatch(self.engine, self.text, replace(options, stop_id=None), slots=len(assembled))
+        results: dict[int, Generation] = {}
+        done = batch.add(assembled, range(len(assembled)))
+        while True:
+            if 0 not in results and batch.tokens(0)[-1] == options.stop_id:
+                done = [(row, replace(result, stop_reason="end")) for row, result in [*done, *batch.stop()]]
+            results |= done
+            if not len(batch):
+                return [results[row] for row in range(len(assembled))]
+            done = batch.step()
+
+    @torch.no_grad()
+    def generate_each(
+        self, batches: Iterable[Clips], *, at_once: int, frame_source: FrameSource | None = None, **options: object
+    ) -> Iterator[tuple[int, Generation]]:
+        """As `SALMONN.generate_each`, but batch by batch: `at_once` is ignored."""
+        settings = self._options(options)
+
+        def decoded(waveforms: Tensor, lengths: Tensor, prompts: list[str]) -> list[Generation]:
+            frames = frame_source(waveforms, lengths) if frame_source else None
+            return self._decode(self._prompted(waveforms, lengths, prompts, frames), settings)
+
+        with self._evaluating():
+            yield from enumerate(result for clips in batches for result in halving_on_oom(decoded, *clips))
 
     def _keep_statistics(self, name: str, encoder: CED) -> None:
         """Have adapters hold the BatchNorm's statistics, now that training has changed them."""

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from configs.sections import GenerateConfig, ModelConfig
 from models.connector.connector import Connector
-from models.decoding import continuous_batching, generation
+from models.decoding import generation
+from models.decoding.continuous_batching import decode_each, split
+from models.decoding.engine import DecodeEngine
 from models.decoding.hypothesis import Generation
 from models.decoding.scores import GenerateOptions
 from models.encoders.base import FeatureSource
@@ -32,7 +34,7 @@ IGNORED = -100  # the label that the loss skips
 Clips = tuple[Tensor, Tensor, list[str]]
 """Waveforms `[B, T]`, lengths `[B]` and prompts of a batch."""
 FrameSource = Callable[[Tensor, Tensor], list[Frames] | None]
-"""Encoder outputs for waveforms and lengths, from a cache; None to have them encoded."""
+"""Gives the encoder outputs for waveforms and lengths, from a cache; None has them encoded."""
 Result = TypeVar("Result")
 
 
@@ -55,9 +57,6 @@ class SALMONN(nn.Module):
     `<SpeechHere>` each and are not yet in the template.
     """
 
-    halt_id: int | None = None
-    """Token id by which the first row of a batch ends all rows; None where each ends by itself."""
-
     def __init__(
         self, encoders: EncoderStack, connector: Connector, llm: LanguageModel, text: TextProcessor, config: ModelConfig
     ) -> None:
@@ -67,7 +66,8 @@ class SALMONN(nn.Module):
         self.llm = llm
         self.text = text
         self.config = config
-        self.encoders.captures = self.llm.captures = config.cuda_graphs
+        self.engine = DecodeEngine(llm)
+        self.encoders.captures = self.engine.captures = config.cuda_graphs
         self.generate_defaults = GenerateConfig()
         """What `generate`, `generate_each` and `stream` take for options that they are not given."""
 
@@ -98,7 +98,7 @@ class SALMONN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Audio tokens `[B, A, H]` and their mask `[B, A]`, True first in each row.
 
-        `frames` are the encoders' outputs where they are at hand already (a cache); the waveforms are then not read.
+        `frames` are the encoders' outputs if they are known already (from a cache); the waveforms are then not read.
         """
         if frames is None:
             frames = self.encode_frames(waveforms, lengths)
@@ -205,45 +205,49 @@ class SALMONN(nn.Module):
         settings = self._options(options)
         with self._evaluating():
             assembled = self._prompted(waveforms, lengths, prompts, frames)
-            generations = generation.generate(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
+            generations = self._decode(assembled, settings)
         return generations if return_details else [generation.text for generation in generations]
+
+    def _decode(self, assembled: Assembled, options: GenerateOptions) -> list[Generation]:
+        return generation.generate(self.engine, assembled, self.text, options)
 
     @torch.no_grad()
     def generate_each(
-        self, batches: Iterable[Clips], *, at_once: int, frames: FrameSource | None = None, **options: object
+        self, batches: Iterable[Clips], *, at_once: int, frame_source: FrameSource | None = None, **options: object
     ) -> Iterator[tuple[int, Generation]]:
         """The hypothesis of every clip of many batches, with its number among all clips, in the order they finish.
 
-        A batch is encoded together; its clips are decoded `at_once` at a time, and where one has finished, the next
-        takes its place. Under `legacy: exact` each batch is decoded by itself instead. Texts are those of `generate`
-        for one clip after another. What the GPU's memory does not hold at once is done in parts.
+        A batch is encoded together; its clips are decoded `at_once` at a time, by continuous batching. Texts are those
+        of `generate` for one clip after another. What does not fit into the GPU's memory is done in parts.
         """
         settings = self._options(options)
 
-        def prompted(*clips: Tensor | list[str]) -> Assembled:
-            return self._prompted(*clips, frames(*clips[:2]) if frames else None)
-
-        def rows() -> Iterator[Assembled]:
-            for clips in batches:
-                yield from in_parts(lambda *part: continuous_batching.split(prompted(*part)), *clips)
-
-        def decoded(*clips: Tensor | list[str]) -> list[Generation]:
-            return generation.generate(self.llm, prompted(*clips), self.text, settings, halt_id=self.halt_id)
+        def prompts_of(waveforms: Tensor, lengths: Tensor, prompts: list[str]) -> list[Assembled]:
+            frames = frame_source(waveforms, lengths) if frame_source else None
+            return split(self._prompted(waveforms, lengths, prompts, frames))
 
         with self._evaluating():
-            if self.halt_id is None:
-                yield from continuous_batching.decode_each(self.llm, self.text, settings, rows(), at_once=at_once)
-            else:
-                yield from enumerate(result for clips in batches for result in in_parts(decoded, *clips))
+            prompts = (prompt for clips in batches for prompt in halving_on_oom(prompts_of, *clips))
+            yield from decode_each(self.engine, self.text, settings, prompts, slots=at_once)
 
     @torch.no_grad()
     def stream(self, waveform: Tensor, prompt: str, **options: object) -> Iterator[str]:
         """The text for one clip `[T]`, piece by piece as it is decoded: greedy or sampled, never beams, whatever
-        `generate_defaults` says of these."""
+        `generate_defaults` says."""
         settings = self._options({"num_beams": 1, **options})
         with self._evaluating():
             assembled = self._prompted(waveform[None], torch.tensor([waveform.shape[-1]]), [prompt], None)
-            yield from generation.stream(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
+            yield from generation.stream(self.engine, assembled, self.text, settings)
+
+    def train(self, mode: bool = True) -> "SALMONN":
+        if mode:
+            self.engine.clear()
+        return super().train(mode)
+
+    def _apply(self, *arguments, **options) -> "SALMONN":
+        """`.to()` and casts pass here: drop caches."""
+        self.engine.clear()
+        return super()._apply(*arguments, **options)
 
     def _prompted(
         self, waveforms: Tensor | None, lengths: Tensor | None, prompts: list[str], frames: list[Frames] | None
@@ -253,7 +257,7 @@ class SALMONN(nn.Module):
         return self.assemble(tokens, mask, self.text.batch(prompts))
 
     def _options(self, given: dict[str, object]) -> GenerateOptions:
-        return GenerateOptions(**(asdict(self.generate_defaults) | given))
+        return GenerateOptions(**(asdict(self.generate_defaults) | {"stop_id": self.text.stop_id} | given))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -265,18 +269,17 @@ class SALMONN(nn.Module):
             self.train(was_training)
 
     @contextmanager
-    def kernel_by_kernel(self) -> Iterator[None]:
-        """Without CUDA graphs while the context is open, so that what a call does can be counted."""
+    def without_cuda_graphs(self) -> Iterator[None]:
+        """While the context is open, kernels are launched one by one, so that they can be counted."""
         encoders = list(self.encoders.encoders.values())
-        captured = self.encoders.captures, self.llm.captures, self.llm.graphs, [each.replays for each in encoders]
-        self.encoders.captures = self.llm.captures = False
-        self.llm.graphs = None
+        captured = self.encoders.captures, self.engine.captures, [each.replays for each in encoders]
+        self.encoders.captures = self.engine.captures = False
         for encoder in encoders:
             encoder.replays = None
         try:
             yield
         finally:
-            self.encoders.captures, self.llm.captures, self.llm.graphs, replays = captured
+            self.encoders.captures, self.engine.captures, replays = captured
             for encoder, kept in zip(encoders, replays, strict=True):
                 encoder.replays = kept
 
@@ -304,10 +307,11 @@ class SALMONN(nn.Module):
         return [*rows, size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
 
 
-def in_parts(
+def halving_on_oom(
     work: Callable[[Tensor, Tensor, list[str]], list[Result]], waveforms: Tensor, lengths: Tensor, prompts: list[str]
 ) -> list[Result]:
-    """What `work` makes of each clip; of halves of the batch where the GPU's memory does not hold the whole of it."""
+    """`work`'s result for each clip; halves of the batch are done one after the other if the whole runs out of GPU
+    memory."""
     try:
         return work(waveforms, lengths, prompts)
     except torch.cuda.OutOfMemoryError:
@@ -318,7 +322,7 @@ def in_parts(
     results: list[Result] = []
     for rows in (slice(0, half), slice(half, None)):
         longest = int(lengths[rows].max())
-        results += in_parts(work, waveforms[rows, :longest], lengths[rows], prompts[rows])
+        results += halving_on_oom(work, waveforms[rows, :longest], lengths[rows], prompts[rows])
     return results
 
 

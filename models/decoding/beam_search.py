@@ -1,8 +1,8 @@
-"""Beam search over prefill and decode step: transformers' own hypotheses, with less work.
+"""Beam search for the slots of a continuous batch: transformers' own hypotheses, with less work.
 
 The scoring follows `GenerationMixin._beam_search` of transformers 5 (early_stopping=False) step by step, the order of
-its float32 operations included. Different here: the prompt is run once a clip, not once a beam; only the generated part
-of the cache moves when beams are reordered; a clip leaves the batch when it is done.
+its float32 operations included. Different here: the prompt is run once a clip, not once a beam, and only the generated
+part of the cache moves when beams are reordered.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,142 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.decoding.engine import decode_step, prefill
-from models.decoding.hypothesis import hits_stop_string
-from models.decoding.kv_cache import KeyValueCache
+from models.decoding.hypothesis import Generation, hits_stop_string
 from models.decoding.scores import GenerateOptions, draw, process_scores, seeded_rows
-from models.language.llm import LanguageModel
-from models.language.sequence import Assembled
 from models.language.text import TextProcessor
 
 NEVER = -1.0e9  # a score that no hypothesis reaches
 
 
+class BeamSearch:
+    """The beams of each slot, which has `num_beams` rows of the cache."""
+
+    def __init__(self, logits: Tensor, text: TextProcessor, options: GenerateOptions) -> None:
+        """Choose the first tokens from `logits` `[S·P, V]`, which are equal for all beams of a slot."""
+        self.beams = options.num_beams
+        self.next_ids = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        """`[S·P]`, the tokens that the next step runs."""
+        self._groups = [_Group(list(range(len(logits) // self.beams)), text, options, logits.device)]
+        self.advance(logits)
+
+    def advance(self, logits: Tensor) -> Tensor:
+        """Continue every slot by a token: `[S·P]`, for each row of the cache the row that it continues."""
+        self._groups = [group for group in self._groups if not group.is_over]
+        by_slot = logits.unflatten(0, (-1, self.beams))
+        sources = torch.arange(len(logits), device=logits.device).view(-1, self.beams)
+        for group in self._groups:
+            sources[group.index] = group.first_rows + group.advance(by_slot[group.index].flatten(0, 1))
+            self.next_ids.view_as(sources)[group.index] = group.state.tokens[:, :, -1]
+        return sources.flatten()
+
+    def tokens(self, slot: int) -> list[int]:
+        """What the best running beam has generated."""
+        group, clip = self._find(slot)
+        return group.state.tokens[clip, 0].tolist()
+
+    def result(self, slot: int, *, stop: bool = False) -> Generation | None:
+        """The best hypothesis of a slot that has just ended, or that is to `stop` here; None while it is running."""
+        group, clip = self._find(slot)
+        return group.result(clip, stop=stop)
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Keep these slots, in this order; a slot may be repeated, to be replaced by `put`."""
+        index = torch.tensor(slots, device=self.next_ids.device)
+        self.next_ids = self.next_ids.view(-1, self.beams)[index].flatten()
+        self._keep({slot: slots.index(slot) for slot in slots})
+
+    def put(self, slots: Sequence[int], other: "BeamSearch") -> None:
+        """Replace these slots by those of a search that has just begun."""
+        others = {slot for group in self._groups for slot in group.slots}.difference(slots)
+        self._keep({slot: slot for slot in others})
+        (group,) = other._groups
+        group.move_to(list(slots))
+        self._groups.append(group)
+        self.next_ids.view(-1, self.beams)[group.index] = other.next_ids.view(-1, self.beams)
+
+    def _find(self, slot: int) -> "tuple[_Group, int]":
+        """The group of a slot, and which of its clips the slot is."""
+        return next((group, group.slots.index(slot)) for group in self._groups if slot in group.slots)
+
+    def _keep(self, slots: dict[int, int]) -> None:
+        """Keep the slots that are keys of `slots`; the values are where they are from now on."""
+        self._groups = [group for group in self._groups if not slots.keys().isdisjoint(group.slots)]
+        for group in self._groups:
+            group.keep([clip for clip, slot in enumerate(group.slots) if slot in slots])
+            group.move_to([slots[slot] for slot in group.slots])
+
+
+class _Group:
+    """Slots that were added together, so that their clips have generated equally many tokens."""
+
+    def __init__(self, slots: list[int], text: TextProcessor, options: GenerateOptions, device: torch.device) -> None:
+        self.text = text
+        self.options = options
+        self.state = _Beams.start(len(slots), options.num_beams, options.max_new_tokens, device)
+        self.ended = [False] * len(slots)
+        """Whether a clip's search is complete."""
+        self.stopped = [False] * len(slots)
+        """Whether a clip's best running beam has generated `stop_id`."""
+        self._generators = seeded_rows(options, len(slots), device)
+        self.move_to(slots)
+
+    @property
+    def count(self) -> int:
+        """Generated tokens."""
+        return self.state.tokens.shape[2]
+
+    @property
+    def is_over(self) -> bool:
+        return all(ended or stopped for ended, stopped in zip(self.ended, self.stopped, strict=True))
+
+    def move_to(self, slots: list[int]) -> None:
+        """The clips are in these slots from now on."""
+        self.slots = slots
+        adjacent = slots == list(range(slots[0], slots[0] + len(slots)))
+        index = torch.tensor(slots, device=self.state.scores.device)
+        self.index = slice(slots[0], slots[-1] + 1) if adjacent else index
+        self.first_rows = index[:, None] * self.options.num_beams
+
+    def keep(self, clips: list[int]) -> None:
+        if len(clips) < len(self.slots):
+            self.slots, self.ended, self.stopped = (
+                [values[clip] for clip in clips] for values in (self.slots, self.ended, self.stopped)
+            )
+            self.state = self.state.select(torch.tensor(clips, device=self.state.scores.device))
+            if len(self._generators) > 1:
+                self._generators = [self._generators[clip] for clip in clips]
+
+    def advance(self, logits: Tensor) -> Tensor:
+        """Continue each clip by a token from `logits` `[B·P, V]`: the beams that were continued, `[B, P]`."""
+        last_step = self.count + 1 == self.options.max_new_tokens
+        candidates = _candidates(logits, self.state, self.text, self.options, last_step, self._generators)
+        _collect_done(self.state, candidates, self.options)
+        sources = _continue(self.state, candidates)
+        ended = ~_can_improve(self.state, self.options) | candidates.ended.all(dim=1)
+        self.ended = [before or now for before, now in zip(self.ended, ended.tolist(), strict=True)]
+        if self.options.stop_id is not None:
+            newest = self.state.tokens[:, 0, -1].tolist()
+            self.stopped = [
+                before or token == self.options.stop_id for before, token in zip(self.stopped, newest, strict=True)
+            ]
+        return sources
+
+    def result(self, clip: int, *, stop: bool) -> Generation | None:
+        """`BeamSearch.result` of one of the clips; its running beams count as finished where they are stopped."""
+        stopped = stop or self.stopped[clip]
+        if not (stopped or self.ended[clip]):
+            return None
+        state = self.state.select(slice(clip, clip + 1))
+        if not self.ended[clip]:
+            _close(state, self.options)
+        length = int(state.done_lengths[0, 0])
+        tokens, logprobs = (part[0, 0, :length].tolist() for part in (state.done_tokens, state.done_logprobs))
+        return Generation.of(tokens, logprobs, self.text, stopped=stopped)
+
+
 @dataclass
 class _Beams:
-    """State of all clips still in the batch; `P` beams a clip, `G` tokens so far."""
+    """State of some clips: `P` beams a clip, `G` tokens so far."""
 
     tokens: Tensor
     """`[B, P, G]`, running beams"""
@@ -41,12 +163,12 @@ class _Beams:
     done_scores: Tensor
     """`[B, P]`, divided by length"""
     is_done: Tensor
-    """`[B, P]` bool, a hypothesis rather than an empty place"""
+    """`[B, P]` bool, a hypothesis rather than nothing yet"""
 
     @classmethod
     def start(cls, clips: int, beams: int, longest: int, device: torch.device) -> "_Beams":
         scores = torch.zeros(clips, beams, device=device)
-        scores[:, 1:] = NEVER  # all beams are equal as yet: only the first may be continued
+        scores[:, 1:] = NEVER  # all beams are equal at first: only one may be continued
         return cls(
             tokens=torch.zeros(clips, beams, 0, dtype=torch.long, device=device),
             logprobs=torch.zeros(clips, beams, 0, device=device),
@@ -58,14 +180,13 @@ class _Beams:
             is_done=torch.zeros(clips, beams, dtype=torch.bool, device=device),
         )
 
-    def select(self, clips: Tensor) -> None:
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[clips])
+    def select(self, clips: Tensor | slice) -> "_Beams":
+        return _Beams(**{field.name: getattr(self, field.name)[clips] for field in fields(self)})
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The best continuations of a step: `C` a clip, more than there are beams, so that enough remain if some end."""
+    """The best continuations of a step: `C` a clip, more than there are beams, so that enough remain when some end."""
 
     sources: Tensor
     """`[B, C]`, the beam each continues"""
@@ -77,101 +198,6 @@ class _Candidates:
     """`[B, C]`"""
     ended: Tensor
     """`[B, C]` bool"""
-
-
-@dataclass
-class Running:
-    """The beams of clips that are equally far on."""
-
-    state: _Beams
-    text: TextProcessor
-    options: GenerateOptions
-    generators: list[torch.Generator | None]
-    tokens: int = 0
-    """Generated so far."""
-
-    @classmethod
-    def start(cls, clips: int, text: TextProcessor, options: GenerateOptions, device: torch.device) -> "Running":
-        state = _Beams.start(clips, options.num_beams, options.max_new_tokens, device)
-        return cls(state, text, options, seeded_rows(options, clips, device))
-
-    @property
-    def next_ids(self) -> Tensor:
-        """`[B·P]`, the last token of each running beam."""
-        return self.state.tokens[:, :, -1].flatten()
-
-    def advance(self, logits: Tensor) -> tuple[Tensor, list[bool]]:
-        """Continue each clip by a token from `logits` `[B·P, V]`: the beams that were continued, `[B, P]`, and which
-        clips are done."""
-        last_step = self.tokens + 1 == self.options.max_new_tokens
-        candidates = _candidates(logits, self.state, self.text, self.options, last_step, self.generators)
-        self.tokens += 1
-        _collect_done(self.state, candidates, self.tokens, self.options)
-        sources = _continue(self.state, candidates)
-        done = ~_can_improve(self.state, self.tokens, self.options) | candidates.ended.all(dim=1)
-        return sources, done.tolist()
-
-    def close(self) -> None:
-        """Take the running beams into the finished hypotheses."""
-        _close(self.state, self.tokens, self.options)
-
-    def best(self, clip: int = 0) -> tuple[list[int], list[float]]:
-        """The best finished hypothesis: its ids and their log-probabilities."""
-        return _best(self.state, clip)
-
-    def keep(self, clips: list[int]) -> None:
-        self.state.select(torch.tensor(clips, device=self.state.scores.device))
-        self.generators = self.generators if len(self.generators) == 1 else [self.generators[clip] for clip in clips]
-
-
-def beam_search(
-    llm: LanguageModel,
-    assembled: Assembled,
-    text: TextProcessor,
-    options: GenerateOptions,
-    *,
-    halt_id: int | None = None,
-) -> list[tuple[list[int], list[float], bool]]:
-    """The best hypothesis of each row: its ids, their log-probabilities, and whether the first row ended it.
-
-    With `halt_id` the search ends for all rows where the first row's best running beam has that token; running beams
-    then count as finished.
-    """
-    device = assembled.embeds.device
-    clips, beams, prompt_span = len(assembled), options.num_beams, assembled.embeds.shape[1]
-    cache = KeyValueCache(clips, prompt_span, device)
-    logits = prefill(llm, assembled, cache)
-    shared = int(cache.lengths.min())  # up to here the beams of any clip have equal keys
-    cache.select(torch.arange(clips, device=device).repeat_interleave(beams), prompt_span + options.max_new_tokens - 1)
-    logits = logits.repeat_interleave(beams, dim=0)
-
-    running = Running.start(clips, text, options, device)
-    alive = list(range(clips))  # the clip behind each clip of the state
-    results: dict[int, tuple[list[int], list[float], bool]] = {}
-    while True:
-        sources, done = running.advance(logits)
-        halted = halt_id is not None and 0 not in results and int(running.next_ids[0]) == halt_id
-        for index, clip in enumerate(alive):
-            if done[index] and clip not in results:
-                results[clip] = (*running.best(index), False)
-        if halted:
-            running.close()
-            results |= {clip: (*running.best(i), True) for i, clip in enumerate(alive) if clip not in results}
-        kept = [index for index, clip in enumerate(alive) if clip not in results]
-        if not kept:
-            return [results[clip] for clip in range(clips)]
-        rows = (torch.arange(len(alive), device=device)[:, None] * beams + sources).flatten()
-        cache.reorder(rows, shared)
-        if llm.shrinks_batches and 2 * len(kept) <= len(alive):
-            running.keep(kept)
-            cache.select(rows_of(kept, beams, device))
-            alive = [alive[position] for position in kept]
-        logits = decode_step(llm, running.next_ids, cache)
-
-
-def rows_of(clips: Sequence[int], beams: int, device: torch.device) -> Tensor:
-    """The rows of the cache that hold the beams of these clips, `[B·P]`."""
-    return (torch.tensor(clips, device=device)[:, None] * beams + torch.arange(beams, device=device)).flatten()
 
 
 def _candidates(
@@ -220,9 +246,9 @@ def _continue(state: _Beams, candidates: _Candidates) -> Tensor:
     return candidates.sources.gather(1, chosen)
 
 
-def _collect_done(state: _Beams, candidates: _Candidates, length: int, options: GenerateOptions) -> None:
-    """Take candidates that ended among the first `P` into the finished hypotheses, where they are better."""
-    beams = state.done_scores.shape[1]
+def _collect_done(state: _Beams, candidates: _Candidates, options: GenerateOptions) -> None:
+    """Add those of the first `P` candidates that ended to the finished hypotheses, where they are better."""
+    beams, length = state.done_scores.shape[1], candidates.tokens.shape[2]
     ended = candidates.ended.clone()
     ended[:, beams:] = False
     scores = candidates.scores / length**options.length_penalty + (~ended).float() * NEVER
@@ -238,8 +264,8 @@ def _collect_done(state: _Beams, candidates: _Candidates, length: int, options: 
         setattr(state, name, _gather(torch.cat([getattr(state, name), new], dim=1), chosen))
 
 
-def _close(state: _Beams, length: int, options: GenerateOptions) -> None:
-    """Take the running beams into the finished hypotheses."""
+def _close(state: _Beams, options: GenerateOptions) -> None:
+    """Add the running beams to the finished hypotheses."""
     running = _Candidates(
         sources=torch.zeros_like(state.done_lengths),
         tokens=state.tokens,
@@ -247,19 +273,14 @@ def _close(state: _Beams, length: int, options: GenerateOptions) -> None:
         scores=state.scores,
         ended=torch.ones_like(state.is_done),
     )
-    _collect_done(state, running, length, options)
+    _collect_done(state, running, options)
 
 
-def _can_improve(state: _Beams, length: int, options: GenerateOptions) -> Tensor:
+def _can_improve(state: _Beams, options: GenerateOptions) -> Tensor:
     """`[B]` bool: a running beam might still beat the worst finished one; transformers' early_stopping=False."""
-    best_running = state.scores[:, 0] / length**options.length_penalty
+    best_running = state.scores[:, 0] / state.tokens.shape[2] ** options.length_penalty
     worst_done = torch.where(state.is_done, state.done_scores.amin(dim=1, keepdim=True), NEVER)
     return (best_running[:, None] > worst_done).any(dim=1)
-
-
-def _best(state: _Beams, clip: int) -> tuple[list[int], list[float]]:
-    length = int(state.done_lengths[clip, 0])
-    return state.done_tokens[clip, 0, :length].tolist(), state.done_logprobs[clip, 0, :length].tolist()
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

@@ -1,30 +1,73 @@
-"""The two steps that every search is made of: prefill and decode step."""
+"""Prefill and decode steps as generation, evaluation and the efficiency report run them: with a prefix cache, and on
+CUDA with captured graphs."""
 
 from torch import Tensor
 
 from models.decoding.kv_cache import KeyValueCache
-from models.decoding.steps import run_prompt, single_step
+from models.decoding.prefix_cache import PrefixCache
+from models.decoding.step_graphs import StepGraphs
+from models.decoding.steps import decode_step, prefill
 from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
+from models.runtime.cuda_graphs import Capture
 from models.runtime.spans import spanned
 
 
-@spanned("prefill")
-def prefill(llm: LanguageModel, assembled: Assembled, cache: KeyValueCache) -> Tensor:
-    """Run the whole prompt once: logits `[B, V]` of each row's first new token. The head sees one token a row.
+class DecodeEngine:
+    """`steps.prefill` and `steps.decode_step` of one language model, and what is kept to make them faster.
 
-    Of rows whose first texts were met before, only what follows is run.
+    What is kept is used only while the weights are those that it was computed with. Copies of the engine, and of its
+    model, start without it.
+
+    Args:
+        capture: how to capture graphs, on any device; None captures CUDA graphs, on CUDA alone.
     """
-    known = llm.prefixes.of_rows(llm, assembled.prefixes)
-    logits = None if llm.graphs is None else llm.graphs.prefill(llm, assembled, cache, known)
-    if logits is not None:
-        return logits
-    start = cache.start(known) if known else 0
-    embeds, mask, positions = (part[:, start:] for part in (assembled.embeds, assembled.mask, assembled.positions))
-    return run_prompt(llm, embeds, mask, positions, cache, assembled.ends)
 
+    def __init__(self, llm: LanguageModel, capture: Capture | None = None) -> None:
+        self.llm = llm
+        self.prefixes = PrefixCache()
+        self.captures = True
+        """Whether prefill and decode steps are captured, in evaluation (`model.cuda_graphs`)."""
+        self._graphs = None if capture is None else StepGraphs(capture)
 
-def decode_step(llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache) -> Tensor:
-    """Append `token_ids` `[B]`, one a row: logits `[B, V]` of the token after."""
-    logits = None if llm.graphs is None else llm.graphs.step(llm, token_ids, cache)
-    return single_step(llm, token_ids, cache) if logits is None else logits
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_graphs": None}
+
+    @property
+    def graphs(self) -> StepGraphs | None:
+        """The captured steps; None where nothing is captured."""
+        if not self.captures or self.llm.training:
+            return None
+        if self._graphs is None and self.llm.device.type == "cuda":
+            self._graphs = StepGraphs()
+        return self._graphs
+
+    @property
+    def shrinks_batches(self) -> bool:
+        """Whether finished rows leave a batch before the others finish. A graph is captured for one number of rows:
+        every other number would be captured anew, and idle rows cost a GPU next to nothing."""
+        return self.graphs is None
+
+    @spanned("prefill")
+    def prefill(self, assembled: Assembled, cache: KeyValueCache) -> Tensor:
+        """Run the prompts once: logits `[B, V]` of each row's first new token. Rows with a cached prefix skip it."""
+        if self.llm.training:
+            self.clear()
+        prefixes, graphs = self.prefixes.of_rows(self.llm, assembled.prefixes), self.graphs
+        logits = None if graphs is None else graphs.prefill(self.llm, assembled, cache, prefixes)
+        if logits is not None:
+            return logits
+        if prefixes:
+            cache.start(prefixes)
+        return prefill(self.llm, assembled, cache)
+
+    def step(self, token_ids: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append `token_ids` `[B]`, one a row: logits `[B, V]` of the token after."""
+        graphs = self.graphs
+        logits = None if graphs is None else graphs.step(self.llm, token_ids, cache)
+        return decode_step(self.llm, token_ids, cache) if logits is None else logits
+
+    def clear(self) -> None:
+        """Free all that is kept. A cache in use keeps its content."""
+        self.prefixes.clear()
+        self._graphs = None

@@ -1,4 +1,4 @@
-"""A clip's text while it is decoded and once it has ended."""
+"""The text of a clip, while it is decoded and once it has ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from models.language.text import TextProcessor
 
 
 def hits_stop_string(tokens: Sequence[int], text: TextProcessor) -> bool:
-    """Whether the last token completes a stop string. Only the end of the text is decoded, and only where it may."""
+    """Whether the last token completes a stop string. Decodes only the end of the text, and only where one may end."""
     if not text.stop_strings or not tokens or not text.may_end_stop(tokens[-1]):
         return False
     tail = text.decode_raw(tokens[-text.stop_span :])
@@ -25,31 +25,15 @@ class Generation:
     logprobs: list[float]
     """The model's own log-probability of each token, before penalties and temperature."""
     stop_reason: str
-    """`end` (an end-of-sequence id), `stop_string`, or `length`."""
+    """`end` (an end-of-sequence id, or `GenerateOptions.stop_id`), `stop_string`, or `length`."""
 
-
-@dataclass
-class Hypothesis:
-    """A row while it is being decoded."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    done: bool = False
-
-
-def finished(tokens: list[int], logprobs: list[float], text: TextProcessor, halted: bool = False) -> Generation:
-    """The result for a row that stopped, with why it did; `halted` where the first row ended it."""
-    if halted or (tokens and tokens[-1] in text.eos_ids):
-        reason = "end"
-    else:
-        reason = "stop_string" if hits_stop_string(tokens, text) else "length"
-    return Generation(text.decode(tokens), tokens, logprobs, reason)
-
-
-def append_token(row: Hypothesis, token: int, logprob: float, text: TextProcessor) -> None:
-    """Note the token that was chosen for a row, unless the row is done."""
-    if row.done:
-        return
-    row.tokens.append(token)
-    row.logprobs.append(logprob)
-    row.done = token in text.eos_ids or hits_stop_string(row.tokens, text)
+    @classmethod
+    def of(
+        cls, tokens: list[int], logprobs: list[float], text: TextProcessor, *, stopped: bool = False
+    ) -> "Generation":
+        """The result for tokens that are complete; `stopped` where something else than they themselves ended them."""
+        if stopped or (tokens and tokens[-1] in text.eos_ids):
+            reason = "end"
+        else:
+            reason = "stop_string" if hits_stop_string(tokens, text) else "length"
+        return cls(text.decode(tokens), tokens, logprobs, reason)

@@ -1,7 +1,7 @@
-"""Keys and values of earlier tokens, with a write position per row."""
+"""The key-value cache, with a write position per row."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,20 +9,26 @@ from torch import Tensor
 from transformers import Cache
 
 
-class Beginning(Protocol):
-    """Keys and values that a row may begin with; a layer: `[1, heads, L, head width]`."""
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of a text at positions 0 on; a layer: `[1, heads, L, head width]`."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return self.keys[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
 
 class KeyValueCache(Cache):
     """Keys and values of all layers, preallocated, with a write position per row.
 
-    Rows of different length lie side by side from slot 0 on; a row's next token goes to the slot after its own last
-    token, over what padding left there. So a row's keys are the same whatever stands beside it.
+    Every row starts at slot 0. Its next token goes to the slot after its own last token and overwrites padding there,
+    so a row's keys do not depend on the other rows.
     """
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
@@ -33,49 +39,48 @@ class KeyValueCache(Cache):
     def _empty(self, capacity: int) -> None:
         rows, device = len(self._rows), self._rows.device
         self.capacity = capacity
-        self.span = 0  # slots in use in the longest row, known without asking the device
+        self.span = 0  # slots in use in the longest row, known without a device synchronisation
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # [B], next write position
         self.valid = torch.zeros(rows, capacity, dtype=torch.bool, device=device)  # [B, S]
         self.next_positions = self.lengths  # [B], position of the next token; `prefill` sets it
         self.keys: list[Tensor] = []  # a layer: [B, heads, S, head width]
         self.values: list[Tensor] = []
         self._slots = self.lengths[:, None]  # [B, L] of the tokens being written
-        self._level = True  # all rows end at `span`
-        self._level_before = True  # and did before the tokens being written: plain slices will do
-        self._asks = True  # whether the device may be asked; not while its work is recorded
+        self._uniform = True  # all rows end at `span`
+        self._uniform_before = True  # and did before the tokens being written: plain slices are enough
+        self._synchronises = True  # whether a mask may be read on the host; not while a graph is captured
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
-    def start(self, beginnings: Sequence[Beginning]) -> int:
-        """Begin each row with keys and values at hand, as many slots as the shortest of them has: their number."""
-        assert self.span == 0 and len(beginnings) == len(self.lengths)
-        width = min(map(len, beginnings))
-        alike = all(beginning is beginnings[0] for beginning in beginnings)
+    def start(self, prefixes: Sequence[Prefix]) -> None:
+        """Start each row with its prefix, all cut to the length of the shortest."""
+        assert self.span == 0 and len(prefixes) == len(self.lengths)
+        width = min(map(len, prefixes))
+        alike = all(prefix is prefixes[0] for prefix in prefixes)
         for name, layers in (("keys", self.keys), ("values", self.values)):
-            for index, like in enumerate(getattr(beginnings[0], name)):
+            for index, like in enumerate(getattr(prefixes[0], name)):
                 if index == len(layers):
-                    layers.append(self._allocate(like, len(beginnings)))
-                given = [getattr(row, name)[index][:, :, :width] for row in beginnings[: 1 if alike else None]]
+                    layers.append(self._allocate(like, len(prefixes)))
+                given = [getattr(row, name)[index][:, :, :width] for row in prefixes[: 1 if alike else None]]
                 layers[index][:, :, :width] = given[0] if alike else torch.cat(given)
         self.valid[:, :width] = True
         self.lengths = self.lengths + width
         self.span = width
-        return width
 
     def begin(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Make room for tokens with `mask` `[B, L]`: their slots `[B, L]`, and which slots hold content `[B, span]`."""
+        """Reserve slots for tokens with `mask` `[B, L]`: their slots `[B, L]`; which slots are valid, `[B, span]`."""
         width = mask.shape[1]
         assert self.span + width <= self.capacity, (self.span, width, self.capacity)
         steps = torch.arange(width, device=mask.device)
         self._slots = self.lengths[:, None] + steps
-        self._level_before = self._level
-        if width > 1 and self._level:  # asked once, of the prompt; a step adds one token to every row
-            self._level = self._asks and bool(mask.all())
+        self._uniform_before = self._uniform
+        if width > 1 and self._uniform:  # checked once, for the prompt; a step adds one token to every row
+            self._uniform = self._synchronises and bool(mask.all())
         self.valid.scatter_(1, self._slots, mask)
         self.lengths = self.lengths + ((steps + 1) * mask).amax(dim=1)
         self.span += width
@@ -87,14 +92,14 @@ class KeyValueCache(Cache):
             self.keys.append(self._allocate(key_states))
             self.values.append(self._allocate(value_states))
         for stored, new in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
-            if self._level_before:
+            if self._uniform_before:
                 stored[:, :, self.span - new.shape[2] : self.span] = new
             else:
                 stored[self._rows, :, self._slots] = new.transpose(1, 2)
         return self.keys[layer_idx][:, :, : self.span], self.values[layer_idx][:, :, : self.span]
 
     def select(self, rows: Tensor, capacity: int | None = None) -> None:
-        """Keep these rows, in this order; a row may be repeated. Memory is taken anew, for `capacity` slots."""
+        """Keep these rows, in this order; a row may be repeated. Allocates new memory, of `capacity` slots."""
         self.capacity = self.capacity if capacity is None else capacity
         for layers in (self.keys, self.values):
             for index, stored in enumerate(layers):
@@ -108,64 +113,64 @@ class KeyValueCache(Cache):
         self._rows = torch.arange(len(rows), device=rows.device)[:, None]
 
     def reorder(self, rows: Tensor, start: int) -> None:
-        """Give each row the content of another row that is equal to it up to slot `start`, as beams of a clip are."""
+        """Replace each row by another that is equal to it up to slot `start`, as beams of a clip are."""
         for stored in (*self.keys, *self.values):
             stored[:, :, start : self.span] = stored[rows, :, start : self.span]
 
     def put(self, rows: Tensor, other: "KeyValueCache") -> None:
         """Replace these rows by the rows of another cache, which fit into the capacity."""
         assert other.span <= self.capacity and len(other.keys) == len(self.keys), (other.span, self.capacity)
-        missing = self.capacity - other.span  # of what the row held before, which may have been longer, nothing stays
+        missing = self.capacity - other.span  # overwrite the whole row; its old content may be longer
         for stored, new in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
             stored.index_copy_(0, rows, F.pad(new[:, :, : other.span], (0, 0, 0, missing)))
         self.valid.index_copy_(0, rows, F.pad(other.valid[:, : other.span], (0, missing)))
         self.lengths = self.lengths.index_copy(0, rows, other.lengths)
         self.next_positions = self.next_positions.index_copy(0, rows, other.next_positions)
         self.span = max(self.span, other.span)
-        self._level = False
+        self._uniform = False
 
-    def vacate(self, rows: Tensor) -> None:
-        """Empty these rows. Tokens written to one go to its first slot on."""
+    def free(self, rows: Tensor) -> None:
+        """Empty these rows; their next tokens are written from slot 0 on."""
         self.valid[rows] = False
         self.lengths = self.lengths.index_fill(0, rows, 0)
         self.next_positions = self.next_positions.index_fill(0, rows, 0)
-        self._level = False
+        self._uniform = False
 
     def attend_to(self, span: int) -> None:
-        """Take the first `span` slots for those in use. Masks tell which of them hold content."""
+        """Attend to the first `span` slots."""
         assert span <= self.capacity, (span, self.capacity)
-        self._level = self._level and span == self.span
+        self._uniform = self._uniform and span == self.span
         self.span = span
 
     def widen(self, capacity: int) -> None:
-        """Have at least this many slots; only before the first token."""
+        """Enlarge the capacity to this, where it is smaller; only before the first token."""
         assert self.span == 0 and not self.keys
         if capacity > self.capacity:
             self._empty(capacity)
 
     def forget(self) -> None:
-        """Begin anew, in memory of its own."""
+        """Start again, empty, in memory of its own."""
         self._empty(self.capacity)
 
-    def borrow(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
+    def use_memory(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
         """Write to this memory, all zeros, of as many rows; only before the first token."""
         assert self.span == 0 and valid.shape[0] == len(self.lengths)
         self.keys, self.values, self.valid = list(keys), list(values), valid
         self.capacity = valid.shape[1]
 
     def move(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
-        """Go on in this memory, all zeros, of as many rows and no fewer slots."""
+        """Copy everything to this memory, all zeros, of as many rows and no fewer slots, and continue there."""
         for own, given in zip((*keys, *values), (*self.keys, *self.values), strict=True):
             own[:, :, : self.span] = given[:, :, : self.span]
         valid[:, : self.span] = self.valid[:, : self.span]
         self.keys, self.values, self.valid = list(keys), list(values), valid
         self.capacity = valid.shape[1]
-        self.settle()
+        self.freeze_layout()
 
-    def settle(self, level: bool = False) -> None:
-        """From now on, tensors alone tell where to write, but for the next tokens where rows are `level`."""
-        self._level = level
-        self._asks = False
+    def freeze_layout(self, uniform: bool = False) -> None:
+        """Fix the layout: writes follow the tensors alone; `uniform`: all rows end at `span`, for the next tokens."""
+        self._uniform = uniform
+        self._synchronises = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.span
@@ -174,5 +179,5 @@ class KeyValueCache(Cache):
         return self.span, 0
 
     def _allocate(self, like: Tensor, rows: int | None = None) -> Tensor:
-        # Zeros, not empty memory: a masked slot weighs nothing, but nothing times NaN is NaN.
+        # Zeros, not empty memory: a masked slot has weight zero, but zero times NaN is NaN.
         return like.new_zeros(rows or like.shape[0], like.shape[1], self.capacity, like.shape[3])

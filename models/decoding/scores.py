@@ -1,4 +1,4 @@
-"""What is done to scores before a token is chosen: penalties, limits, sampling."""
+"""From scores to tokens: penalties, least length, sampling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,16 @@ from support.command_line import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(GenerateConfig):
-    """How to generate: the fields of the `generate` section, and a seed for sampling.
+    """How to generate: the fields of the `generate` section, a seed for sampling, and an id that ends a row.
 
     `min_length` counts generated tokens, the end not included. `top_k`, `top_p` and `temperature` act on sampling only.
     """
 
     seed: int | None = None
-    """Seed of each row's draws, which are those of the row alone, in any batch; None draws from torch's own generator,
-    for all rows together."""
+    """Seed of each row's own generator, so that a row draws the same in any batch; None draws from torch's global
+    generator, for all rows together."""
+    stop_id: int | None = None
+    """A row ends when it (its best running beam) has generated this id, which `min_length` does not forbid."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,8 +46,8 @@ def process_scores(
     """Apply repetition penalty, least length and, for sampling, temperature, top-k and top-p.
 
     `scores` `[R, V]` are logits or log-probabilities, `history` `[R, G]` the ids generated so far (never the prompt's),
-    `keep` how many tokens must stay possible. Where rows have generated differently many, `counts` says how many, and
-    the rest of a row's history repeats its own ids. In the order, and with the results, of transformers' processors.
+    `keep` how many tokens must stay possible. `counts` is how many tokens each row has generated, by default G; a row
+    with fewer fills its history with ids of its own. In the order, and with the results, of transformers' processors.
     """
     if options.repetition_penalty != 1.0 and history.shape[1]:
         seen = scores.gather(1, history)
@@ -76,26 +78,21 @@ def process_scores(
 
 
 def choose(scores: Tensor, options: GenerateOptions, generators: Sequence[torch.Generator | None] = (None,)) -> Tensor:
-    """Ids `[R]` from processed scores `[R, V]`: the best, or drawn, with one generator for all rows or one for each."""
+    """Ids `[R]` from processed scores `[R, V]`: the best, or drawn, with one generator for all rows or one a row."""
     if not options.do_sample:
         return scores.argmax(dim=-1)
     return draw(F.softmax(scores, dim=-1), 1, generators)[:, 0]
 
 
-def draw(chances: Tensor, count: int, generators: Sequence[torch.Generator | None]) -> Tensor:
-    """`count` different indices `[R, count]` from chances `[R, V]`; with one generator for all rows or one for each."""
+def draw(probabilities: Tensor, count: int, generators: Sequence[torch.Generator | None]) -> Tensor:
+    """`count` different indices `[R, count]` from `[R, V]`, with one generator for all rows or one a row."""
     if len(generators) == 1:
-        return torch.multinomial(chances, count, generator=generators[0])
-    rows = zip(chances.split(1), generators, strict=True)
+        return torch.multinomial(probabilities, count, generator=generators[0])
+    rows = zip(probabilities.split(1), generators, strict=True)
     return torch.cat([torch.multinomial(row, count, generator=own) for row, own in rows])
-
-
-def seeded(options: GenerateOptions, device: torch.device) -> torch.Generator | None:
-    """A generator with the options' seed; None where they have none."""
-    return None if options.seed is None else torch.Generator(device).manual_seed(options.seed)
 
 
 def seeded_rows(options: GenerateOptions, rows: int, device: torch.device) -> list[torch.Generator | None]:
     """A generator for each row, all with the same seed, so that a row draws what it would draw alone; [None] without a
     seed."""
-    return [None] if options.seed is None else [seeded(options, device) for _ in range(rows)]
+    return [None] if options.seed is None else [torch.Generator(device).manual_seed(options.seed) for _ in range(rows)]

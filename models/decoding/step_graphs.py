@@ -1,9 +1,9 @@
-"""Prefill and decode steps captured in CUDA graphs: one launch in place of one for each of their kernels.
+"""Prefill and decode steps captured in CUDA graphs: one launch instead of one for each of their kernels.
 
-`LanguageModel` switches it on for itself, on CUDA and in evaluation (`model.cuda_graphs`). A graph replays kernels on
-fixed memory: so keys and values lie in memory that is kept from one generation to the next, a step attends to a
-multiple of `SPAN_STEP` slots and a prompt is padded to a multiple of `PROMPT_STEP` tokens, masked. Neither changes what
-a row gives: masks and positions are told for each row.
+`DecodeEngine` uses them on CUDA and in evaluation (`model.cuda_graphs`). A graph replays kernels on fixed memory, so
+keys and values are in buffers that are kept from one generation to the next, a step attends to a multiple of
+`SPAN_STEP` slots, and a prompt is padded, masked, to a multiple of `PROMPT_STEP` tokens. Neither changes the result of
+a row: every row has its own mask and positions.
 """
 
 import weakref
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.decoding.kv_cache import Beginning, KeyValueCache
-from models.decoding.steps import run_prompt, single_step
+from models.decoding.kv_cache import KeyValueCache, Prefix
+from models.decoding.steps import decode_step, prefill, run_prompt
 from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
 from models.runtime.cuda_graphs import Body, Capture, CudaCapture, precision, round_up, still_works
@@ -22,105 +22,100 @@ from models.runtime.weight_watch import WeightWatch
 
 SPAN_STEP = 64  # slots
 PROMPT_STEP = 32  # tokens
-PROMPT_TOKENS = 2048  # of all rows: a longer prompt keeps the device busy by itself
+PROMPT_TOKENS = 2048  # of all rows: longer prompts keep the device busy without a graph
 CAPACITY_STEP = 256  # slots
-PLACES_KEPT = 2  # one for each number of rows and capacity
+BUFFERS_KEPT = 2  # one for each number of rows and capacity
 
 
 class StepGraphs:
-    """The captured steps of one language model. A copy, as of its model, starts without any."""
+    """The captured steps of one language model."""
 
     def __init__(self, capture: Capture | None = None) -> None:
         self._capture = capture or CudaCapture()
-        self._places: OrderedDict[tuple, _Place] = OrderedDict()
+        self._buffers: OrderedDict[tuple, GraphBuffers] = OrderedDict()
         self._weights = WeightWatch()
         self._works = True
 
-    def __reduce__(self) -> tuple:
-        return StepGraphs, ()
-
     def prefill(
-        self, llm: LanguageModel, assembled: Assembled, cache: KeyValueCache, known: Sequence[Beginning] | None
+        self, llm: LanguageModel, assembled: Assembled, cache: KeyValueCache, prefixes: Sequence[Prefix] | None
     ) -> Tensor | None:
-        """What `prefill` does and gives; None where it must be done without a graph, in the cache's own memory.
-
-        `known` are keys and values that the rows begin with.
-        """
+        """As `steps.prefill`, for rows that start with `prefixes`; None, with the cache still empty and in its own
+        memory, where no graph is used."""
         rows, width = assembled.mask.shape
         if not self._works or torch.is_grad_enabled() or assembled.ends is not None or rows * width > PROMPT_TOKENS:
             return None
-        if self._weights.changed(llm):  # graphs read weights where they were when captured
-            self._places.clear()
+        if self._weights.changed(llm):  # graphs read weights at the addresses of their capture
+            self._buffers.clear()
         cache.widen(round_up(cache.capacity, CAPACITY_STEP))
-        place = self._places.get(self._key(cache))
-        if place is None or place.owner is not None:
-            return None  # the first step makes this cache's memory a place
-        place.lend(cache)
-        if known:
-            cache.start(known)
+        buffers = self._buffers.get(self._key(cache))
+        if buffers is None or buffers.owner is not None:
+            return None  # where there are none, the first step makes them of this cache's memory
+        buffers.attach(cache)
+        if prefixes:
+            cache.start(prefixes)
         try:
-            return place.prefill(llm, assembled, cache, self._capture)
+            return buffers.prefill(llm, assembled, cache, self._capture)
         except RuntimeError as error:
             self._give_up(error)
-            cache.forget()  # it goes on in memory of its own
+            cache.forget()  # it continues in memory of its own
             return None
 
     def step(self, llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache) -> Tensor | None:
-        """What `decode_step` does and gives; None, with nothing done, where it must be done without a graph."""
+        """As `steps.decode_step`; None, with nothing changed, where no graph is used."""
         if not self._works or torch.is_grad_enabled():
             return None
-        place = next((place for place in self._places.values() if place.owner is cache), None)
-        if place is None:
-            place = self._place_for(llm, cache)
-        if place is None:
+        buffers = next((buffers for buffers in self._buffers.values() if buffers.owner is cache), None)
+        if buffers is None:
+            buffers = self._buffers_for(llm, cache)
+        if buffers is None:
             return None
         try:
-            return place.step(llm, token_ids, cache, self._capture)
+            return buffers.step(llm, token_ids, cache, self._capture)
         except RuntimeError as error:
             self._give_up(error)
             return None
 
     def clear(self) -> None:
-        """Give up all memory. A cache that lies there keeps what is its own."""
-        self._places.clear()
+        """Free all buffers and graphs. A cache in use keeps its memory."""
+        self._buffers.clear()
 
-    def _place_for(self, llm: LanguageModel, cache: KeyValueCache) -> "_Place | None":
-        """A place with the cache's content in it; None where another cache that is in use lies there."""
+    def _buffers_for(self, llm: LanguageModel, cache: KeyValueCache) -> "GraphBuffers | None":
+        """Buffers with the cache's content; None where another cache in use has them."""
         if self._weights.changed(llm):
-            self._places.clear()
+            self._buffers.clear()
         key = self._key(cache)
-        if key not in self._places:
-            free = [other for other, place in self._places.items() if place.owner is None]
-            if len(self._places) >= PLACES_KEPT:
+        if key not in self._buffers:
+            free = [other for other, buffers in self._buffers.items() if buffers.owner is None]
+            if len(self._buffers) >= BUFFERS_KEPT:
                 if not free:
                     return None
-                del self._places[free[0]]
-            self._places[key] = _Place(cache, capacity=key[1])
-            return self._places[key]
-        place = self._places[key]
-        self._places.move_to_end(key)
-        if place.owner is not None:
+                del self._buffers[free[0]]
+            self._buffers[key] = GraphBuffers(cache, capacity=key[1])
+            return self._buffers[key]
+        buffers = self._buffers[key]
+        self._buffers.move_to_end(key)
+        if buffers.owner is not None:
             return None
-        place.adopt(cache)
-        return place
+        buffers.move_in(cache)
+        return buffers
 
     def _key(self, cache: KeyValueCache) -> tuple:
         return len(cache.lengths), round_up(cache.capacity, CAPACITY_STEP), precision(cache.lengths.device)
 
     def _give_up(self, error: RuntimeError) -> None:
-        self._places.clear()
+        self._buffers.clear()
         self._works = still_works(error, "decoding")
 
 
-class _Place:
-    """Memory for a cache of some rows and slots, and the graphs that read and write it: steps for each span, prompts
-    for each width."""
+class GraphBuffers:
+    """Memory of a cache, of fixed rows and capacity, and the graphs that read and write it: steps for each span,
+    prompts for each width."""
 
     def __init__(self, cache: KeyValueCache, capacity: int) -> None:
-        """The cache's own memory, where it has that many slots; else memory of its own, to which the cache moves."""
+        """Takes the cache's own memory, if it has that capacity; else allocates, and the cache moves in."""
         if cache.capacity != capacity:
             cache.select(torch.arange(len(cache.lengths), device=cache.lengths.device), capacity)
-        cache.settle()
+        cache.freeze_layout()
         self.capacity = capacity
         self.keys, self.values, self.valid = list(cache.keys), list(cache.values), cache.valid
         self.lengths = cache.lengths.clone()
@@ -133,44 +128,44 @@ class _Place:
 
     @property
     def owner(self) -> KeyValueCache | None:
-        """The cache that lies here, while anything still uses it."""
+        """The cache that is in these buffers, while anything still uses it."""
         cache = self._owner()
         return cache if cache is not None and cache.keys and cache.keys[0] is self.keys[0] else None
 
-    def lend(self, cache: KeyValueCache) -> None:
-        """Let an empty cache fill this memory."""
+    def attach(self, cache: KeyValueCache) -> None:
+        """Attach an empty cache to these buffers."""
         self._clear()
-        cache.borrow(self.keys, self.values, self.valid)
+        cache.use_memory(self.keys, self.values, self.valid)
         self._owner = weakref.ref(cache)
 
-    def adopt(self, cache: KeyValueCache) -> None:
-        """Move the cache's content here; it goes on working as before."""
+    def move_in(self, cache: KeyValueCache) -> None:
+        """Copy the cache's content to these buffers, where it continues."""
         self._clear()
         cache.move(self.keys, self.values, self.valid)
         self._owner = weakref.ref(cache)
 
     def _clear(self) -> None:
-        # A masked slot weighs nothing, but nothing times NaN is NaN: of what another generation left, none may stay.
+        # A masked slot has weight zero, but zero times NaN is NaN: nothing of another generation may remain.
         torch._foreach_zero_([*self.keys, *self.values])
         self.valid.zero_()
 
     def prefill(self, llm: LanguageModel, assembled: Assembled, cache: KeyValueCache, capture: Capture) -> Tensor:
-        """Run what follows the cache's beginning: logits `[B, V]`."""
+        """Run the prompt, except what the cache starts with: logits `[B, V]`."""
         start, whole = cache.span, assembled.mask.shape[1]
         inputs = [part[:, start:] for part in (assembled.embeds, assembled.mask, assembled.positions)]
         width = min(round_up(whole - start, PROMPT_STEP), self.capacity - start)
         key = start, width, inputs[0].dtype
         if key not in self._prompts:
-            if key not in self._prompts_met:  # captured where it is met again
+            if key not in self._prompts_met:  # captured the second time
                 self._prompts_met.add(key)
-                return run_prompt(llm, *inputs, cache)
+                return prefill(llm, assembled, cache)
             kept = [part.new_zeros(part.shape[0], width, *part.shape[2:]) for part in inputs]
             _fill(kept, inputs)
             self._prompts[key] = kept, capture(lambda: self._run_prompt(llm, kept, start), (), llm.device)
         kept, replay = self._prompts[key]
         _fill(kept, inputs)
         logits = replay().clone()
-        self._hand_over(cache, whole)
+        self._update(cache, whole)
         return logits
 
     def step(self, llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache, capture: Capture) -> Tensor:
@@ -181,49 +176,48 @@ class _Place:
         before = cache.span
         span = min(round_up(before + 1, SPAN_STEP), self.capacity)
         if span not in self._steps:
-            held = self.lengths.clone(), self.positions.clone()
+            lengths, positions = self.lengths.clone(), self.positions.clone()
             try:
                 self._steps[span] = capture(
                     lambda: self._run_step(llm, span), (self.lengths, self.positions), llm.device
                 )
             except RuntimeError:
-                cache.lengths, cache.next_positions = held
+                cache.lengths, cache.next_positions = lengths, positions
                 cache.attend_to(before)
                 raise
         logits = self._steps[span]().clone()
-        self._hand_over(cache, before + 1)
+        self._update(cache, before + 1)
         return logits
 
-    def _hand_over(self, cache: KeyValueCache, span: int) -> None:
+    def _update(self, cache: KeyValueCache, span: int) -> None:
+        """Give the cache the state after a replay."""
         cache.lengths, cache.next_positions = self.lengths, self.positions
         cache.attend_to(span)
-        cache.settle()
+        cache.freeze_layout()
 
     def _run_step(self, llm: LanguageModel, span: int) -> Tensor:
         """A step over the first `span` slots; changes `lengths` and `positions` in place."""
         cache = self._owner()
-        cache.lengths, cache.next_positions = self.lengths, self.positions
-        cache.attend_to(span - 1)
-        cache.settle()
-        return self._noted(single_step(llm, self.ids, cache), cache)
+        self._update(cache, span - 1)
+        return self._write_back(decode_step(llm, self.ids, cache), cache)
 
     def _run_prompt(self, llm: LanguageModel, inputs: Sequence[Tensor], start: int) -> Tensor:
-        """The prompt behind the first `start` slots; sets `lengths` and `positions` in place."""
+        """The prompt after the first `start` slots; sets `lengths` and `positions` in place."""
         cache = self._owner()
         self.valid[:, start:] = False
         cache.lengths = torch.full_like(self.lengths, start)
         cache.attend_to(start)
-        cache.settle(level=True)
-        return self._noted(run_prompt(llm, *inputs, cache), cache)
+        cache.freeze_layout(uniform=True)
+        return self._write_back(run_prompt(llm, *inputs, cache), cache)
 
-    def _noted(self, logits: Tensor, cache: KeyValueCache) -> Tensor:
+    def _write_back(self, logits: Tensor, cache: KeyValueCache) -> Tensor:
         self.lengths.copy_(cache.lengths)
         self.positions.copy_(cache.next_positions)
         return logits
 
 
 def _fill(kept: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    """Copy `given` `[B, L, …]` to the first L columns of tensors that are as wide or wider, zeros behind."""
+    """Copy `given` `[B, L, …]` to the first L columns of tensors that are as wide or wider, and zeros to the rest."""
     for own, part in zip(kept, given, strict=True):
         own[:, : part.shape[1]] = part
         own[:, part.shape[1] :] = 0

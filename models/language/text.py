@@ -70,6 +70,9 @@ class TextProcessor:
     several tokens (`</s>` on Llama 3 is three) is a stop string instead. `pad_id` never enlarges the vocabulary.
     """
 
+    stop_id: int | None = None
+    """What `SALMONN.generate` takes as `GenerateOptions.stop_id`."""
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,

@@ -25,7 +25,8 @@ from models.checkpoint.pad_rows import EMBEDDING_ROW, HEAD_ROW
 from models.checkpoint.released import load_legacy
 from models.checkpoint.released_names import own_name, released_name
 from models.connector.connector import Connector
-from models.decoding import beam_search, generation
+from models.decoding import continuous_batching
+from models.decoding.generation import generate
 from models.decoding.scores import GenerateOptions
 from models.encoders.frame_cache import FrameCache
 from models.frames import Frames
@@ -374,19 +375,22 @@ def test_exact_refuses_prompts_that_begin_differently(project):
         model.assemble(tokens, torch.ones(2, 3, dtype=torch.bool), batch)
 
 
-def scripted(monkeypatch, rows, beams=1):
-    """A search over 20 tokens whose logits are written down: `rows[row][step]` is {token: logit}; the last repeats."""
+def scripted(monkeypatch, decode, rows, beams=1):
+    """What `decode` makes of 20 tokens whose logits are written down: `rows[row][step]` is {token: logit}; the last
+    repeats."""
     held, steps = list(range(len(rows))), itertools.count()
 
     class Cache:
         def __init__(self, *arguments):
-            self.lengths = torch.ones(len(rows), dtype=torch.long)
+            pass
 
         def select(self, index, *arguments):
             held[:] = [held[place] for place in index.tolist()]
 
         def reorder(self, *arguments):
             pass
+
+        attend_to = reorder
 
     def logits(*arguments):
         step, made = next(steps), torch.full((len(held), 20), -50.0)
@@ -395,13 +399,17 @@ def scripted(monkeypatch, rows, beams=1):
                 made[place, token] = logit
         return made
 
-    for module in (generation, beam_search):
-        for name, stand_in in (("prefill", logits), ("decode_step", logits), ("KeyValueCache", Cache)):
-            monkeypatch.setattr(module, name, stand_in)
+    monkeypatch.setattr(continuous_batching, "KeyValueCache", Cache)
+    llm = SimpleNamespace(device=torch.device("cpu"))
+    engine = SimpleNamespace(llm=llm, shrinks_batches=True, prefill=logits, step=logits)
     mask = torch.ones(len(rows), 1, dtype=torch.bool)
     assembled = Assembled(embeds=torch.zeros(len(rows), 1, 4), mask=mask, positions=None)
-    options = GenerateOptions(max_new_tokens=5, num_beams=beams, min_length=0)
-    return generation.generate(SimpleNamespace(shrinks_batches=True), assembled, NoEnd(), options, halt_id=STOP_ID)
+    options = GenerateOptions(max_new_tokens=5, num_beams=beams, min_length=0, stop_id=STOP_ID)
+    return decode(engine, assembled, NoEnd(), options)
+
+
+def exactly(engine, assembled, text, options):
+    return ExactSALMONN._decode(SimpleNamespace(engine=engine, text=text), assembled, options)
 
 
 class NoEnd:
@@ -420,26 +428,39 @@ class NoEnd:
 
 def test_all_rows_stop_with_the_first(monkeypatch):
     halting, plain = [{5: 9}, {STOP_ID: 9}, {7: 9}], [{5: 9}, {6: 9}, {7: 9}]
-    results = scripted(monkeypatch, [halting, plain])
+    results = scripted(monkeypatch, exactly, [halting, plain])
     assert [row.tokens for row in results] == [[5, STOP_ID], [5, 6]]
     assert [row.stop_reason for row in results] == ["end", "end"]
-    results = scripted(monkeypatch, [plain, halting])
+    results = scripted(monkeypatch, exactly, [plain, halting])
     assert [len(row.tokens) for row in results] == [5, 5]
     ending = [{5: 9}, {9: 9}, {STOP_ID: 9}]  # ended before: what would follow counts no more
-    results = scripted(monkeypatch, [ending, plain])
+    results = scripted(monkeypatch, exactly, [ending, plain])
     assert [len(row.tokens) for row in results] == [2, 5]
+
+
+def test_under_weights_each_row_stops_by_itself(monkeypatch):
+    halting, plain, ending = [{5: 9}, {STOP_ID: 9}, {7: 9}], [{5: 9}, {6: 9}, {7: 9}], [{5: 9}, {9: 9}]
+    results = scripted(monkeypatch, generate, [plain, halting, ending])
+    assert [row.tokens for row in results] == [[5, 6, 7, 7, 7], [5, STOP_ID], [5, 9]]
+    assert [row.stop_reason for row in results] == ["length", "end", "end"]
+    halting = [{5: 9.0, 6: 8.0}, {STOP_ID: 9.0, 7: 8.5}, {7: 9.0}]
+    plain = [{5: 9.0, 6: 8.0}, {6: 9.0, 7: 8.5}, {7: 9.0}]
+    second_best = [{5: 9.0, 6: 8.0}, {7: 9.0, STOP_ID: 8.5}, {7: 9.0}]
+    results = scripted(monkeypatch, generate, [second_best, halting, plain], beams=2)
+    assert results[1].tokens == [5, STOP_ID] and [len(row.tokens) for row in results] == [5, 2, 5]
+    assert [row.stop_reason for row in results] == ["length", "end", "length"]
 
 
 def test_all_beams_stop_with_the_first_rows_best(monkeypatch):
     halting = [{5: 9.0, 6: 8.0}, {STOP_ID: 9.0, 7: 8.5}, {7: 9.0}]
     plain = [{5: 9.0, 6: 8.0}, {6: 9.0, 7: 8.5}, {7: 9.0}]
-    results = scripted(monkeypatch, [halting, plain], beams=2)
+    results = scripted(monkeypatch, exactly, [halting, plain], beams=2)
     assert [row.tokens for row in results] == [[5, STOP_ID], [5, 6]]
     assert [row.stop_reason for row in results] == ["end", "end"]
-    results = scripted(monkeypatch, [plain, halting], beams=2)
+    results = scripted(monkeypatch, exactly, [plain, halting], beams=2)
     assert [len(row.tokens) for row in results] == [5, 5]
     second_best = [{5: 9.0, 6: 8.0}, {7: 9.0, STOP_ID: 8.5}, {7: 9.0}]  # in a beam that is not the best
-    results = scripted(monkeypatch, [second_best, plain], beams=2)
+    results = scripted(monkeypatch, exactly, [second_best, plain], beams=2)
     assert [len(row.tokens) for row in results] == [5, 5]
 
 

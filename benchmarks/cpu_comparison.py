@@ -22,6 +22,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +192,14 @@ def compare(
     return comparison.report
 
 
-def work(arguments: argparse.Namespace) -> None:
+def work(arguments: argparse.Namespace, run_job: suite.Runner) -> None:
     for name, value in (("clips", arguments.clips), ("batch", arguments.batch)):
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; expected at least 1")
     size = suite.sizes(SIZE, arguments.small)
     size["clips"] = min(arguments.clips, size["clips"]) if arguments.small else arguments.clips
     size["evaluation_batch"] = arguments.batch or size["evaluation_batch"]
-    comparison = Suite(Path(arguments.out), {})
+    comparison = Suite(Path(arguments.out), {}, run_job=run_job)
     with suite.weights_folder(arguments.weights) as weights:
         report = compare(comparison, arguments.parts, weights, size, small=arguments.small, keep=arguments.keep)
     for name in report["behind"]:
@@ -206,7 +207,7 @@ def work(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.out}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, run: suite.Runner = suite.run_apart) -> int:
     parser = argparse.ArgumentParser(description="Compare ours with the reference model on the CPU.")
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run (default: all)")
@@ -215,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", help="folder for the random weights, kept (default: a temporary one; 4 GB)")
     parser.add_argument("--keep", action="store_true", help="do not repeat the runs that --out already has")
     parser.add_argument("--small", action="store_true", help="small shapes: seconds, and no claim")
-    return command_line.run(work, parser, argv)
+    return command_line.run(partial(work, run_job=run), parser, argv)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.jobs JOB.json RESULT.json
 
 A job (suite.py) names the model's files, what is measured and how often. Peak memory is that of the whole process,
-loading included (on CUDA that of the allocator); in a process of its own it holds nothing of another job.
+loading included (on CUDA that of the allocator); in a process of its own it includes nothing of another job.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def _our_evaluation(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
     result = evaluate(scoring=False, progress=job.name)
     return {
         "seconds": now() - start,
-        "processor_s": time.process_time() - worked,  # of all threads; what else runs on the machine hardly counts
+        "processor_s": time.process_time() - worked,  # of all threads; other programs hardly count
         "clips": len(result.predictions),
         "peak_gib": memory.peak_gib(),
     }

@@ -3,7 +3,7 @@
     python -m benchmarks.leaderboard [--out FILE]
 
 Rows are the systems of configs/, the published figures (published.json) and the files under benchmarks/results. The
-formula is ours and stands in docs/leaderboard.md: a weighted geometric mean of how many times better a row is than the
+formula is ours (docs/leaderboard.md): a weighted geometric mean of how many times better a row is than the
 3B baseline on the same machine. A row without all figures has no score and no rank; a missing figure is a dash.
 """
 

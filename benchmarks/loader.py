@@ -8,7 +8,7 @@ HQ (what `librosa.resample` calls), a 30 s log-mel per clip by transformers' `Wh
 whisper-large-v3-turbo takes them), and batches of these spectrograms and the padded waveforms, which BEATs needs.
 
 For mp3 nothing is claimed: decoding, the same on both sides, is most of our time there. Against the 80 mels of
-large-v2 (`--mels 80`, results/loader_80_mels.json) the claims hold but for flac at 44.1 kHz: 2.6 times.
+large-v2 (`--mels 80`, results/loader_80_mels.json) the claims are reached except for flac at 44.1 kHz: 2.6 times.
 
 Both run in one process, in turns, over the same files (read once before, so that the disk does not count), with the
 same batch size and number of workers, one thread each. What is counted is processor time of the main process and its
@@ -144,7 +144,7 @@ def timed_passes(loader: DataLoader, passes: int) -> tuple[float, float]:
 
 
 def consume(batches: Iterable) -> None:
-    """Run through all batches and keep none."""
+    """Iterate over all batches."""
     for _ in batches:
         pass
 
@@ -171,7 +171,7 @@ def measure(kind: Kind, folder: Path, *, clips: int, rounds: int, workers: int, 
     try:
         ours = our_loader(annotations, workers)
         features = feature_loader(annotations, workers, mels, batch_size=BATCH_SIZE)
-        consume(ours), consume(features)  # workers start, files come into memory, filters are planned
+        consume(ours), consume(features)  # start workers, read the files, plan the filters
         our_s, feature_s = [], []
         for _ in range(rounds):
             our_s.append([seconds / OUR_PASSES for seconds in timed_passes(ours, OUR_PASSES)])

@@ -1,8 +1,8 @@
 """What the comparisons share: jobs, each measured in a process of its own, and one report.
 
 A benchmark is a list of jobs and what its table shows of them. `Suite` runs a job within the time that is left, prints
-its figures as they come, and writes the report, with where it comes from, after every job: what was measured is not
-lost. Nothing heavy is imported here, so that a benchmark's `--help` is quick.
+its figures at once, and writes the report, with machine, versions and commit, after every job: an interrupted run loses
+nothing it measured. PyTorch is not imported here, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Suite:
         print(f"[{self.spent_s():6.0f} s] {text}", flush=True)
 
     def run(self, job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """The job's figures or its error, printed when they come."""
+        """The job's figures or its error, printed at once."""
         self.say(f"{job.name} …" if timeout_s is None else f"{job.name}, in at most {timeout_s:.0f} s …")
         result = self.run_job(job, timeout_s=timeout_s)
         self.say(f"{job.name}: {in_a_line(result)}")
@@ -170,7 +170,7 @@ class Suite:
 
 
 def sizes(full: Mapping[str, Any], small: bool) -> dict[str, Any]:
-    """How much is measured: as `full` says, or the same kept small."""
+    """How much is measured: `full`, or the same with small values."""
     return {name: SMALL.get(name, value) if small else value for name, value in full.items()}
 
 

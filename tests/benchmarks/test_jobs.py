@@ -50,6 +50,16 @@ def test_every_ratio_of_the_comparison(tmp_path: Path, monkeypatch: pytest.Monke
     assert kept["ttft_ratio_fp32"] == report["ttft_ratio_fp32"]
 
 
+def test_the_command_prints_the_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--small", "--parts", "training", "--batch", "1", "--out", str(tmp_path / "out.json")]
+    assert against_reference.main(arguments, run=here) == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if "_ratio" in line)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert printed.keys() == report["behind"].keys() and printed["ttft_ratio_fp32"] == "–"
+    assert printed["training_ratio"] == f"{report['training_ratio']:.2f}"
+    assert report["size"]["evaluation_batch"] == 1 and report["machine"]["name"] and report["versions"]["torch"]
+
+
 def test_what_was_not_run_is_null_with_a_reason() -> None:
     ratios = cpu_comparison.ratios_of({"reference_fp32": {"ttft_s": 2.0}, "ours_bf16": {"error": "killed"}})
     assert ratios["ttft_ratio_bf16"] is None and ratios["behind"]["ttft_ratio_bf16"]["reason"] == "ours_bf16: killed"
@@ -89,6 +99,7 @@ def test_arguments_are_looked_at_first(tmp_path: Path, capsys: pytest.CaptureFix
         (gpu_suite.main, ["--small", "--device", "tpu"], "--device is tpu; expected cuda"),
         (gpu_suite.main, ["--small", "--device", "cpu", "--out", inside], "is a file; expected a folder"),
         (against_reference.main, ["--small", "--out", inside], "is a file; expected a folder"),
+        (against_reference.main, ["--clips", "0", "--out", str(tmp_path / "out.json")], "--clips is 0; expected"),
         (leaderboard.main, ["--results", str(tmp_path / "absent")], "absent: no such folder"),
     ):
         assert main(arguments) == 1

@@ -88,41 +88,38 @@ def jobs_of(
 ) -> list[Job]:
     """The runs of one part; `model` names the files, `gptq` the language model's folder in 4 bits."""
     latency = {name: size[name] for name in ("clip_s", "decode_steps", "iterations", "calibration_s")}
-    latency["task"] = "latency"
-    evaluation = {
-        "task": "evaluation",
-        "annotations": str(annotations),
-        "batch": size["evaluation_batch"],
-        "num_beams": size["num_beams"],
-        "decode_steps": size["evaluated_tokens"],
-    }
-    training = {name: size[name] for name in ("clip_s", "iterations")}
-    training |= {"task": "training", "batch": size["training_batch"]}
-
-    def ours(name: str, settings: dict[str, Any], **changes: Any) -> Job:
-        return Job.of(dataclasses.replace(model, **changes), name=f"ours_{name}", side="ours", **settings)
-
-    def both(name: str, settings: dict[str, Any]) -> list[Job]:
-        return [Job.of(model, name=f"reference_{name}", side="reference", **settings), ours(name, settings)]
-
+    settings: dict[str, Any] = {
+        "evaluation": {
+            "task": "evaluation",
+            "annotations": str(annotations),
+            "batch": size["evaluation_batch"],
+            "num_beams": size["num_beams"],
+            "decode_steps": size["evaluated_tokens"],
+        },
+        "training": {
+            "task": "training",
+            "clip_s": size["clip_s"],
+            "batch": size["training_batch"],
+            "iterations": size["iterations"],
+        },
+    }.get(part, {"task": "latency", **latency})
     half = "bfloat16" if has_native_bf16() else "float32"
     in_4_bits = {"quantization": "gptq", "llama_path": gptq, "dtype": half}
-    match part:
-        case "latency":
-            return both("fp32", latency)
-        case "full_window":
-            return [ours("full_window", latency, window="full")]
-        case "bf16":
-            return [ours("bf16", latency, dtype="bfloat16")]
-        case "light":
-            return [ours("light", latency, encoder_quantization="int8", **in_4_bits)]
-        case "back_ends":
-            changes = {name: {"quantization": name, "dtype": half} for name in back_ends()}
-            return [ours(name, latency, **(in_4_bits if name == "gptq" else changes[name])) for name in changes]
-        case "evaluation":
-            return both("evaluation", evaluation)
-        case _:
-            return both("training", training)
+    runs: dict[str, dict[str, Any]] = {
+        "latency": {"fp32": {}},
+        "full_window": {part: {"window": "full"}},
+        "bf16": {part: {"dtype": "bfloat16"}},
+        "light": {part: in_4_bits | {"encoder_quantization": "int8"}},
+        "back_ends": {
+            name: in_4_bits if name == "gptq" else {"quantization": name, "dtype": half} for name in back_ends()
+        },
+    }.get(part, {part: {}})
+    both = part in ("latency", "evaluation", "training")
+    return [
+        Job(config=dataclasses.replace(model, **changes), name=f"{side}_{name}", side=side, **settings)
+        for name, changes in runs.items()
+        for side in (("reference", "ours") if both else ("ours",))
+    ]
 
 
 def ratios_of(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -153,19 +150,11 @@ def ratios_of(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return found | {"behind": behind}
 
 
-def compare(
-    comparison: Suite,
-    parts: Sequence[str],
-    weights: Path,
-    size: dict[str, Any],
-    *,
-    small: bool = False,
-    keep: bool = False,
-) -> dict[str, Any]:
+def compare(comparison: Suite, parts: Sequence[str], weights: Path, *, keep: bool = False) -> dict[str, Any]:
     """Run the parts, write the report after each run, and return it."""
     from benchmarks.weights import write_weights
 
-    runs: dict[str, dict[str, Any]] = {}
+    small, size, runs = comparison.small, comparison.size, {}
     if keep and comparison.out.exists():
         before = json.loads(comparison.out.read_text(encoding="utf-8"))["runs"]
         runs = {name: figures for name, figures in before.items() if "error" not in figures}
@@ -177,31 +166,24 @@ def compare(
     if {"back_ends", "light"} & {*parts}:
         in_4_bits = dataclasses.replace(suite.MODEL, quantization="gptq")
         gptq = write_weights(in_4_bits, weights, small=small).llama_path
-    about = {
-        "bf16_native": has_native_bf16(),
-        "shapes": "small, for trying out" if small else suite.MODEL_NAME,
-        "size": size,
-        "runs": runs,
-        **suite.origin(),
-    }
     for job in (job for part in parts for job in jobs_of(part, model, size, annotations=annotations, gptq=gptq)):
         if job.name not in runs:
             runs[job.name] = comparison.run(job)
-        comparison.report = ratios_of(runs) | about
+        comparison.report |= ratios_of(runs) | {"runs": runs}
         comparison.write()
     return comparison.report
 
 
 def work(arguments: argparse.Namespace, run_job: suite.Runner) -> None:
-    for name, value in (("clips", arguments.clips), ("batch", arguments.batch)):
+    about = {"shapes": suite.MODEL_NAME, "bf16_native": has_native_bf16()}
+    comparison = Suite(Path(arguments.out), about, SIZE, small=arguments.small, run_job=run_job)
+    for option, name in (("clips", "clips"), ("batch", "evaluation_batch")):
+        value = getattr(arguments, option)
         if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}; expected at least 1")
-    size = suite.sizes(SIZE, arguments.small)
-    size["clips"] = min(arguments.clips, size["clips"]) if arguments.small else arguments.clips
-    size["evaluation_batch"] = arguments.batch or size["evaluation_batch"]
-    comparison = Suite(Path(arguments.out), {}, run_job=run_job)
+            raise UserError(f"--{option} is {value}; expected at least 1")
+        comparison.size[name] = value or comparison.size[name]
     with suite.weights_folder(arguments.weights) as weights:
-        report = compare(comparison, arguments.parts, weights, size, small=arguments.small, keep=arguments.keep)
+        report = compare(comparison, arguments.parts, weights, keep=arguments.keep)
     for name in report["behind"]:
         print(f"{name:24} {'–' if report[name] is None else f'{report[name]:.2f}'}")
     print(f"written to {arguments.out}")
@@ -211,7 +193,7 @@ def main(argv: Sequence[str] | None = None, *, run: suite.Runner = suite.run_apa
     parser = argparse.ArgumentParser(description="Compare ours with the reference model on the CPU.")
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run (default: all)")
-    parser.add_argument("--clips", type=int, default=SIZE["clips"], help="clips of the evaluation (default: 64)")
+    parser.add_argument("--clips", type=int, help="clips of the evaluation (default: 64)")
     parser.add_argument("--batch", type=int, help="clips at once in the evaluation, on both sides (default: 8)")
     parser.add_argument("--weights", help="folder for the random weights, kept (default: a temporary one; 4 GB)")
     parser.add_argument("--keep", action="store_true", help="do not repeat the runs that --out already has")

@@ -73,20 +73,18 @@ def jobs_of(
     Kernels that are slow here are measured all the same.
     """
     common = {"task": "latency", "device": device, "clip_s": size["clip_s"], "calibration_s": size["calibration_s"]}
-    ours = Job.of(
-        dataclasses.replace(config, allow_slow_kernels=True),
+    ours = Job(
+        config=dataclasses.replace(config, allow_slow_kernels=True),
         name=f"{system}, ours",
         side="ours",
-        decode_steps=size["decode_steps"],
-        iterations=size["iterations"],
-        warmup=size["warmup"],
+        **{name: size[name] for name in ("decode_steps", "iterations", "warmup")},
         **common,
     )
     reference_config = unquantised or config
     if reference_config.quantization not in ("none", "nf4"):
         reference_config = dataclasses.replace(reference_config, quantization="none")
-    reference = Job.of(
-        reference_config,
+    reference = Job(
+        config=reference_config,
         name=f"{system}, reference",
         side="reference",
         decode_steps=size["reference_decode_steps"],
@@ -97,21 +95,19 @@ def jobs_of(
     return [ours, reference]
 
 
+def about() -> dict[str, Any]:
+    """How the report begins."""
+    return {
+        "suite": "gpu_suite",
+        "shapes": "full, random weights",
+        "date": datetime.date.today().isoformat(),
+        "placeholders": ABSENT,
+        "systems": {},
+    }
+
+
 class SystemSuite(Suite):
     """The systems within a deadline, each in an equal share of what is left."""
-
-    def __init__(self, device: str, out: Path, seconds: float, *, small: bool, run_job: suite.Runner) -> None:
-        self.device, self.small, self.size = device, small, suite.sizes(SIZE, small)
-        report = {
-            "suite": "gpu_suite",
-            "shapes": "small, for trying out" if small else "full, random weights",
-            "date": datetime.date.today().isoformat(),
-            **suite.origin(device),
-            "placeholders": ABSENT,
-            "size": self.size,
-            "systems": {},
-        }
-        super().__init__(out, report, seconds=seconds - (0.0 if small else RESERVE_S), run_job=run_job)
 
     def write(self) -> None:
         self.report["seconds"] = round(self.spent_s(), 1)
@@ -196,8 +192,10 @@ def work(arguments: argparse.Namespace, run_job: suite.Runner) -> None:
         raise UserError("PyTorch finds no CUDA device; --small --device cpu tries the suite out")
     if arguments.minutes <= 0:
         raise UserError(f"--minutes is {arguments.minutes:g}; expected more than 0")
-    out = Path(arguments.out) if arguments.out else result_path(arguments.device, small=arguments.small)
-    systems = SystemSuite(arguments.device, out, 60 * arguments.minutes, small=arguments.small, run_job=run_job)
+    small = arguments.small
+    out = Path(arguments.out) if arguments.out else result_path(arguments.device, small=small)
+    seconds = 60 * arguments.minutes - (0.0 if small else RESERVE_S)
+    systems = SystemSuite(out, about(), SIZE, device=arguments.device, small=small, seconds=seconds, run_job=run_job)
     with suite.weights_folder(arguments.weights) as weights:
         systems.measure(arguments.systems, weights)
     systems.write()

@@ -1,9 +1,10 @@
 """What a job measures: ours or the reference model, in this process.
 
-    python -m benchmarks.jobs JOB.json RESULT.json
+    python -m benchmarks.jobs RESULT.json < JOB
 
-A job (suite.py) names the model's files, what is measured and how often. Peak memory is that of the whole process,
-loading included (on CUDA that of the allocator); in a process of its own it includes nothing of another job.
+A job (suite.py), pickled on the standard input, names the model's files, what is measured and how often. Peak memory is
+that of the whole process, loading included (on CUDA that of the allocator); in a process of its own it includes nothing
+of another job.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import pickle
 import statistics
 import sys
 import time
@@ -85,7 +87,7 @@ def _reference_latency(model: ReferenceModel, job: Job, memory: Memory) -> dict[
     now = clock(model.device)
     waveform = synthetic_clip(job.clip_s)
     length = job.decode_steps + 1
-    rounds: list[dict[str, float]] = []
+    rounds = []
     memory.reset()
     for iteration in range(job.warmup + job.iterations):
         marks: list[tuple[str, float]] = [("start", now())]
@@ -99,25 +101,29 @@ def _reference_latency(model: ReferenceModel, job: Job, memory: Memory) -> dict[
         )
         if iteration >= job.warmup:
             rounds.append(_stages(marks))
-    medians = {name: statistics.median(marks[name] for marks in rounds) for name in rounds[0]}
-    parts = {name.removeprefix("part."): seconds for name, seconds in medians.items() if name.startswith("part.")}
-    figures = {name: seconds for name, seconds in medians.items() if not name.startswith("part.")}
+    figures, parts = (
+        {name: statistics.median(part[name] for part in measured) for name in measured[0]}
+        for measured in zip(*rounds, strict=True)
+    )
     return {**figures, "ttft_parts_s": parts, "peak_gib": memory.peak_gib()}
 
 
-def _stages(marks: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Times of one pass, from when each of its stages was over."""
+def _stages(marks: Sequence[tuple[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Times of one pass and the parts of its TTFT, from the ends of its stages."""
     start, features, encoded = (at for _, at in marks[:3])
     tokens = [at for stage, at in marks if stage == "token"]
-    return {
+    figures = {
         "ttft_s": tokens[0] - start,
         "tpot_s": (tokens[-1] - tokens[0]) / (len(tokens) - 1),
         "contest_ttft_s": tokens[0] - features,
         "contest_tpot_s": tokens[1] - tokens[0],
-        "part.features.whisper": features - start,
-        "part.encoders and connector": encoded - features,
-        "part.prefill": tokens[0] - encoded,
     }
+    parts = {
+        "features.whisper": features - start,
+        "encoders and connector": encoded - features,
+        "prefill": tokens[0] - encoded,
+    }
+    return figures, parts
 
 
 def _grid(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
@@ -195,16 +201,7 @@ def _scores(model: Any, job: Job) -> dict[str, Any]:
 
 def _our_evaluation(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
     evaluate = _evaluation(model, job, max_new_tokens=job.decode_steps, min_length=job.decode_steps)
-    now = clock(model.device)
-    memory.reset()
-    start, worked = now(), time.process_time()
-    result = evaluate(scoring=False, progress=job.name)
-    return {
-        "seconds": now() - start,
-        "processor_s": time.process_time() - worked,  # of all threads; other programs hardly count
-        "clips": len(result.predictions),
-        "peak_gib": memory.peak_gib(),
-    }
+    return _timed(lambda: len(evaluate(scoring=False, progress=job.name).predictions), model, memory)
 
 
 def _reference_evaluation(model: ReferenceModel, job: Job, memory: Memory) -> dict[str, Any]:
@@ -213,26 +210,36 @@ def _reference_evaluation(model: ReferenceModel, job: Job, memory: Memory) -> di
     from data.audio import load_waveform
 
     annotations = load_annotations(job.annotations)
+
+    def evaluate() -> int:
+        texts: list[str] = []
+        for first in range(0, len(annotations), job.batch):
+            batch = annotations[first : first + job.batch]
+            ids = model.generate(
+                [load_waveform(annotation.path) for annotation in batch],
+                [job.prompt] * len(batch),
+                num_beams=job.num_beams,
+                max_new_tokens=job.decode_steps,
+                min_new_tokens=job.decode_steps,
+                do_sample=False,
+            )
+            texts += model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            print(f"{job.name}: {len(texts)} of {len(annotations)} clips", file=sys.stderr)
+        return len(texts)
+
+    return _timed(evaluate, model, memory)
+
+
+def _timed(evaluate: Callable[[], int], model: Any, memory: Memory) -> dict[str, Any]:
+    """Time and memory of `evaluate`, which returns how many clips it did."""
     now = clock(model.device)
-    texts: list[str] = []
     memory.reset()
     start, worked = now(), time.process_time()
-    for first in range(0, len(annotations), job.batch):
-        batch = annotations[first : first + job.batch]
-        ids = model.generate(
-            [load_waveform(annotation.path) for annotation in batch],
-            [job.prompt] * len(batch),
-            num_beams=job.num_beams,
-            max_new_tokens=job.decode_steps,
-            min_new_tokens=job.decode_steps,
-            do_sample=False,
-        )
-        texts += model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        print(f"{job.name}: {len(texts)} of {len(annotations)} clips, {now() - start:.0f} s", file=sys.stderr)
+    clips = evaluate()
     return {
         "seconds": now() - start,
-        "processor_s": time.process_time() - worked,
-        "clips": len(texts),
+        "processor_s": time.process_time() - worked,  # of all threads; other programs hardly count
+        "clips": clips,
         "peak_gib": memory.peak_gib(),
     }
 
@@ -280,11 +287,10 @@ MEASURES: dict[tuple[str, str], Callable[[Any, Job, Memory], dict[str, Any]]] = 
 
 
 def main(argv: Sequence[str]) -> int:
-    given, made = argv
+    (made,) = argv
     quieten_libraries()
-    job = Job.read(Path(given))
     try:
-        result = run_job(job)
+        result = run_job(pickle.load(sys.stdin.buffer))
     except Exception as error:  # the parent continues with other jobs and reports this one as failed
         traceback.print_exc()
         result = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}

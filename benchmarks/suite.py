@@ -7,10 +7,10 @@ nothing it measured. PyTorch is not imported here, so that `--help` is fast.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import math
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -70,8 +70,8 @@ class Job:
     name: str
     side: Literal["ours", "reference"]
     task: Literal["latency", "grid", "evaluation", "training"]
-    model: dict[str, Any]
-    """The fields of `ModelConfig`, with paths of files that exist."""
+    config: ModelConfig
+    """With paths of files that exist."""
     device: str = "cpu"
     clip_s: float = 10.0
     decode_steps: int = 32
@@ -94,34 +94,15 @@ class Job:
     point_s: float = 60.0
     """Points of the grid that would take longer, judging by smaller ones, are left out."""
 
-    @classmethod
-    def of(cls, config: ModelConfig, **fields: Any) -> Job:
-        """A job on `config`, without its token: jobs are written to files."""
-        return cls(model=dataclasses.asdict(dataclasses.replace(config, token=None)), **fields)
-
-    @classmethod
-    def read(cls, path: Path) -> Job:
-        """From a JSON file, where tuples are lists."""
-        return cls(**_with_tuples(json.loads(path.read_text(encoding="utf-8"))))
-
-    @property
-    def config(self) -> ModelConfig:
-        return ModelConfig(**_with_tuples(self.model))
-
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-
 
 def run_apart(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
     """The job's figures (jobs.py), measured in a process of its own; `{"error": why}` where it failed or took longer
     than `timeout_s`."""
     with tempfile.TemporaryDirectory(prefix="job_") as folder:
-        given, made = Path(folder, "job.json"), Path(folder, "result.json")
-        given.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
-        command = [sys.executable, "-m", "benchmarks.jobs", str(given), str(made)]
+        made = Path(folder, "result.json")
+        command = [sys.executable, "-m", "benchmarks.jobs", str(made)]
         try:
-            status = subprocess.run(command, cwd=ROOT, timeout=timeout_s, check=False).returncode
+            status = subprocess.run(command, cwd=ROOT, input=pickle.dumps(job), timeout=timeout_s).returncode
         except subprocess.TimeoutExpired:
             return {"error": f"stopped after {timeout_s:.0f} s, the time it was given"}
         if not made.exists():
@@ -134,17 +115,31 @@ Runner = Callable[..., dict[str, Any]]
 
 
 class Suite:
-    """One run of a benchmark: its clock, the report so far, and the file it is written to.
+    """One run of a benchmark: its sizes, its clock, the report so far, and the file it is written to.
+
+    `about` begins the report, `size` says how much is measured at full shape; `small` replaces what `SMALL` names.
 
     Raises:
         UserError: the file cannot be written there.
     """
 
     def __init__(
-        self, out: Path, report: dict[str, Any], *, seconds: float = math.inf, run_job: Runner = run_apart
+        self,
+        out: Path,
+        about: Mapping[str, Any],
+        size: Mapping[str, Any],
+        *,
+        device: str = "cpu",
+        small: bool = False,
+        seconds: float = math.inf,
+        run_job: Runner = run_apart,
     ) -> None:
         require_writable(str(out.parent), "--out")
-        self.out, self.report, self.run_job = out, report, run_job
+        self.out, self.device, self.small, self.run_job = out, device, small, run_job
+        self.size = {name: SMALL.get(name, value) if small else value for name, value in size.items()}
+        self.report: dict[str, Any] = {**about, **origin(device), "size": self.size}
+        if small:
+            self.report["shapes"] = "small, for trying out"
         self.start = time.monotonic()
         self.end = self.start + seconds
 
@@ -165,16 +160,15 @@ class Suite:
         return result
 
     def write(self) -> None:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out, json.dumps(self.report, indent=1))
+        write_report(self.out, self.report)
 
 
-def sizes(full: Mapping[str, Any], small: bool) -> dict[str, Any]:
-    """How much is measured: `full`, or the same with small values."""
-    return {name: SMALL.get(name, value) if small else value for name, value in full.items()}
+def write_report(out: Path, report: Mapping[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(report, indent=1) + "\n")
 
 
-def origin(device: str = "cpu") -> dict[str, Any]:
+def origin(device: str) -> dict[str, Any]:
     """Where figures come from: machine, package versions, commit."""
     import torch
 

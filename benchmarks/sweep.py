@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks import suite
 from benchmarks.suite import Job, Suite
@@ -28,9 +28,7 @@ from configs.sections import ModelConfig
 from support import command_line
 from support.command_line import UserError
 from support.tables import format_table
-
-if TYPE_CHECKING:
-    import torch
+from support.units import dtype_name
 
 AXES = ("grid", "back_ends", "encoders")
 SIZE: dict[str, Any] = {
@@ -46,13 +44,11 @@ CED = "mispeech/ced-small"
 Variant = tuple[str, dict[str, Any]]
 
 
-def back_end_variants(device: torch.device) -> list[Variant]:
-    """Every form of the language model's weights on `device`: its types unquantised, then the table's rows."""
-    from support.units import dtype_name
-
-    half = {"cuda": "float16", "cpu": "bfloat16"}[device.type]
+def back_end_variants(device: str) -> list[Variant]:
+    """Every form of the language model's weights on `cpu` or `cuda`: its types unquantised, then the table's rows."""
+    half = {"cuda": "float16", "cpu": "bfloat16"}[device]
     variants: list[Variant] = [(dtype, {"quantization": "none", "dtype": dtype}) for dtype in ("float32", half)]
-    for name, row in suite.back_ends(device.type).items():
+    for name, row in suite.back_ends(device).items():
         if suite.is_installed(row):
             types = [dtype_name(dtype) for dtype in row.dtypes]
             variants.append((name, {"quantization": name, "dtype": half if half in types else types[0]}))
@@ -86,19 +82,21 @@ class Sweep(Suite):
         from models.device import pick_device
 
         self.arguments, self.config, self.weights = arguments, config, weights
-        self.device = pick_device(arguments.device)
         asked = {"batches": tuple(arguments.batches), "clips_s": tuple(arguments.clips)}
-        self.size = suite.sizes(SIZE | asked | {"point_s": arguments.point_seconds}, arguments.small)
-        report = {
-            "benchmark": "sweep",
-            "weights": "trained" if arguments.trained else "random",
-            "shapes": "small, for trying out" if arguments.small else "full",
-            "model": arguments.cfg_path or suite.MODEL_NAME,
-            "options": arguments.options,
-            **suite.origin(str(self.device)),
-            "size": self.size,
-        }
-        super().__init__(Path(arguments.out) / "sweep.json", report, run_job=run_job)
+        super().__init__(
+            Path(arguments.out) / "sweep.json",
+            {
+                "benchmark": "sweep",
+                "weights": "trained" if arguments.trained else "random",
+                "shapes": "full",
+                "model": arguments.cfg_path or suite.MODEL_NAME,
+                "options": arguments.options,
+            },
+            SIZE | asked | {"point_s": arguments.point_seconds},
+            device=str(pick_device(arguments.device)),
+            small=arguments.small,
+            run_job=run_job,
+        )
 
     def write(self) -> None:
         super().write()
@@ -109,7 +107,7 @@ class Sweep(Suite):
             self.report["grid"] = self._variant("grid", {}, self.size["batches"], self.size["clips_s"])
             self.write()
         for axis, variants in (
-            ("back_ends", back_end_variants(self.device)),
+            ("back_ends", back_end_variants(self.device.partition(":")[0])),
             ("encoders", encoder_variants(self.config)),
         ):
             for name, changes in variants if axis in axes else []:
@@ -125,12 +123,12 @@ class Sweep(Suite):
         arguments = self.arguments
         scored = {"annotations": arguments.annotations, "prefix": arguments.prefix} if arguments.annotations else {}
         try:
-            job = Job.of(
-                self._files(changes),
+            job = Job(
+                config=self._files(changes),
                 name=name,
                 side="ours",
                 task="grid",
-                device=str(self.device),
+                device=self.device,
                 batches=tuple(batches),
                 clips_s=tuple(clips_s),
                 batch=8,
@@ -149,12 +147,11 @@ class Sweep(Suite):
         from benchmarks.weights import write_weights
 
         wanted = dataclasses.replace(self.config, allow_slow_kernels=True, **changes)
-        small = self.arguments.small
         if not self.arguments.trained:
-            return write_weights(wanted, self.weights, small=small)
+            return write_weights(wanted, self.weights, small=self.small)
         if {"whisper_path", "beats_path", "ced_path"} & changes.keys():
             raise UserError("a trained adapter fits its own encoders only; leave --trained out for others")
-        return write_in_4_bits(wanted, self.weights, small=small) if wanted.quantization == "gptq" else wanted
+        return write_in_4_bits(wanted, self.weights, small=self.small) if wanted.quantization == "gptq" else wanted
 
 
 def tables(report: dict[str, Any]) -> str:

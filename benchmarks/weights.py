@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.gptq_weights import write_in_4_bits
 from configs.architectures import Architecture, find_architecture
@@ -171,13 +172,15 @@ def _write_part(
         network = _on_meta(CED, CEDConfig(**{name: value for name, value in fields.items() if name in names}))
         save_file(dict(_drawn(network, noise, dtype)), folder / "model.safetensors")
     elif facts.kind == "whisper":
-        network = _whisper(fields, small)
+        if small:  # the default ids are outside a small vocabulary
+            fields |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+        network = _on_meta(AutoModel.from_config, AutoConfig.for_model(**fields))
         _write_sharded(_drawn(network, noise, dtype), folder)
     else:
         fields |= {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
         if "layer_types" in fields:
             fields["layer_types"] = fields["layer_types"][-fields["num_hidden_layers"] :]
-        network = _language_model(fields)
+        network = _on_meta(AutoModelForCausalLM.from_config, AutoConfig.for_model(**fields))
         _write_sharded(_drawn(network, noise, dtype), folder)
         write_tokenizer(folder, fields["vocab_size"], (config.end_sym, config.bos_token))
     (folder / "config.json").write_text(json.dumps(fields, indent=1), encoding="utf-8")
@@ -188,37 +191,18 @@ def _on_meta(build: Any, *arguments: Any) -> nn.Module:
         return build(*arguments)
 
 
-def _whisper(fields: dict[str, Any], small: bool) -> nn.Module:
-    from transformers import WhisperConfig, WhisperModel
-
-    if small:  # the default ids are outside a small vocabulary
-        fields |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    return _on_meta(WhisperModel, WhisperConfig(**{key: value for key, value in fields.items() if key != "model_type"}))
-
-
-def _language_model(fields: dict[str, Any]) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    described = AutoConfig.for_model(**fields)
-    return _on_meta(AutoModelForCausalLM.from_config, described)
-
-
 def _drawn(network: nn.Module, noise: Noise, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Name -> drawn tensor, for every parameter (tied ones once) and stored buffer of a network on the meta device."""
-    shared = isinstance(network, BEATs)  # its file repeats the one position table under every layer's name
-    made: dict[int, Tensor] = {}
-    parameters = dict(network.named_parameters(remove_duplicate=not shared))
-    for name, parameter in parameters.items():
-        if not shared:
-            yield name, noise.tensor(name, parameter.shape, dtype)
+    """Name -> drawn tensor, for all that a network on the meta device stores; of tied parameters the first alone."""
+    repeated = isinstance(network, BEATs)  # its file repeats the one position table under every layer's name
+    made: dict[int, Tensor | None] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) in made:
+            if repeated:
+                yield name, made[id(tensor)]
             continue
-        if id(parameter) not in made:
-            made[id(parameter)] = noise.tensor(name, parameter.shape, dtype)
-        yield name, made[id(parameter)]
-    stored = network.state_dict().keys() - dict(network.named_parameters(remove_duplicate=False)).keys()
-    for name, buffer in network.named_buffers():
-        if name in stored:
-            yield name, noise.tensor(name, buffer.shape, dtype if buffer.is_floating_point() else buffer.dtype)
+        drawn = noise.tensor(name, tensor.shape, dtype if tensor.is_floating_point() else tensor.dtype)
+        made[id(tensor)] = drawn if repeated else None  # else no more than a shard is in memory
+        yield name, drawn
 
 
 def _write_sharded(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
@@ -249,7 +233,6 @@ def write_tokenizer(folder: Path, vocabulary: int, special: Sequence[str | None]
     about as many tokens as with a real one."""
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
 
     named = list(dict.fromkeys([*SPECIAL_TOKENS, *(token for token in special if token)]))
     words = named + [f"w{number}" for number in range(len(named), vocabulary)]

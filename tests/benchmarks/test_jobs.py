@@ -25,9 +25,8 @@ def here(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
 def test_every_ratio_of_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_comparison, "back_ends", lambda: ["gptq"])
     out = tmp_path / "out.json"
-    size = suite.sizes(cpu_comparison.SIZE, small=True)
-    comparison = Suite(out, {}, run_job=here)
-    cpu_comparison.compare(comparison, cpu_comparison.PARTS, tmp_path / "weights", size, small=True)
+    comparison = Suite(out, {}, cpu_comparison.SIZE, small=True, run_job=here)
+    cpu_comparison.compare(comparison, cpu_comparison.PARTS, tmp_path / "weights")
     report = json.loads(out.read_text())
     names = [name for name in report["behind"] if name != "ttft_ratio_bf16"]
     assert len(names) == 7
@@ -45,8 +44,8 @@ def test_every_ratio_of_the_comparison(tmp_path: Path, monkeypatch: pytest.Monke
     def never(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
         raise AssertionError(job.name)
 
-    again = Suite(out, {}, run_job=never)
-    kept = cpu_comparison.compare(again, ["latency"], tmp_path / "weights", size, small=True, keep=True)
+    again = Suite(out, {}, cpu_comparison.SIZE, small=True, run_job=never)
+    kept = cpu_comparison.compare(again, ["latency"], tmp_path / "weights", keep=True)
     assert kept["ttft_ratio_fp32"] == report["ttft_ratio_fp32"]
 
 
@@ -71,11 +70,10 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
     """One that fails: the error comes back, in the words of the program."""
     config = write_weights(suite.MODEL, tmp_path, small=True)
     config = dataclasses.replace(config, quantization="int8")
-    result = run_apart(Job.of(config, name="reference", side="reference", task="latency"))
+    result = run_apart(Job(config=config, name="reference", side="reference", task="latency"))
     assert result == {"error": "UserError: the reference model has no quantisation 'int8', only nf4"}
-    assert (
-        "stopped after 0 s" in run_apart(Job.of(config, name="x", side="ours", task="latency"), timeout_s=0.01)["error"]
-    )
+    job = Job(config=config, name="x", side="ours", task="latency")
+    assert "stopped after 0 s" in run_apart(job, timeout_s=0.01)["error"]
 
 
 def test_the_suite_at_small_shapes_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,14 +122,14 @@ def test_weights_in_4_bits_are_near() -> None:
 def test_a_system_in_4_bits_is_written_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(gpu_suite.system_config("nlp07"), quantization="gptq")
     monkeypatch.setattr(gpu_suite, "system_config", lambda system: config)
-    systems = gpu_suite.SystemSuite("cpu", tmp_path / "out.json", 60.0, small=True, run_job=here)
+    systems = gpu_suite.SystemSuite(tmp_path / "out.json", gpu_suite.about(), gpu_suite.SIZE, small=True, run_job=here)
     row = systems.measure(["nlp07"], tmp_path)["systems"]["nlp07"]
     assert row["quantization"] == "gptq" and row["ours"]["kernel"].startswith("gptq")
     assert row["ratios"]["tpot_s"] > 0
 
 
 def test_the_suite_ends_in_time_and_says_what_it_left_out(tmp_path: Path) -> None:
-    systems = gpu_suite.SystemSuite("cpu", tmp_path / "out.json", 0.0, small=False, run_job=here)
+    systems = gpu_suite.SystemSuite(tmp_path / "out.json", gpu_suite.about(), gpu_suite.SIZE, seconds=0.0, run_job=here)
     report = systems.measure(["nlp07"], tmp_path)
     assert report["systems"]["nlp07"] == {"skipped": "no time was left: 0 s"}
 

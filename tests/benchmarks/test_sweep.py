@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import jobs, plots, sweep
 from benchmarks.cpu_comparison import write_clips
-from benchmarks.suite import SMALL, Job
+from benchmarks.suite import MODEL, SMALL, Job
 from tests.tiny import TinyProject
 
 PNG = b"\x89PNG"
@@ -44,7 +44,7 @@ def test_points_that_take_too_long_are_left_out(monkeypatch: pytest.MonkeyPatch)
         return {"ttft_s": 1.0, "tpot_s": 1.0, "peak_gib": 1.0, "took_s": 2.0 * batch * clip_s}
 
     monkeypatch.setattr(jobs, "_point", point)
-    job = Job(name="", side="ours", task="grid", model={}, batches=(1, 4, 2), clips_s=(1.0, 10.0), point_s=25.0)
+    job = Job(name="", side="ours", task="grid", config=MODEL, batches=(1, 4, 2), clips_s=(1.0, 10.0), point_s=25.0)
     points = jobs._grid(None, job, None)["points"]
     assert [(row["batch"], row["clip_s"]) for row in points if "left_out" in row] == [(2, 10.0), (4, 10.0)]
     assert points[-1]["left_out"] == "it would take about 80 s"
@@ -98,11 +98,7 @@ def test_arguments_that_do_not_go_together(
 
 
 def test_the_variants_cover_the_table() -> None:
-    import torch
-
-    from benchmarks.suite import MODEL
-
-    names = [name for name, _ in sweep.back_end_variants(torch.device("cpu"))]
+    names = [name for name, _ in sweep.back_end_variants("cpu")]
     assert {"float32", "bfloat16", "gptq", "bfloat16, encoders int8"} <= set(names)
     assert {"as configured", "Whisper alone", "CED-small for BEATs"} <= {
         name for name, _ in sweep.encoder_variants(MODEL)

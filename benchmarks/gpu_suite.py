@@ -65,10 +65,8 @@ def runnable(config: ModelConfig) -> tuple[ModelConfig, str | None]:
     return dataclasses.replace(config, quantization="none"), f"{row.package} is not installed: unquantised"
 
 
-def jobs_of(
-    system: str, config: ModelConfig, device: str, size: dict[str, Any], unquantised: ModelConfig | None = None
-) -> list[Job]:
-    """Ours and the reference's; `config` names the files, `unquantised` those of the reference where they differ.
+def jobs_of(system: str, config: ModelConfig, plain: ModelConfig, device: str, size: dict[str, Any]) -> list[Job]:
+    """Ours and the reference's; `config` and `plain` name the files, as quantised for ours and unquantised.
 
     Kernels that are slow here are measured all the same.
     """
@@ -80,11 +78,8 @@ def jobs_of(
         **{name: size[name] for name in ("decode_steps", "iterations", "warmup")},
         **common,
     )
-    reference_config = unquantised or config
-    if reference_config.quantization not in ("none", "nf4"):
-        reference_config = dataclasses.replace(reference_config, quantization="none")
     reference = Job(
-        config=reference_config,
+        config=dataclasses.replace(plain, quantization="nf4" if config.quantization == "nf4" else "none"),
         name=f"{system}, reference",
         side="reference",
         decode_steps=size["reference_decode_steps"],
@@ -126,6 +121,7 @@ class SystemSuite(Suite):
 
     def _system(self, system: str, weights: Path, share_s: float) -> dict[str, Any]:
         """Both sides of one system, in at most `share_s` seconds."""
+        from benchmarks.gptq_weights import write_in_4_bits
         from benchmarks.weights import write_weights
 
         config = system_config(system)
@@ -138,17 +134,18 @@ class SystemSuite(Suite):
         row: dict[str, Any] = {"quantization": config.quantization} | ({"changed": changed} if changed else {})
         self.say(f"{system}: writing random weights")
         try:
-            local = write_weights(config, weights, small=self.small, device=self.device)
-            unquantised = local
+            plain = dataclasses.replace(config, quantization="none")
+            plain = write_weights(plain, weights, small=self.small, device=self.device)
+            local = dataclasses.replace(plain, quantization=config.quantization)
             if config.quantization == "gptq":
-                plain = dataclasses.replace(config, quantization="none")
-                unquantised = write_weights(plain, weights, small=self.small, device=self.device)
+                local = write_in_4_bits(plain, weights, small=self.small)
         except (UserError, OSError, RuntimeError) as error:  # the last: memory, or PyTorch's own writing
             return row | {"skipped": f"no weights could be written: {error}"}
-        for job, part in zip(jobs_of(system, local, self.device, self.size, unquantised), (0.6, 1.0), strict=True):
+        for job, part in zip(jobs_of(system, local, plain, self.device, self.size), (0.6, 1.0), strict=True):
             left_s = end - time.monotonic()
-            no_time = {"error": "no time was left"}
-            row[job.side] = self.run(job, timeout_s=left_s * part) if left_s > 0 else no_time
+            row[job.side] = {"error": "no time was left"}
+            if left_s > 0:
+                row[job.side] = self.run(job, timeout_s=left_s * part)
         row["ratios"] = {figure: suite.ratio(row["reference"], row["ours"], figure) for figure in FIGURES}
         return row
 
@@ -161,18 +158,18 @@ class SystemSuite(Suite):
         if system is None:
             return
         plain = dataclasses.replace(system_config(system), quantization="none")
-        local = write_weights(plain, weights, device=self.device)
+        plain = write_weights(plain, weights, device=self.device)
         found = self.report["back_ends"] = {"system": system}
         for name in suite.back_ends(self.device.partition(":")[0]):
             if name in ("gptq", rows[system]["quantization"]):  # the first is not made while loading
                 continue
-            config, changed = runnable(dataclasses.replace(local, quantization=name))
+            config, changed = runnable(dataclasses.replace(plain, quantization=name))
             if changed is not None:
                 found[name] = {"skipped": changed.partition(":")[0]}
             elif self.left_s() < LEAST_S:
                 found[name] = {"skipped": "no time was left"}
             else:
-                job, _ = jobs_of(f"{system} in {name}", config, self.device, self.size)
+                job, _ = jobs_of(f"{system} in {name}", config, plain, self.device, self.size)
                 found[name] = self.run(job, timeout_s=self.left_s())
             self.write()
 

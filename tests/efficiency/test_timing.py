@@ -227,7 +227,7 @@ def test_every_round_goes_through_the_same_graphs(
         kind = "step" if changed else "prompt"
         return lambda: (replays.append(kind), body())[1]
 
-    monkeypatch.setattr(model.llm, "graphs", StepGraphs(capture))
+    monkeypatch.setattr(model, "engine", DecodeEngine(model.llm, graphs=StepGraphs(capture)))
     monkeypatch.setattr(timing, "warmup_rounds", lambda *_: timing.CAPTURED_AFTER - 1)
     timing.contest_times(model, work, time.perf_counter)
     rounds = timing.CAPTURED_AFTER - 1 + work.iterations

@@ -178,7 +178,7 @@ def test_rows_that_finish_early_make_no_graphs_anew(config: ModelConfig) -> None
         model.text.eos_ids |= ends
         for _ in range(3):
             assert [row.tokens for row in model.generate(*clips, **options)] == expected
-        assert {rows for rows, *_ in model.llm.graphs._places} == {3}
+        assert {rows for rows, *_ in model.engine.graphs._buffers} == {3}
 
 
 def test_streamed_text(config: ModelConfig) -> None:

@@ -251,7 +251,7 @@ def _zeros(rows: int, samples: int) -> Tensor:
 # -- loader ----------------------------------------------------------------------------------------------------------
 
 
-class LoaderError(RuntimeError):
+class LoaderError(UserError):
     """A worker process of the loader died."""
 
 

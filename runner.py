@@ -9,9 +9,10 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,6 @@ from data.batch import BadClip, Batch
 from data.quarantine import Quarantine
 from data.sampling import GlobalBatchSampler
 from dataset import AudioTextDataset, BatchLoader, build_loader, collate
-from evaluation.validation import Validator
 from models.checkpoint.adapter_folder import load_adapter, save_adapter
 from models.encoders.frame_cache import FrameCache
 from models.salmonn import SALMONN
@@ -67,15 +67,29 @@ class RunResult:
         return chosen
 
 
+class Validation(Protocol):
+    """What scores the model after an epoch: `evaluation.validation.Validator`."""
+
+    bad: dict[int, BadClip]
+    """Clips that could not be read so far, by their index."""
+    notices: list[str]
+    """What a user should know about the last validation."""
+
+    def scores(self, stop: Callable[[], bool]) -> dict[str, float | None]:
+        """`{"loss": …, "asr.wer": …}`; raises `Interrupted` where `stop` became true."""
+
+
 class Runner:
     """Trains `model` on `train_data` as `config.run` says, in `folder`."""
+
+    validator: Validation | None = None
+    """None trains without validation."""
 
     def __init__(
         self,
         config: Config,
         model: SALMONN,
         train_data: AudioTextDataset,
-        valid_data: AudioTextDataset | None = None,
         *,
         accelerator: Accelerator | None = None,
         resume: Path | None = None,
@@ -97,7 +111,9 @@ class Runner:
             beta2=self.run.optims.beta2,
         )
         self.progress = Progress(
-            shape=self._shape(), prompts=prompts_digest(train_data), sampler=self.sampler.state_dict()
+            shape=self._shape(),
+            prompts=prompts_digest(train_data.prompts, train_data.tasks),
+            sampler=self.sampler.state_dict(),
         )
         self._rng: dict | None = None
         self._saved_step: int | None = None
@@ -114,9 +130,6 @@ class Runner:
             distiller=distiller,
         )
         self.training_step.nonfinite_in_a_row = self.progress.nonfinite_in_a_row
-        self.validator = None
-        if valid_data is not None:
-            self.validator = Validator(config, model, valid_data, self.accelerator, self.training_step.frames)
         self.quarantine = Quarantine(
             self.folder.quarantine_path if self.accelerator.is_main_process else None,
             total=len(train_data),
@@ -408,7 +421,7 @@ class Runner:
             "global_batch": self.run.batch_size_train * self.accelerator.num_processes,
             "accum_grad_iters": self.run.accum_grad_iters,
             "iters_per_epoch": self.iters_per_epoch,
-            "annotations": data_digest(self.train_data),
+            "annotations": data_digest(self.train_data.annotations),
         }
 
     # -- helpers -----------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from configs.sections import ModelConfig
 from models.device import pick_device
 from models.quantization.backends import BACKENDS
 from support import provenance
-from support.command_line import UserError, is_for_user, require_writable
+from support.command_line import UserError, require_writable
 from support.tables import format_table
 
 AXES = ("grid", "back_ends", "encoders")
@@ -293,9 +293,7 @@ def main(argv: Sequence[str] | None = None, *, run: Runner = run_apart) -> int:
             config = load_config(arguments.cfg_path, arguments.options).model
         with tempfile.TemporaryDirectory(prefix="sweep_") as folder:
             report = Sweep(arguments, config, Path(arguments.weights or folder), run).measure(arguments.axes)
-    except (ValueError, OSError) as error:
-        if not is_for_user(error):
-            raise
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     pictures = draw(report, Path(arguments.out))

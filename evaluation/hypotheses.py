@@ -26,6 +26,7 @@ from models.encoders.frame_cache import FrameCache
 from models.frames import Frames
 from models.salmonn import SALMONN, Clips, FrameSource
 from support.units import SAMPLE_RATE
+from training.stopping import Interrupted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +130,8 @@ def evaluate_annotations(
         frames: encoder outputs for a batch, from a cache; None encodes.
         java: whether METEOR and SPICE may start their Java programs.
         progress: title of a progress bar; None shows none.
-        should_stop: asked before each batch is encoded; True in any process ends the run with `InterruptedError` in
-            all of them, once the clips at hand are answered.
+        should_stop: asked before each batch is encoded; True in any process ends the run with `Interrupted` in all of
+            them, once the clips under way are answered.
     """
     started = time.monotonic()
     processes = processes or Processes.current()
@@ -171,7 +172,7 @@ def evaluate_annotations(
         found |= part
         stopped |= stopped_there
     if stopped:
-        raise InterruptedError("evaluation was asked to stop")
+        raise Interrupted
     assert len(found) == len(clips), f"{len(clips) - len(found)} clips without a prediction"
     ordered = [found[index] for index in range(len(clips))]
     generation_s = time.monotonic() - started

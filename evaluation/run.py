@@ -1,26 +1,80 @@
-"""One mode of evaluation: predictions, scores and the files they are written to."""
+"""Modes of evaluation: one model, and for each mode predictions, scores and the files they are written to."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 import metrics
 from configs.schema import Config
 from data.batch import BadClip
 from data.prompts import load_prompts
 from data.quarantine import Quarantine
-from evaluation.hypotheses import EvaluationResult, Processes, evaluate_annotations, frames_from_cache
+from evaluation.hypotheses import EvaluationResult, Processes, evaluate_annotations, frames_from_cache, prompts_for
 from evaluation.modes import select_annotations
 from evaluation.predictions import PREDICTIONS, SCORES, SUBMISSION, PredictionStore
 from evaluation.restart import run_hashes
 from evaluation.scores import named_scores, scores_by_file
 from evaluation.swapped_audio import swap_audio
+from models.build import build_model
+from models.device import pick_device
 from models.salmonn import SALMONN
 from support import provenance
+from support.command_line import require_writable
 from support.files import write_atomically
+
+
+def evaluate_modes(
+    config: Config,
+    modes: Sequence[str],
+    *,
+    swapped: bool = False,
+    scoring: bool = True,
+    java: bool = True,
+    device: str | None = None,
+) -> None:
+    """Build the configuration's model and evaluate mode after mode, in every process that torchrun has started.
+
+    Raises:
+        UserError: what a mode needs is absent or broken, which is found before the model is loaded; or the model
+            cannot be built.
+    """
+    processes = Processes.join()
+    try:
+        with config.named():
+            config.require_paths("model", "model.test_prompt_path")
+            require_writable(config.run.output_dir, "run.output_dir")
+            prompts = load_prompts(config.model.test_prompt_path)
+            for mode in modes:
+                prompts_for(select_annotations(config, mode), prompts, config)
+            model = _load(config, processes, device or config.run.device)
+            for mode in modes:
+                evaluate_mode(model, config, mode, processes, swapped=swapped, scoring=scoring, java=java)
+    finally:
+        processes.leave()
+
+
+def _load(config: Config, processes: Processes, device: str) -> SALMONN:
+    """The model, merged for serving; says what runs."""
+    own_device = processes.device(pick_device(device))
+    if processes.is_main:
+        for note in config.ignored:
+            print(note)
+        if not config.model.ckpt:
+            print("model.ckpt is not set: this evaluates an untrained connector", file=sys.stderr)
+    torch.manual_seed(config.run.seed)  # an untrained connector is the same one every time, in every process
+    model = build_model(config.model, device=own_device)
+    lora = model.merge_for_serving()
+    if processes.is_main:
+        print(f"language model's weights: {model.llm.kernel}; LoRA: {lora}")
+        if config.model.encoder_quantization != "none":
+            print("\n".join(model.encoders.kernels(model.device)))
+    return model
 
 
 def evaluate_mode(

@@ -9,6 +9,7 @@ import metrics
 from data.annotations import Annotation
 from evaluation.modes import FAMILIES
 from evaluation.predictions import Prediction
+from support.command_line import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def score_predictions(
             without = len(rows)  # empty texts everywhere stand for references withheld; among others, for silence
         try:
             primary = metrics.primary_metric(task)[0]
-        except ValueError as error:
+        except UserError as error:
             reasons["score"] = str(error)
         if primary is not None and not scoring:
             values, reasons = {primary: None}, {primary: "scoring was skipped"}

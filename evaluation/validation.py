@@ -120,18 +120,15 @@ class Validator:
     def _task_scores(self, stop: Callable[[], bool]) -> dict[str, float | None]:
         # With several processes one alone must not leave the exchange of hypotheses: there the end is waited for.
         alone = self.accelerator.num_processes == 1
-        try:
-            result = evaluate_annotations(
-                self.model,
-                self.scored,
-                self.data.prompts,
-                self.config,
-                frames=self.frames,
-                java=False,
-                should_stop=stop if alone else lambda: False,
-            )
-        except InterruptedError as error:
-            raise Interrupted from error
+        result = evaluate_annotations(
+            self.model,
+            self.scored,
+            self.data.prompts,
+            self.config,
+            frames=self.frames,
+            java=False,
+            should_stop=stop if alone else lambda: False,
+        )
         wanted = self.config.run.best_metric
         if wanted not in (None, "loss") and result.scores.get(wanted) is None:
             reasons = "; ".join(result.tasks[wanted.partition(".")[0]].reasons.values()) or "no reason given"

@@ -20,18 +20,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
-import evaluate
-import train
 from configs.schema import load_config
-from models.device import pick_device
+from support import command_line
 from support.tables import format_table
-from training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"asr": ("submission_asr", "wer"), "aac": ("submission_aac", "cider_d")}
@@ -101,6 +96,13 @@ class Run:
             raise SystemExit(f"tools.demo: the step {name!r} failed with status {result}; its message stands above")
         return result
 
+    def command(self, name: str, *words: str, environment: Mapping[str, str] | None = None) -> None:
+        """Run a command of the README in a process of its own, as a step."""
+        command = [sys.executable, *words]
+        self.step(
+            name, lambda: subprocess.run(command, check=False, env={**os.environ, **(environment or {})}).returncode
+        )
+
     def stage_output(self, config: str) -> Path:
         return self.output / Path(config).stem
 
@@ -118,12 +120,10 @@ def remove(path: Path) -> None:
 
 
 def make_corpus(run: Run) -> None:
-    """Write the synthetic corpus, where the recipe has one; its processes are light because this one is not theirs."""
+    """Write the synthetic corpus, where the recipe has one."""
     if run.recipe.synthetic:
-        command = [sys.executable, "-m", "data.prepare", "demo", "--out", str(run.output / "corpus")]
-        if run.short:
-            command.append("--small")
-        run.step("corpus", lambda: subprocess.run(command, check=False).returncode)
+        small = ["--small"] if run.short else []
+        run.command("corpus", "-m", "data.prepare", "demo", "--out", str(run.output / "corpus"), *small)
 
 
 def encode_clips(run: Run) -> None:
@@ -137,31 +137,36 @@ def encode_clips(run: Run) -> None:
             caches.setdefault(datasets.cache_encoder_outputs, {})[config] = paths
     for folder, stages in caches.items():  # stages share most of their clips
         paths = json.dumps(list(dict.fromkeys(path for paths in stages.values() for path in paths)))
-        command = [sys.executable, "-m", "tools.cache_encoder_outputs", "--cfg-path", next(iter(stages))]
+        command = ["-m", "tools.cache_encoder_outputs", "--cfg-path", next(iter(stages))]
         command += ["--processes", str(len(os.sched_getaffinity(0)))]
         command += run.options(f"datasets.train_ann_path={paths}")
-        name = f"encoder outputs, {Path(folder).name}"
-        run.step(name, lambda command=command: subprocess.run(command, check=False).returncode)
+        run.command(f"encoder outputs, {Path(folder).name}", *command)
 
 
-def train_once(run: Run, config: str, options: Sequence[str]) -> int:
+def train_stage(run: Run, config: str, options: Sequence[str]) -> None:
     """Train one stage; where that is faster, in a process a core, which share each batch.
 
     Models this small gain nothing from a second thread, and nearly everything from a second process.
     """
+    from models.device import pick_device
+
+    name = f"training, {Path(config).stem}"
     settings = load_config(config, [*run.overrides, *options]).run
     batch, on_cpu = settings.batch_size_train, pick_device(settings.device).type == "cpu"
     processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
     if not on_cpu or processes == 1 or batch % processes:
-        return train.main(["--cfg-path", config, *run.options(*options)])
+        run.command(name, "train.py", "--cfg-path", config, *run.options(*options))
+        return
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     shared = f"run.batch_size_train={batch // processes}"
-    command = [sys.executable, *launch, str(ROOT / "train.py"), "--cfg-path", config, *run.options(shared, *options)]
-    return subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+    command = [*launch, "train.py", "--cfg-path", config, *run.options(shared, *options)]
+    run.command(name, *command, environment={"OMP_NUM_THREADS": "1"})
 
 
 def train_stages(run: Run) -> Path:
     """Train stage after stage, each from the best adapter of the one before; the last one's best adapter."""
+    from training.run_folder import RunFolder
+
     adapter: Path | None = None
     for config in run.recipe.stages:
         output = run.stage_output(config)
@@ -170,9 +175,7 @@ def train_stages(run: Run) -> Path:
             options.append(f"model.ckpt={adapter}")
         if run.short:
             options += run.recipe.short
-        run.step(
-            f"training, {Path(config).stem}", lambda config=config, options=options: train_once(run, config, options)
-        )
+        train_stage(run, config, options)
         folder = RunFolder(output)
         adapter = folder.best() or folder.last()  # a recipe without validation has no best
         run.files[f"{Path(config).stem}: adapter, log, loss curve"] = output
@@ -200,7 +203,7 @@ def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
     arguments += run.options(
         f"run.output_dir={output}", "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}"
     )
-    run.step(f"evaluation, {VARIANTS[variant]}", lambda: evaluate.main(arguments))
+    run.command(f"evaluation, {VARIANTS[variant]}", "evaluate.py", *arguments)
     scores = read_scores(output, variant)
     for task, (mode, metric) in TASKS.items():
         run.scores[task][metric + variant] = scores[metric]
@@ -209,20 +212,11 @@ def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
 
 
 def measure_efficiency(run: Run, adapter: Path, report: Path, name: str, overrides: Sequence[str] = ()) -> dict:
-    """The efficiency report, made in a process of its own: on CPU, memory is that of the whole process."""
-    command = [
-        sys.executable,
-        str(ROOT / "evaluate_efficiency.py"),
-        "--cfg-path",
-        run.recipe.stages[-1],
-        "--out",
-        str(report),
-    ]
-    command += ["--ckpt", str(adapter)]
+    """The efficiency report."""
+    arguments = ["--cfg-path", run.recipe.stages[-1], "--out", str(report), "--ckpt", str(adapter)]
     if run.short:
-        command += ["--iterations", "2", "--warmup", "1", "--decode-steps", "8"]
-    command += run.options(*overrides)
-    run.step(name, lambda: subprocess.run(command, check=False).returncode)
+        arguments += ["--iterations", "2", "--warmup", "1", "--decode-steps", "8"]
+    run.command(name, "evaluate_efficiency.py", *arguments, *run.options(*overrides))
     return json.loads(report.read_text(encoding="utf-8"))
 
 
@@ -243,7 +237,7 @@ def measure_trained(run: Run, adapter: Path) -> None:
     output = run.output / "float32"
     arguments = ["--cfg-path", run.recipe.stages[-1], "--no-java"]
     arguments += run.options(f"run.output_dir={output}", f"model.ckpt={adapter}", *FLOAT32)
-    run.step("evaluation, trained, float32", lambda: evaluate.main(arguments))
+    run.command("evaluation, trained, float32", "evaluate.py", *arguments)
     report = measure_efficiency(run, adapter, output / "efficiency.json", "efficiency, float32", FLOAT32)
     run.precisions["float32"] = {**read_scores(output), **costs(report)}
     run.files["the same adapter on float32 weights: scores, efficiency"] = output
@@ -322,30 +316,33 @@ def write_summary(run: Run, seconds: float) -> Path:
     return path
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tools.demo", description="Train, evaluate and measure one recipe.")
-    parser.add_argument("--recipe", choices=RECIPES, default="demo", help="what to run (default: demo)")
-    parser.add_argument("--prefix", help="folder of the recordings, for recipes that are given theirs")
-    parser.add_argument("--output", help="folder to write to (default: outputs/<recipe>)")
-    parser.add_argument("--short", action="store_true", help="a few steps: shows that it runs, not what it reaches")
-    parser.add_argument("--options", nargs="*", default=[], help="section.key=value, for every command")
-    arguments = parser.parse_args(argv)
-    if arguments.recipe == "real" and not arguments.prefix:
-        parser.error("--recipe real needs --prefix, the folder that holds the recordings (see configs/real)")
-    return arguments
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m tools.demo", description="Train, evaluate and measure one recipe.")
+    result.add_argument("--recipe", choices=RECIPES, default="demo", help="what to run (default: demo)")
+    result.add_argument("--prefix", help="folder of the recordings, for recipes that are given theirs")
+    result.add_argument("--output", help="folder to write to (default: outputs/<recipe>)")
+    result.add_argument("--short", action="store_true", help="a few steps: shows that it runs, not what it reaches")
+    result.add_argument("--options", nargs="*", default=[], help="section.key=value, for every command")
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
-    arguments = parse_arguments(argv)
+    return command_line.run(work, parser(), argv)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Run the recipe that is asked for, step by step."""
+    if arguments.recipe == "real" and not arguments.prefix:
+        parser().error("--recipe real needs --prefix, the folder that holds the recordings (see configs/real)")
     start = time.monotonic()
-    disable_progress_bar()  # one a part and load of the model: nothing that small takes a bar
     recipe = RECIPES[arguments.recipe]
     output = Path(arguments.output or f"outputs/{recipe.name}{'-short' if arguments.short else ''}")
     prefix = output / "corpus" if recipe.synthetic else arguments.prefix and Path(arguments.prefix)
-    if Path.cwd() != ROOT:  # recipes, and the commands that run here, name files from there
+    if Path.cwd() != ROOT:  # recipes and commands name files from there
         output, prefix = output.absolute(), prefix and prefix.absolute()
-        print(f"tools.demo: going on in {ROOT}, which the recipe's paths and those in --options start from")
+        print(f"tools.demo: continuing in {ROOT}, which the recipe's paths and those in --options start from")
         os.chdir(ROOT)
     overrides = [f"datasets.prefix={prefix}"] if prefix else []
     if load_config(recipe.stages[0]).datasets.cache_encoder_outputs:
@@ -365,7 +362,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{table(run)}\n\n{recipe.name}: done in {seconds / 60:.1f} minutes")
     if run.short:
         print("This was a short run: its scores show that everything runs, not what the recipe reaches.")
-    return 0
 
 
 if __name__ == "__main__":

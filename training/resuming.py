@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from configs.parsing import ConfigError
 from configs.schema import Config, load_config
-from dataset import AudioTextDataset
+from data.annotations import Annotation
+from data.prompts import Prompts
 from models.checkpoint.adapter_folder import CONFIG_FILE
 from training.run_folder import RunFolderError
 
@@ -38,18 +39,18 @@ WITHOUT_EFFECT = frozenset(
 """Keys within them that change nothing for a resumed run's training."""
 
 
-def data_digest(data: AudioTextDataset) -> str:
+def data_digest(clips: Iterable[Annotation]) -> str:
     """Of what the clips are, in order; not of where they lie, since a corpus may be moved."""
     digest = hashlib.blake2b(digest_size=8)
-    for clip in data.annotations:
+    for clip in clips:
         names = [Path(path).name for path in (clip.path, *clip.expand_wav)]
         digest.update(json.dumps([names, clip.task, clip.text, clip.texts, clip.Q]).encode() + b"\n")
     return digest.hexdigest()
 
 
-def prompts_digest(data: AudioTextDataset) -> str:
-    """Of the prompts that the clips' tasks have."""
-    used = {task: data.prompts.choices(task) for task in sorted(set(data.tasks))}
+def prompts_digest(prompts: Prompts, tasks: Iterable[str]) -> str:
+    """Of the prompts that these tasks have."""
+    used = {task: prompts.choices(task) for task in sorted(set(tasks))}
     return hashlib.blake2b(json.dumps(used).encode(), digest_size=8).hexdigest()
 
 

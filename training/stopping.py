@@ -35,4 +35,4 @@ class StopRequest:
 
 
 class Interrupted(Exception):
-    """A signal came during validation."""
+    """A signal came during validation, or whoever asked for an evaluation wants no more of it."""

@@ -268,11 +268,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=None, help="default: one a CPU core")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Write the corpus and say what was written."""
     sizes = DemoSizes.small() if arguments.small else DemoSizes()
     report = write_corpus(arguments.out, seed=arguments.seed, sizes=sizes, processes=arguments.processes)
     print(f"{report.clips} clips, {report.hours:.2f} h of audio, in {report.folder} after {report.seconds:.0f} s")
     for name, entries in report.entries.items():
         print(f"  {name:<20} {entries:>5} entries")
-    return 0

@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from data.demo.speakers import SpeakerFolder, draw_speaker
+from support.command_line import UserError
 
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS
 _PHONEME_EVENTS = 1  # espeakINITIALIZE_PHONEME_EVENTS
@@ -34,7 +35,7 @@ ACCENTS = ("en-us", "en-us", "en-us", "en", "en", "en-gb-x-rp")
 """Repeated by weight. Accents are shared by both splits; speakers (espeak-ng's voice variants) are not."""
 
 
-class SpeechError(RuntimeError):
+class SpeechError(UserError):
     """espeak-ng is missing or refused a voice."""
 
 

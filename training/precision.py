@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -13,9 +12,6 @@ from configs.sections import ModelConfig
 from models.device import pick_device
 from models.salmonn import SALMONN
 from support.command_line import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def make_accelerator(config: Config) -> Accelerator:

@@ -32,7 +32,6 @@ Writes `<output_dir>/efficiency.json` and prints a table beside the published sy
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -44,6 +43,7 @@ from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.prompts import load_prompts
 from support import command_line
 from support.command_line import UserError, number
+from support.files import write_json
 
 if TYPE_CHECKING:
     from efficiency.timing import TimedClip
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
         "commit": provenance.commit(),
         "config": config.to_dict(),
     }
-    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_json(path, report)
     print(summary(report), comparison(report), f"written to {path}", sep="\n\n")
     return report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from models.checkpoint.released import read_released, sorted_out
 from models.checkpoint.released_names import HEAD, lora_targets, released_name
 from models.hub import split_revision
 from models.tensor_file import TensorFileError, read_tensor_file
+from support.files import write_whole
 
 LEFTOVER_FILE = "released.pt"
 SECRETS = ("token", "hf_token", "key", "api_key", "wandb_key")  # keys of those trainers' configurations
@@ -83,13 +83,8 @@ def to_released(folder: Path, target: Path) -> int:
     entries |= leftovers["model"]
     order = [name for name in leftovers["order"] if name in entries]
     entries = {name: entries[name] for name in dict.fromkeys((*order, *entries))}
-    draft = target.with_name(f".{target.name}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save({"model": entries, **leftovers["rest"]}, draft)
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(target, lambda draft: torch.save({"model": entries, **leftovers["rest"]}, draft))
     return len(entries)
 
 

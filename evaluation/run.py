@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from models.device import pick_device
 from models.salmonn import SALMONN
 from support import provenance
 from support.command_line import require_writable
-from support.files import write_atomically
+from support.files import write_json
 
 
 def evaluate_modes(
@@ -125,7 +124,7 @@ def evaluate_mode(
     report["device"] = provenance.machine(model.device)
     if swap:
         report["swap"] = {"seed": config.run.seed, "clips_with_a_common_reference": swap.same_reference}
-    write_atomically(folder / SCORES, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(folder / SCORES, report)
     print(_summary(folder, report))
     return report
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from configs.schema import load_config
 from support import command_line
+from support.files import write_json
 from support.tables import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -312,7 +313,7 @@ def write_summary(run: Run, seconds: float) -> Path:
         "precisions: the trained adapter on quantised weights and on the LLM's own in float32",
         "files": {what: str(place) for what, place in run.files.items()},
     }
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_json(path, content)
     return path
 
 

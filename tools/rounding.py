@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from models.quantization.gptq_folder import save_folder
 from models.quantization.gptq_solver import Rounded
 from models.salmonn import SALMONN
 from support.command_line import UserError, require_writable
+from support.files import write_json
 from tools.calibration import LinearReport, audio_sequences, quantize_layers, text_sequences
 
 REPORT = "report.json"
@@ -326,8 +326,7 @@ def run(arguments: argparse.Namespace) -> dict:
         "folders": details,
     }
     for detail in details:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        (Path(detail["folder"]) / REPORT).write_text(text + "\n", encoding="utf-8")
+        write_json(Path(detail["folder"]) / REPORT, report)
     print("\n" + table(rows))
     print(f"flips: of {bench.target_tokens:,} target tokens; texts and scores: of {len(bench.scored):,} clips")
     return report

@@ -23,6 +23,7 @@ from pickle import UnpicklingError
 import torch
 
 from support.command_line import UserError
+from support.files import recover, write_whole
 
 STATE_FOLDER = "trainer_state"
 ABANDONED = "abandoned_"  # before the name of a checkpoint that the run has left behind
@@ -162,6 +163,8 @@ class RunFolder:
     def _by_step(self) -> list[tuple[int, Path]]:
         if not self.path.is_dir():
             return []
+        for child in self.path.glob("checkpoint_*.previous"):  # its replacement was killed
+            recover(child.with_suffix(""))
         return sorted(
             (int(match[1]), child)
             for child in self.path.iterdir()
@@ -179,6 +182,7 @@ class RunFolder:
 
     def best(self) -> Path | None:
         pointer = self.path / "best"
+        recover(pointer.resolve())
         return pointer.resolve() if pointer.is_dir() else None
 
     def point(self, name: str, checkpoint: Path) -> None:
@@ -201,7 +205,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Delete what killed saves and deletions left behind."""
-        for child in self.path.glob(".*checkpoint_*"):
+        self.checkpoints()  # those whose replacement was killed get their name back first
+        for child in (*self.path.glob(".*checkpoint_*"), *self.path.glob("checkpoint_*.previous")):
             shutil.rmtree(child, ignore_errors=True)
 
     def go_on_from(self, step: int, best_step: int | None = None) -> list[str]:
@@ -263,9 +268,7 @@ class RunFolder:
                     kept.append(line + "\n")
             except json.JSONDecodeError:  # the line a kill cut off; it lies after the checkpoint
                 break
-        temporary = self.log_path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.log_path)
+        write_whole(self.log_path, "".join(kept))
 
 
 def find_resume(argument: str, folder: RunFolder) -> Path | None:
@@ -276,6 +279,7 @@ def find_resume(argument: str, folder: RunFolder) -> Path | None:
     if argument == "auto":
         return folder.last()
     path = Path(argument)
+    recover(path.resolve())
     if (path / STATE_FOLDER).is_dir():
         return path.resolve()
     newest = RunFolder(path).last()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from configs.schema import Config
 from support.command_line import UserError
-from support.files import jsonable
+from support.files import jsonable, write_whole
 from training.run_folder import RunFolder
 
 
@@ -124,7 +124,7 @@ def start_wandb(config: Config, folder: RunFolder) -> Any | None:
     if settings.mode == "online" and settings.key:
         wandb.login(key=settings.key)
     if not folder.wandb_path.exists():
-        folder.wandb_path.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        write_whole(folder.wandb_path, secrets.token_hex(8) + "\n")
     return wandb.init(
         mode=settings.mode,
         id=folder.wandb_path.read_text(encoding="utf-8").strip(),

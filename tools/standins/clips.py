@@ -20,6 +20,7 @@ from data.demo.language import DIGITS, WORDS, Sentence, is_test_sentence
 from data.demo.sounds import CONTINUOUS, INSTRUMENTS
 from data.demo.speech import FEMALE_TEST, MALE_TEST, Synthesiser, invent_speaker
 from models.encoders.features import kaldi_fbank, log_mel
+from support.files import write_whole
 from support.units import SAMPLE_RATE
 
 SEED_SPACE = 7_919
@@ -101,9 +102,7 @@ def _render_shard(job: tuple[Path, range, str, float, float, int]) -> Path:
     torch.set_num_threads(1)
     synthesiser = Synthesiser()
     clips = [_prepare(number, *how, synthesiser) for number in numbers]
-    temporary = path.with_suffix(".tmp")
-    torch.save([vars(clip) for clip in clips], temporary)
-    temporary.rename(path)
+    write_whole(path, lambda draft: torch.save([vars(clip) for clip in clips], draft))
     return path
 
 

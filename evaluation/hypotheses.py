@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from tqdm import tqdm
 
 import metrics
@@ -20,6 +18,7 @@ from data.batch import BadClip, Batch
 from data.sampling import clip_durations
 from dataset import AudioTextDataset, build_loader, collate
 from evaluation.predictions import Prediction, PredictionStore
+from evaluation.processes import Processes
 from evaluation.scores import TaskScores, flat_scores, score_predictions
 from models.decoding.hypothesis import Generation
 from models.encoders.frame_cache import FrameCache
@@ -27,62 +26,6 @@ from models.frames import Frames
 from models.salmonn import SALMONN, Clips, FrameSource
 from support.units import SAMPLE_RATE
 from training.stopping import Interrupted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Processes:
-    """The processes that share an evaluation."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    joined_here: bool = False
-
-    @classmethod
-    def current(cls) -> Processes:
-        """Those of the process group that exists, or this one alone."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return cls()
-        return cls(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=int(os.environ.get("LOCAL_RANK", 0)))
-
-    @classmethod
-    def join(cls) -> Processes:
-        """Join the group that torchrun has started this process for, if it has."""
-        if dist.is_available() and dist.is_initialized():
-            return cls.current()
-        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-            return cls()
-        # Only strings and small objects are exchanged: gloo serves CPU and CUDA processes alike.
-        dist.init_process_group("gloo")
-        return dataclasses.replace(cls.current(), joined_here=True)
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def device(self, device: torch.device) -> torch.device:
-        """Each process' own GPU where `cuda` is meant without a number."""
-        if self.size > 1 and device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", self.local_rank)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        return device
-
-    def wait(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
-    def gather(self, value: object) -> list:
-        """Every process' value, in every process."""
-        if self.size == 1:
-            return [value]
-        values: list = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
-
-    def leave(self) -> None:
-        if self.joined_here and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,10 @@ from configs.schema import Config
 from data.batch import BadClip
 from data.prompts import load_prompts
 from data.quarantine import Quarantine
-from evaluation.hypotheses import EvaluationResult, Processes, evaluate_annotations, frames_from_cache, prompts_for
+from evaluation.hypotheses import EvaluationResult, evaluate_annotations, frames_from_cache, prompts_for
 from evaluation.modes import select_annotations
 from evaluation.predictions import PREDICTIONS, SCORES, SUBMISSION, PredictionStore
+from evaluation.processes import Processes
 from evaluation.restart import run_hashes
 from evaluation.scores import named_scores, scores_by_file
 from evaluation.swapped_audio import swap_audio
@@ -43,19 +44,15 @@ def evaluate_modes(
         UserError: what a mode needs is absent or broken, which is found before the model is loaded; or the model
             cannot be built.
     """
-    processes = Processes.join()
-    try:
-        with config.named():
-            config.require_paths("model", "model.test_prompt_path")
-            require_writable(config.run.output_dir, "run.output_dir")
-            prompts = load_prompts(config.model.test_prompt_path)
-            for mode in modes:
-                prompts_for(select_annotations(config, mode), prompts, config)
-            model = _load(config, processes, device or config.run.device)
-            for mode in modes:
-                evaluate_mode(model, config, mode, processes, swapped=swapped, scoring=scoring, java=java)
-    finally:
-        processes.leave()
+    with Processes.joined() as processes, config.named():
+        config.require_paths("model", "model.test_prompt_path")
+        require_writable(config.run.output_dir, "run.output_dir")
+        prompts = load_prompts(config.model.test_prompt_path)
+        for mode in modes:
+            prompts_for(select_annotations(config, mode), prompts, config)
+        model = _load(config, processes, device or config.run.device)
+        for mode in modes:
+            evaluate_mode(model, config, mode, processes, swapped=swapped, scoring=scoring, java=java)
 
 
 def _load(config: Config, processes: Processes, device: str) -> SALMONN:

@@ -21,7 +21,8 @@ from data.batch import BadClip, Sample
 from data.prompts import load_prompts
 from dataset import AudioTextDataset
 from efficiency.memory_plan import part_sizes
-from evaluation.hypotheses import Processes, evaluate_annotations
+from evaluation.hypotheses import evaluate_annotations
+from evaluation.processes import Processes
 from models.build import build_model
 from models.checkpoint.adapter_folder import adapter_state_dict, write_adapter
 from models.device import pick_device

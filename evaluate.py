@@ -10,7 +10,7 @@ scripts' `--task asr --skip_scoring` is `submission_asr`, `--task asr` is `valid
 every test file that the YAML names.
 
 Into `<output_dir>/eval/<mode>/` go `submission.csv`, `predictions.jsonl` and `scores.json`. A run that was killed
-continues where it stopped if adapter, generation settings, prompts and annotations are the same, else it starts afresh.
+continues where it stopped if adapter, generation settings, prompts and annotations are the same, else it starts again.
 
 In `scores.json`, `scores` names every figure `task.metric`, as `asr.wer`, `audiocaption.cider_d`, `QA.token_f1`. A
 mode of one family has the figures of the family's own task (`asr`, `audiocaption`) under the plain name of the metric

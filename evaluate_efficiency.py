@@ -6,7 +6,7 @@ The lines timed are those that evaluation runs: `model.encode_audio`, `model.ass
 `decoding.decode_step`. Definitions:
 
 - `ttft_s`: from the waveform in host memory to the first token's id, prompt tokenised and all transfers included.
-  Its parts are taken in further iterations, one after each of the others, so that what else the machine does meets
+  Its parts are timed in further iterations, one after each of the others, so that other load on the machine affects
   both alike; with a synchronised clock at every border, their sum may exceed the whole where the device would overlap
   them.
 - `tpot_s`: mean over `--decode-steps` real steps, each with the cache one token longer and its token read back.
@@ -18,15 +18,15 @@ The lines timed are those that evaluation runs: `model.encode_audio`, `model.ass
   the second is one decode step straight after it. (That evaluator does not synchronise the device and counts its cold
   first run; here clocks are synchronised, after warm-ups.)
 
-Every iteration does what a clip that was never met before takes: nothing of the clip is kept, and the prompt is
+Every iteration treats its clip as new: nothing of the clip is kept, and the prompt is
 tokenised again. As in evaluation, keys and values of the fixed text before the audio are computed once and reused; the
 report says of how many tokens (`reused_prefix_tokens`).
 
-Beside the times stand the limits of the device, measured in the same run (efficiency/limits.py), and the ratio to them.
+The report has the limits of the device too, measured in the same run (efficiency/limits.py), and the ratio to them.
 
 Clocks are synchronised with the device; every figure at top level is the median over `--iterations`, after `--warmup`
 (on CUDA at least three rounds, in which graphs are captured).
-Writes `<output_dir>/efficiency.json` and prints a table beside the published systems.
+Writes `<output_dir>/efficiency.json` and prints a table that compares it with the published systems.
 """
 
 from __future__ import annotations

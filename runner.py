@@ -1,8 +1,8 @@
-"""The training loop: windows of batches in, steps, validations and checkpoints out; stops and goes on exactly.
+"""The training loop: windows of batches in, steps, validations and checkpoints out; stops and resumes exactly.
 
 One step takes `run.accum_grad_iters` batches a process. Its loss is the sum over all their target tokens divided by
 the number of those tokens over all processes, which collation has counted before the step begins. So neither the
-split into batches nor the number of processes changes what is learnt, and long answers weigh what they weigh.
+split into batches nor the number of processes changes what is learned, and every target token counts the same.
 """
 
 import functools
@@ -73,7 +73,7 @@ class Validation(Protocol):
     bad: dict[int, BadClip]
     """Clips that could not be read so far, by their index."""
     notices: list[str]
-    """What a user should know about the last validation."""
+    """What the user is told about the last validation."""
 
     def scores(self, stop: Callable[[], bool]) -> dict[str, float | None]:
         """`{"loss": …, "asr.wer": …}`; raises `Interrupted` where `stop` became true."""
@@ -182,7 +182,7 @@ class Runner:
         return self._result()
 
     def _prepare_folder(self) -> list[str]:
-        """Make the folder ready for the steps to come; returns what a user should know. Every process takes part."""
+        """Make the folder ready for the steps to come; returns messages for the user. Every process takes part."""
         progress, notes, lost = self.progress, [], False
         if self.accelerator.is_main_process:
             self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ class Runner:
             return
         for window in self._windows():
             if not self._step(window):  # a signal came, on whichever process
-                if self._saved_step != self.progress.step:  # else that checkpoint stands, with its scores
+                if self._saved_step != self.progress.step:  # else that checkpoint stays, with its scores
                     self._save()
                 return
             if self.progress.iteration % self.iters_per_epoch == 0:
@@ -378,7 +378,7 @@ class Runner:
         (failed,) = self._sum_over_processes(error is not None)
         if failed:
             last = self.folder.last()
-            kept = f"{last} is whole; go on from it with --resume" if last else "no checkpoint was written before"
+            kept = f"{last} is whole; continue from it with --resume" if last else "no checkpoint was written before"
             raise RunFolderError(
                 f"step {self.progress.step}: the checkpoint could not be written to {self.folder.path} "
                 f"({error or 'on the first process'}); {kept}, once there is room."
@@ -389,7 +389,7 @@ class Runner:
         return {"step": self.progress.step, "epoch": self.epoch, "train_loss": self.progress.smooth_loss}
 
     def _restore(self, checkpoint: Path) -> None:
-        """Take up a run exactly where `checkpoint` left it."""
+        """Continue a run exactly where `checkpoint` left it."""
         state = TrainerState.read(checkpoint)
         fresh = self.progress
         require_same_run(checkpoint, state.progress.shape, fresh.shape)

@@ -27,7 +27,7 @@ ROOT = provenance.ROOT
 MISTYPED = ("train.py", "--cfg-path", "absent.yaml")
 HELP_ASKED_S = 1.0
 ASKED_S = {("-c", "import models.qformer"): 1.6, MISTYPED: 1.5}
-"""Command -> most processor seconds that it should take; `--help` of every command has a limit of its own."""
+"""Command -> most processor seconds that it should take; `--help` of every command has its own limit."""
 CHECK_ASKED_S = 0.5
 
 

@@ -98,7 +98,7 @@ def _value_of(text: str, annotation: Any) -> Any:
 
 
 def _nearest_file(file: Path) -> str:
-    """', did you mean ...' with a YAML beside a mistyped one, or ''."""
+    """', did you mean ...' with a YAML in the folder of a mistyped one, or ''."""
     folder = file.parent
     if not folder.is_dir():
         return f" (nor a folder {folder})"

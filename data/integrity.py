@@ -143,7 +143,7 @@ def _check_ogg(file: BinaryIO, size: int) -> str | None:
 
 
 def _ogg_checksum(page: bytes) -> bytes:
-    """The page's checksum as it stands in its header, where it counts as zero.
+    """The page's checksum as its header has it, computed with zeros in its place.
 
     It is zlib's CRC-32 with the bits of every byte, and of the result, in reverse, and without zlib's inversions.
     """

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Prepare the corpus that is asked for."""
+    """Prepare the corpus that the arguments name."""
     arguments.work(arguments)
 
 

@@ -42,11 +42,11 @@ class Prediction:
     """Without special tokens; empty where the clip could not be used."""
     references: tuple[str, ...] = ()
     seconds: float = 0.0
-    """Length of the audio heard."""
+    """Length of the audio that the model was given."""
     cut: bool = False
     """Whether `datasets.max_audio_s` ended it before the clip's own end."""
     audio_path: str | None = None
-    """The clip that was heard, where it is another one's (swapped audio)."""
+    """The clip whose audio was used, where it is another one (swapped audio)."""
     tokens: int = 0
     """Generated tokens, the end included."""
     stop_reason: str | None = None
@@ -154,8 +154,7 @@ class PredictionStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         before = self._read_hashes()
         changed = [name for name in sorted({*before, *hashes}) if before.get(name) != hashes.get(name)]
-        started_anew = bool(changed)
-        if started_anew:
+        if changed:
             had_lines = any(True for _ in self._files())
             for path in [*self._files(), self.folder / SUBMISSION, self.folder / SCORES]:
                 path.unlink(missing_ok=True)

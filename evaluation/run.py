@@ -89,22 +89,22 @@ def evaluate_mode(
     swap = swap_audio(annotations, config.run.seed) if swapped else None
     folder = Path(config.run.output_dir) / "eval" / (f"{mode}_swapped" if swapped else mode)
     store = PredictionStore(folder, processes.rank)
-    heard = swap.annotations if swap else annotations
-    hashes = run_hashes(model, config, heard, prompts)
+    evaluated = swap.annotations if swap else annotations
+    hashes = run_hashes(model, config, evaluated, prompts)
     if processes.is_main:
         changed = store.open_run(hashes)
         if changed:
-            print(f"{folder}: starting afresh, because other {' and '.join(changed)} made the predictions found there")
+            print(f"{folder}: starting afresh; the predictions there were made with other {' and '.join(changed)}")
     processes.wait()
     started = time.monotonic()
     result = evaluate_annotations(
         model,
-        heard,
+        evaluated,
         prompts,
         config,
         processes=processes,
         store=store,
-        spoken_by=annotations,
+        original_annotations=annotations,
         frames=frames_from_cache(model, config),
         scoring=scoring,
         java=java,

@@ -41,7 +41,7 @@ def score_predictions(
         primary = None
         without = sum(not prediction.references for prediction in rows)
         if not any(text.strip() for prediction in rows for text in prediction.references):
-            without = len(rows)  # empty texts everywhere stand for references withheld; among others, for silence
+            without = len(rows)  # all empty: references were withheld; a few empty ones mean silence
         try:
             primary = metrics.primary_metric(task)[0]
         except UserError as error:
@@ -66,7 +66,7 @@ def score_predictions(
 
 
 def named_scores(mode: str, tasks: Mapping[str, TaskScores]) -> dict[str, float | None]:
-    """Figures by the names that the head of this file explains."""
+    """Figures by the names that `evaluate.py` explains."""
     own = tasks.get(FAMILIES.get(mode.partition("_")[2], ""))
     return {**(own.values if own else {}), **flat_scores(tasks)}
 

@@ -29,7 +29,7 @@ DISK_ERRORS = frozenset(
         errno.ENOTDIR,
         errno.EPERM,
         errno.EROFS,
-        None,  # raised with a sentence of its own, by our code or a library's
+        None,  # raised with a message alone, by our code or a library
     }
 )
 
@@ -64,7 +64,7 @@ def run(
 
 
 def add_traceback(parser: argparse.ArgumentParser) -> None:
-    """Add `--traceback`; `run` does so, but for subcommands, which it does not know."""
+    """Add `--traceback`: `run` does so for a command, but not for its subcommands."""
     parser.add_argument(
         "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error was raised"
     )
@@ -93,10 +93,10 @@ def number(kind: type, least: float, most: float | None = None) -> Callable[[str
 
 
 def require_writable(folder: str, key: str) -> None:
-    """Before minutes of work: see that results can be written to `folder`, which need not be there yet.
+    """Before minutes of work: check that results can be written to `folder`, which need not exist yet.
 
     Raises:
-        UserError: a file is in the folder's place, or in that of one above it; or it must not be written to.
+        UserError: it, or a folder above it, is a file; or there is no permission to write.
     """
     path = Path(folder).absolute()
     nearest = next(place for place in (path, *path.parents) if place.exists())

@@ -3,8 +3,8 @@
     python -m tools.cache_encoder_outputs --cfg-path configs/demo/stage1.yaml --processes 2
 
 Training fills `datasets.cache_encoder_outputs` by itself, one clip after another in its own process; this does the same
-work on all cores beforehand. What is in the cache already is only looked up, so a run that was stopped goes on. Clips
-that cannot be read are left for training and evaluation to name.
+work on all cores beforehand. What is already cached is skipped, so a run that was stopped continues. Clips that
+cannot be read are left for training and evaluation to name.
 """
 
 from __future__ import annotations

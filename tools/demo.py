@@ -4,11 +4,12 @@
     python -m tools.demo --short                                  # the same path in a few steps (make demo-short)
     python -m tools.demo --recipe real --prefix /path/to/recordings      # real recordings (make real)
 
-Beside the trained model's scores stand those of the same model with the clips swapped among each other, and those of an
+The trained model's scores are compared with those of the same model with audio swapped between clips, and those of an
 untrained connector: a model that only guesses what texts look like scores alike in all three. Where the recipe
 quantises its language model, the same adapter is evaluated and measured on float32 weights too, in a second table.
 Scores are fractions: a WER of 0.05 is 5 %. Writes `outputs/<recipe>/summary.json` (`outputs/<recipe>-short/` for a
-short run). Every run starts afresh: what an earlier one left in its stages' and evaluations' folders is deleted.
+short run). Every run starts from the beginning: what an earlier one left in the folders of stages and evaluations is
+deleted.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Run:
         result = work()
         self.seconds[name] = round(time.monotonic() - start, 1)
         if isinstance(result, int) and result != 0:
-            raise SystemExit(f"tools.demo: the step {name!r} failed with status {result}; its message stands above")
+            raise SystemExit(f"tools.demo: the step {name!r} failed with status {result}; its message is above")
         return result
 
     def command(self, name: str, *words: str, environment: Mapping[str, str] | None = None) -> None:
@@ -222,7 +223,7 @@ def measure_efficiency(run: Run, adapter: Path, report: Path, name: str, overrid
 
 
 def measure_trained(run: Run, adapter: Path) -> None:
-    """What the trained model costs; where its language model is quantised, beside what it scores and costs in float32.
+    """What the trained model costs; where its language model is quantised, also its scores and costs in float32.
 
     A folder of GPTQ weights holds no others, so there is nothing to compare them with.
     """
@@ -246,13 +247,13 @@ def measure_trained(run: Run, adapter: Path) -> None:
 
 def costs(report: dict) -> dict[str, float | str]:
     """Of an efficiency report: what the weights take as they are loaded, times, memory, and what ran."""
-    held = {row["part"]: row["bytes"] for row in report["parts"]}
+    sizes = {row["part"]: row["bytes"] for row in report["parts"]}
     times = {name: report[name] for name in ("ttft_s", "tpot_s", "peak_gib", "kernel", "lora")}
-    return {"llm_bytes": held["llm"], "model_bytes": held["total"], **times}
+    return {"llm_bytes": sizes["llm"], "model_bytes": sizes["total"], **times}
 
 
 def precision_table(run: Run) -> str:
-    """Quantised weights beside float32 ones, and what to make of it."""
+    """Quantised weights and float32 ones in one table, and how to read it."""
     rows: list[list[str | None]] = []
     for name, label in {
         "wer": "ASR: WER",
@@ -277,7 +278,7 @@ def precision_table(run: Run) -> str:
 
 
 def table(run: Run) -> str:
-    """The figures, and where each file lies."""
+    """The figures, and the path of each file."""
 
     def shown(value: float | None) -> str | None:
         return None if value is None else f"{value:.4f}"
@@ -294,8 +295,8 @@ def table(run: Run) -> str:
         rows.append([f"{label}, 10 s clip", shown(run.efficiency.get(name)), None, None])
     figures = format_table(["figure", *VARIANTS.values()], rows)
     places = "\n".join(f"  {path}  ({what})" for what, path in run.files.items())
-    beside = f"\n\n{precision_table(run)}" if run.precisions else ""
-    return f"{figures}{beside}\n\nFiles:\n{places}"
+    precisions = f"\n\n{precision_table(run)}" if run.precisions else ""
+    return f"{figures}{precisions}\n\nFiles:\n{places}"
 
 
 def write_summary(run: Run, seconds: float) -> Path:
@@ -334,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Run the recipe that is asked for, step by step."""
+    """Run the recipe that the arguments name, step by step."""
     if arguments.recipe == "real" and not arguments.prefix:
         parser().error("--recipe real needs --prefix, the folder that holds the recordings (see configs/real)")
     start = time.monotonic()

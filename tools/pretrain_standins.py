@@ -87,7 +87,7 @@ def pretrain_beats(arguments: argparse.Namespace) -> None:
     log = _log("beats", time.monotonic())
     recipe = beats.BEATsRecipe(seed=arguments.seed)
     recipe = replace(recipe, steps=max(1, int(recipe.steps * arguments.scale)))
-    # It is told each speaker's gender, which nobody knows of invented ones.
+    # Its targets have each speaker's gender, which invented speakers do not have.
     clips = _clips(arguments, "fbank", BEATS_CLIPS, speech=BEATS_SPEECH, invented=0.0)
     examples = [beats.example(clip) for clip in clips]
     for step, model in beats.train(recipe, examples[:-HELD_OUT], log):
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(arguments: argparse.Namespace) -> int:
-    """Pretrain the parts that are asked for; 1 where they are too large to be shipped."""
+    """Pretrain the parts that the arguments name; 1 where they are too large to be shipped."""
     import torch
 
     torch.set_num_threads(1)  # layers this small are faster on one core than on two

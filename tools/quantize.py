@@ -9,11 +9,11 @@ Prints, for every layer, how far its outputs move and the loss once it is rounde
 the share of tokens that change on held-out clips, the task score and the bytes. `--out` gets a folder in the AutoGPTQ
 format (v1), which `model.llama_path` takes, with `report.json`; it is read back and must give equal outputs.
 
-`--lora beside` rounds the base and keeps LoRA beside it, calibrated with LoRA at work; the adapter stays as it is.
+`--lora beside` rounds the base and keeps LoRA apart, calibrated with LoRA applied; the adapter stays as it is.
 `--lora merge` adds LoRA into the weights before rounding; the adapter without it goes to `<out>/adapter`. `--lora both`
 does both (the second in `<out>-merged`), so that the report says which measures better.
 
-`--compare` measures other choices beside it: a back-end (`nf4`, `int8`, `torchao_int8`), `int8-encoders`, or options,
+`--compare` also measures other choices: a back-end (`nf4`, `int8`, `torchao_int8`), `int8-encoders`, or options,
 such as `model.whisper_layers=24`, several joined by commas.
 """
 
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_config_arguments(result)
     result.add_argument("--out", required=True, metavar="FOLDER", help="where the GPTQ folder goes")
-    result.add_argument("--overwrite", action="store_true", help="write over models that lie there")
+    result.add_argument("--overwrite", action="store_true", help="replace models that are already there")
     result.add_argument("--bits", type=int, default=4, choices=(2, 4, 8))
     result.add_argument("--group-size", type=int, default=128, help="inputs under one scale; -1: all (default: 128)")
     result.add_argument("--act-order", action="store_true", help="round inputs in the order of falling activations")
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--samples", type=number(int, 1), default=128, help="training clips to calibrate on (default: 128)"
     )
-    result.add_argument("--text-samples", type=number(int, 0), default=32, help="plain texts besides (default: 32)")
+    result.add_argument("--text-samples", type=number(int, 0), default=32, help="plain texts in addition (default: 32)")
     result.add_argument("--text-length", type=number(int, 2), default=256, help="tokens of each (default: 256)")
     result.add_argument("--text", metavar="FILE", help="where they come from; else the clips' own texts")
     result.add_argument("--held-out", type=number(int, 1), default=16, help="clips for loss and flips (default: 16)")

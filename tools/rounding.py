@@ -1,4 +1,4 @@
-"""Round a language model to GPTQ folders, read them back, and measure each beside the model as it was."""
+"""Round a language model to GPTQ folders, read them back, and compare each with the model as it was."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Bench:
         return total / max(1, count), likeliest
 
     def measure(self, name: str, model: SALMONN) -> Measured:
-        """A row for `model`; the first model measured is what others are held against."""
+        """A row for `model`; others are compared with the first model measured."""
         loss, tokens = self.loss(model)
         texts, scores = self._score(model)
         first = self._tokens is None
@@ -132,7 +132,7 @@ def built(config: Config, model: ModelConfig, device: torch.device) -> SALMONN:
 
 
 def samples_of(config: Config, annotations: Sequence[Annotation], count: int, *, skip: int = 0) -> list[Sample]:
-    """`count` readable clips, spread by lot over the annotations, after the `skip` first of the draw."""
+    """`count` readable clips, drawn at random from the annotations, after the `skip` first of the draw."""
     prompts = load_prompts(config.model.prompt_path or config.model.test_prompt_path or "")
     dataset = AudioTextDataset(
         annotations, prompts, seed=config.run.seed, training=True, max_audio_s=config.datasets.max_audio_s
@@ -209,7 +209,7 @@ def quantized(
     merge: bool,
     out: Path,
 ) -> tuple[Measured, dict]:
-    """One folder: rounded, written, read back, held against what was written, and measured as it will run."""
+    """One folder: rounded, written, read back, compared with what was written, and measured as it will run."""
     config = bench.config
     plain = dataclasses.replace(config.model, quantization="none")
     model = built(config, plain, device)

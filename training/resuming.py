@@ -1,4 +1,4 @@
-"""Whether a run goes on from a checkpoint as if it had never stopped: what must be the same, and what has changed."""
+"""Whether a run continues from a checkpoint as if it had never stopped: what must be equal, and what has changed."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ WITHOUT_EFFECT = frozenset(
 
 
 def data_digest(clips: Iterable[Annotation]) -> str:
-    """Of what the clips are, in order; not of where they lie, since a corpus may be moved."""
+    """Digest of what the clips are, in order; not of their folders, since a corpus may be moved."""
     digest = hashlib.blake2b(digest_size=8)
     for clip in clips:
         names = [Path(path).name for path in (clip.path, *clip.expand_wav)]
@@ -49,13 +49,13 @@ def data_digest(clips: Iterable[Annotation]) -> str:
 
 
 def prompts_digest(prompts: Prompts, tasks: Iterable[str]) -> str:
-    """Of the prompts that these tasks have."""
+    """Digest of the prompts of these tasks."""
     used = {task: prompts.choices(task) for task in sorted(set(tasks))}
     return hashlib.blake2b(json.dumps(used).encode(), digest_size=8).hexdigest()
 
 
 def require_same_run(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that a run of the shape `now` can go on exactly from a checkpoint of one of the shape `before`.
+    """Check that a run of the shape `now` can continue exactly from a checkpoint of one of the shape `before`.
 
     Raises:
         RunFolderError: naming everything that differs.
@@ -69,7 +69,7 @@ def require_same_run(checkpoint: Path, before: Mapping[str, Any], now: Mapping[s
 
 
 def describe_changes(checkpoint: Path, config: Config, *, other_prompts: bool) -> str | None:
-    """What a user should know where settings that matter to training are not the checkpoint's; None where none is."""
+    """A warning that names the settings of training that differ from the checkpoint's; None where none does."""
     changed = list(_changed_settings(checkpoint, config))
     if other_prompts:
         changed.append(f"model.prompt_path: {config.model.prompt_path} holds other prompts than before")

@@ -106,10 +106,10 @@ def draw_curve(
 def start_wandb(config: Config, folder: RunFolder) -> Any | None:
     """A Weights & Biases run where `wandb.mode` is online or offline, else None.
 
-    Its id is kept in the folder, so that a resumed run goes on in the same one.
+    Its id is kept in the folder, so that a resumed run continues in the same one.
 
     Raises:
-        ValueError: where it is asked for and the package is not installed.
+        UserError: it is asked for, and the package is not installed.
     """
     settings = config.wandb
     if settings.mode not in ("online", "offline"):

@@ -1,7 +1,7 @@
 """Speech for the demo corpus: espeak-ng through its pip package, called in-process by ctypes.
 
 What espeak-ng returns depends on the calls made before it in the same process: the same bytes need the same sequence
-of calls in a fresh process. `data.demo` therefore renders every part of the corpus in a process of its own.
+of calls in a fresh process. `data.demo` therefore renders every part of the corpus in a separate process.
 """
 
 import ctypes

@@ -206,7 +206,7 @@ def checkpoint_of(source: Path) -> Path:
 
 
 def verify_folder(folder: Path, names: tuple[str, ...] = (ADAPTER_FILE, CONFIG_FILE, METRICS_FILE)) -> None:
-    """Check files against the manifest beside them; a folder without a manifest, put together by hand, passes.
+    """Check files against the folder's manifest; a folder without one, made by hand, passes.
 
     Raises:
         CheckpointError: a file is absent, truncated or altered.

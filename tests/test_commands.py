@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import imports
 from support import command_line
 from support.command_line import UserError, number
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ["--cfg-path", "configs/demo/stage2.yaml"]
 COMMANDS = {
     "train": CONFIG,
@@ -33,6 +34,11 @@ COMMANDS = {
 OTHER_STATUS = {"tools.cache_encoder_outputs": 2, "tools.quantize": 2}
 HEAVY = ("torch", "transformers", "accelerate", "peft")
 every_command = pytest.mark.parametrize("name", COMMANDS)
+
+
+def test_every_command_is_tested() -> None:
+    helped = {words[-2].removesuffix(".py") for words in imports.commands() if words[-1] == "--help"}
+    assert set(COMMANDS) == {name for name in helped if not name.startswith("benchmarks.")}
 
 
 def failing_with(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> argparse.Namespace:

@@ -25,7 +25,6 @@ from data.augment import Augment
 from data.batch import BadClip, Batch, Sample
 from data.join import Joiner
 from data.prompts import PromptError, Prompts, fill_prompt
-from data.quarantine import Quarantine, TooManyBadClips
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -33,22 +32,6 @@ from support.units import SAMPLE_RATE
 if TYPE_CHECKING:
     from configs.sections import JoinClipsConfig
     from models.language.text import TextProcessor
-
-__all__ = [
-    "AudioTextDataset",
-    "BadClip",
-    "Batch",
-    "BatchLoader",
-    "GlobalBatchSampler",
-    "LoaderError",
-    "Quarantine",
-    "Sample",
-    "SampleKey",
-    "TooManyBadClips",
-    "build_loader",
-    "clip_durations",
-    "collate",
-]
 
 log = logging.getLogger(__name__)
 

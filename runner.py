@@ -9,10 +9,10 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -67,23 +67,11 @@ class RunResult:
         return chosen
 
 
-class Validation(Protocol):
-    """What scores the model after an epoch: `evaluation.validation.Validator`."""
-
-    bad: dict[int, BadClip]
-    """Clips that could not be read so far, by their index."""
-    notices: list[str]
-    """What the user is told about the last validation."""
-
-    def scores(self, stop: Callable[[], bool]) -> dict[str, float | None]:
-        """`{"loss": …, "asr.wer": …}`; raises `Interrupted` where `stop` became true."""
-
-
 class Runner:
     """Trains `model` on `train_data` as `config.run` says, in `folder`."""
 
-    validator: Validation | None = None
-    """None trains without validation."""
+    validator: Any = None
+    """What scores the model after an epoch, an `evaluation.validation.Validator`; None trains without validation."""
 
     def __init__(
         self,

@@ -26,30 +26,20 @@ from support.tables import format_table
 ROOT = provenance.ROOT
 MISTYPED = ("train.py", "--cfg-path", "absent.yaml")
 HELP_ASKED_S = 1.0
-ASKED_S = {("-c", "import models.qformer"): 1.6, MISTYPED: 1.5}
-"""Command -> most processor seconds that it should take; `--help` of every command has its own limit."""
 CHECK_ASKED_S = 0.5
+ROOMS = ("data", "tools", "benchmarks")
+"""Folders with commands, besides the root."""
 
 
 def commands() -> dict[tuple[str, ...], float | None]:
-    """Arguments for Python -> the most seconds asked."""
-    scripts = [file.name for file in sorted(ROOT.glob("*.py")) if _is_command(file)]
-    modules = [
-        f"{folder}.{file.stem}"
-        for folder in ("data", "tools", "benchmarks")
-        for file in sorted((ROOT / folder).glob("*.py"))
-        if _is_command(file)
-    ]
-    found: dict[tuple[str, ...], float | None] = {("-c", "import torch"): None, **ASKED_S}
-    found |= {(script, "--help"): HELP_ASKED_S for script in scripts}
-    found |= {
-        ("-m", module, "--help"): None if module.startswith("benchmarks.") else HELP_ASKED_S for module in modules
-    }
+    """Arguments for Python -> the most processor seconds asked."""
+    found = {("-c", "import torch"): None, ("-c", "import models.qformer"): 1.6, MISTYPED: 1.5}
+    for file in (*sorted(ROOT.glob("*.py")), *(f for room in ROOMS for f in sorted((ROOT / room).glob("*.py")))):
+        if "def main(" in file.read_text(encoding="utf-8"):
+            room = file.parent.name
+            words = (file.name,) if file.parent == ROOT else ("-m", f"{room}.{file.stem}")
+            found[*words, "--help"] = None if room == "benchmarks" else HELP_ASKED_S
     return found
-
-
-def _is_command(file: Path) -> bool:
-    return "def main(" in file.read_text(encoding="utf-8")
 
 
 def seconds(words: Sequence[str], folder: Path) -> float | None:

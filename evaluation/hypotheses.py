@@ -121,7 +121,7 @@ def evaluate_annotations(
     generation_s = time.monotonic() - started
     tasks: dict[str, TaskScores] = {}
     if processes.is_main:  # the Java metrics once, not once a process
-        tasks = score_predictions(ordered, clips, scoring=scoring, java=java)
+        tasks = score_predictions(ordered, scoring=scoring, java=java)
     tasks = processes.gather(tasks)[0]
     resumed = len(clips) - len(pending)
     return EvaluationResult(predictions=ordered, tasks=tasks, resumed=resumed, generation_s=generation_s)

@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,15 +36,9 @@ Clip = tuple[str, tuple[str, ...]]
 """A clip's path and those appended to it."""
 
 
-@dataclass
-class _Worker:
-    """What a process keeps from job to job."""
-
-    cache: FrameCache
-    max_audio_s: float | None
-
-
-_worker: _Worker | None = None
+_cache: FrameCache
+"""A process' own, from job to job."""
+_max_audio_s: float | None
 
 
 def _start(config: Config) -> None:
@@ -56,13 +49,13 @@ def _start(config: Config) -> None:
     from models.released_rules import rules_of
     from training.precision import training_model_config
 
-    global _worker
+    global _cache, _max_audio_s
     torch.set_num_threads(1)  # the processes share the cores
     device = pick_device(config.run.device)
     model = training_model_config(config, device)  # the precision that training will ask for
     stack = rules_of(model).encoders.from_config(model, device).eval()
-    cache = FrameCache(config.datasets.cache_encoder_outputs, stack)
-    _worker = _Worker(cache, config.datasets.max_audio_s)
+    _cache = FrameCache(config.datasets.cache_encoder_outputs, stack)
+    _max_audio_s = config.datasets.max_audio_s
 
 
 def _encode(clips: Sequence[Clip]) -> tuple[int, int]:
@@ -71,15 +64,14 @@ def _encode(clips: Sequence[Clip]) -> tuple[int, int]:
 
     from data.audio import AudioError, load_clip
 
-    assert _worker is not None, "the pool starts each process with _start"
     encoded = 0
     for path, expand in clips:
         try:
-            waveform, _ = load_clip(path, expand=expand, max_audio_s=_worker.max_audio_s)
+            waveform, _ = load_clip(path, expand=expand, max_audio_s=_max_audio_s)
         except AudioError:
             continue
         with torch.no_grad():
-            _worker.cache.encode(waveform[None], torch.tensor([len(waveform)]))
+            _cache.encode(waveform[None], torch.tensor([len(waveform)]))
         encoded += 1
     return encoded, len(clips) - encoded
 

@@ -33,22 +33,8 @@ from models.checkpoint.adapter_tensors import (
     with_added_encoders,
 )
 from models.checkpoint.pad_rows import append_pad_rows, split_pad_rows
-from models.checkpoint.released import load_legacy, own_entries, read_released
+from models.checkpoint.released import own_entries, read_released
 from support.files import new_folder, recover
-
-__all__ = [
-    "CheckpointError",
-    "LoadReport",
-    "adapter_state_dict",
-    "checkpoint_of",
-    "load_adapter",
-    "load_legacy",
-    "load_projection",
-    "read_adapter",
-    "save_adapter",
-    "verify_folder",
-    "write_adapter",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -194,18 +194,21 @@ def read_scores(output: Path, variant: str = "") -> dict[str, float | None]:
     return scores
 
 
+def evaluate(run: Run, name: str, overrides: Sequence[str], *, swapped: bool = False, java: bool) -> None:
+    """What `evaluate.py` does, in this process: importing the libraries for each variant would take longer."""
+    from evaluation.modes import chosen_modes
+    from evaluation.run import evaluate_modes
+
+    config = load_config(run.recipe.stages[-1], [*run.overrides, *overrides])
+    run.step(f"evaluation, {name}", lambda: evaluate_modes(config, chosen_modes(config), swapped=swapped, java=java))
+
+
 def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
     """Score every task: by the trained model, by the same with swapped audio, or by an untrained connector."""
     output = run.output / "untrained" if variant == "_untrained" else run.output
-    arguments = ["--cfg-path", run.recipe.stages[-1]]
-    if variant == "_swapped":
-        arguments.append("--swap-audio")
-    if variant or run.short:
-        arguments.append("--no-java")  # METEOR is for the model's own scores
-    arguments += run.options(
-        f"run.output_dir={output}", "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}"
-    )
-    run.command(f"evaluation, {VARIANTS[variant]}", "evaluate.py", *arguments)
+    overrides = (f"run.output_dir={output}", "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}")
+    java = not (variant or run.short)  # METEOR is for the model's own scores
+    evaluate(run, VARIANTS[variant], overrides, swapped=variant == "_swapped", java=java)
     scores = read_scores(output, variant)
     for task, (mode, metric) in TASKS.items():
         run.scores[task][metric + variant] = scores[metric]
@@ -237,9 +240,7 @@ def measure_trained(run: Run, adapter: Path) -> None:
     own = {metric: run.scores[task].get(metric) for task, (_, metric) in TASKS.items()}
     run.precisions[backend] = {**own, **costs(report)}
     output = run.output / "float32"
-    arguments = ["--cfg-path", run.recipe.stages[-1], "--no-java"]
-    arguments += run.options(f"run.output_dir={output}", f"model.ckpt={adapter}", *FLOAT32)
-    run.command("evaluation, trained, float32", "evaluate.py", *arguments)
+    evaluate(run, "trained, float32", (f"run.output_dir={output}", f"model.ckpt={adapter}", *FLOAT32), java=False)
     report = measure_efficiency(run, adapter, output / "efficiency.json", "efficiency, float32", FLOAT32)
     run.precisions["float32"] = {**read_scores(output), **costs(report)}
     run.files["the same adapter on float32 weights: scores, efficiency"] = output

@@ -34,6 +34,7 @@ from models.quantization.gptq_solver import Rounded
 from models.salmonn import SALMONN
 from support.command_line import UserError, require_writable
 from support.files import write_json
+from support.tables import format_table
 from tools.calibration import LinearReport, audio_sequences, quantize_layers, text_sequences
 
 REPORT = "report.json"
@@ -347,17 +348,12 @@ def table(rows: Sequence[Measured]) -> str:
     """The rows as text."""
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     head = ["", "LLM MiB", "all MiB", "loss", "flips", "texts changed", *names]
-    cells = [head]
+    cells = []
     for row in rows:
         shares = ["" if share is None else f"{100 * share:.2f} %" for share in (row.flips, row.changed)]
         scores = ["" if row.scores.get(name) is None else f"{row.scores[name]:.4f}" for name in names]
         cells.append([row.name, f"{row.llm_mib:.2f}", f"{row.total_mib:.2f}", f"{row.loss:.4f}", *shares, *scores])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    lines = []
-    for line in cells:
-        first, *rest = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        lines.append("  ".join([first, *(cell.strip().rjust(len(cell)) for cell in rest)]))
-    return "\n".join(lines)
+    return format_table(head, cells)
 
 
 def _words(row: Measured) -> str:

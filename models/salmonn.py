@@ -66,8 +66,8 @@ class SALMONN(nn.Module):
         self.llm = llm
         self.text = text
         self.config = config
-        self.engine = DecodeEngine(llm)
-        self.encoders.captures = self.engine.captures = config.cuda_graphs
+        self.engine = DecodeEngine(llm, captures=config.cuda_graphs)
+        self.encoders.captures = config.cuda_graphs
         self.generate_defaults = GenerateConfig()
         """What `generate`, `generate_each` and `stream` take for options that they are not given."""
 
@@ -228,7 +228,7 @@ class SALMONN(nn.Module):
 
         with self._evaluating():
             prompts = (prompt for clips in batches for prompt in halving_on_oom(prompts_of, *clips))
-            yield from decode_each(self.engine, self.text, settings, prompts, slots=at_once)
+            yield from decode_each(self.engine, self.text, settings, prompts, at_once=at_once)
 
     @torch.no_grad()
     def stream(self, waveform: Tensor, prompt: str, **options: object) -> Iterator[str]:

@@ -15,7 +15,8 @@ import evaluate
 import evaluate_efficiency
 import train
 from benchmarks import gpu_suite
-from benchmarks.sides import Job, run_job
+from benchmarks.jobs import run_job
+from benchmarks.suite import Job
 from configs.schema import load_config
 from configs.sections import ModelConfig
 from efficiency import limits

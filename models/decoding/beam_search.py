@@ -25,8 +25,6 @@ class BeamSearch:
     def __init__(self, logits: Tensor, text: TextProcessor, options: GenerateOptions) -> None:
         """Choose the first tokens from `logits` `[S·P, V]`, which are equal for all beams of a slot."""
         self.beams = options.num_beams
-        self.next_ids = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        """`[S·P]`, the tokens that the next step runs."""
         self._groups = [_Group(list(range(len(logits) // self.beams)), text, options, logits.device)]
         self.advance(logits)
 
@@ -34,6 +32,12 @@ class BeamSearch:
         """Continue every slot by a token: `[S·P]`, for each row of the cache the row that it continues."""
         self._groups = [group for group in self._groups if not group.is_over]
         by_slot = logits.unflatten(0, (-1, self.beams))
+        if len(self._groups[0].slots) == len(by_slot):  # all were added together: fewer kernels
+            (group,) = self._groups
+            sources = group.first_rows + group.advance(logits)
+            self.next_ids = group.state.tokens[:, :, -1].flatten().clone()
+            """`[S·P]`, the tokens that the next step runs."""
+            return sources.flatten()
         sources = torch.arange(len(logits), device=logits.device).view(-1, self.beams)
         for group in self._groups:
             sources[group.index] = group.first_rows + group.advance(by_slot[group.index].flatten(0, 1))

@@ -1,6 +1,7 @@
 """Continuous batching: where a request has finished, the next waiting request gets its slot at once.
 
-Each request is decoded as if it were alone, so the texts are those of one clip after another.
+Each request is decoded as if it were alone, so the texts are those of one clip after another. (Yu et al. 2022, Orca,
+section 3.1, schedule requests in the same way.)
 """
 
 from collections import deque
@@ -23,40 +24,39 @@ from models.language.text import TextProcessor
 
 
 def decode_each(
-    engine: DecodeEngine, text: TextProcessor, options: GenerateOptions, prompts: Iterable[Assembled], *, slots: int
+    engine: DecodeEngine, text: TextProcessor, options: GenerateOptions, prompts: Iterable[Assembled], *, at_once: int
 ) -> Iterator[tuple[int, Generation]]:
     """The hypothesis of each of `prompts` (batches of one) with its number, in the order in which they finish.
 
-    `slots` requests are decoded together, fewer once they do not fit into the GPU's memory. A prompt is asked for when
-    there is a slot for it.
+    `at_once` requests are decoded together, fewer once they do not fit into the GPU's memory. A prompt is asked for
+    when there is a slot for it.
     """
     arriving = enumerate(prompts)
     waiting: deque[tuple[int, Assembled]] = deque()
     running: dict[int, Assembled] = {}
-    batch = ContinuousBatch(engine, text, options, slots)
+    batch = ContinuousBatch(engine, text, options, at_once)
     while True:
         added: dict[int, Assembled] = {}
-        if not running or batch.free_slots >= _worth_a_prefill(engine, slots):
-            waiting.extend(islice(arriving, max(0, batch.free_slots - len(waiting))))
-            added = dict(waiting.popleft() for _ in range(min(batch.free_slots, len(waiting))))
+        if not running or batch.free >= _worth_a_prefill(engine, at_once):
+            waiting.extend(islice(arriving, max(0, batch.free - len(waiting))))
+            added = dict(waiting.popleft() for _ in range(min(batch.free, len(waiting))))
             running |= added
         if not running:
             return
         try:
             done = batch.add(join(list(added.values())), list(added)) if added else batch.step()
         except torch.cuda.OutOfMemoryError:
-            if slots == 1:
+            if at_once == 1:
                 raise
             done = None
         if done is None:  # not in the handler, whose traceback keeps the memory alive
             waiting.extendleft(reversed(running.items()))
             running.clear()
-            slots //= 2
+            at_once //= 2
             batch = None  # free the cache first, and the buffers of the graphs
-            if engine.graphs is not None:
-                engine.graphs.clear()
+            engine.free_graphs()
             torch.cuda.empty_cache()
-            batch = ContinuousBatch(engine, text, options, slots)
+            batch = ContinuousBatch(engine, text, options, at_once)
             continue
         for number, _ in done:
             del running[number]
@@ -104,7 +104,7 @@ class ContinuousBatch:
         return len(self._running)
 
     @property
-    def free_slots(self) -> int:
+    def free(self) -> int:
         return self.slots - len(self)
 
     @property
@@ -117,7 +117,7 @@ class ContinuousBatch:
 
         `numbers` tell the requests apart in what is returned.
         """
-        assert 0 < len(prompts) == len(numbers) <= self.free_slots, (len(prompts), len(numbers), self.free_slots)
+        assert 0 < len(prompts) == len(numbers) <= self.free, (len(prompts), len(numbers), self.free)
         width = prompts.embeds.shape[1]
         capacity = width + self.options.max_new_tokens - 1
         first = not len(self)

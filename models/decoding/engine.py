@@ -3,40 +3,38 @@ CUDA with captured graphs."""
 
 from torch import Tensor
 
+from models.decoding import steps
 from models.decoding.kv_cache import KeyValueCache
 from models.decoding.prefix_cache import PrefixCache
 from models.decoding.step_graphs import StepGraphs
-from models.decoding.steps import decode_step, prefill
 from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
-from models.runtime.cuda_graphs import Capture
 from models.runtime.spans import spanned
 
 
 class DecodeEngine:
     """`steps.prefill` and `steps.decode_step` of one language model, and what is kept to make them faster.
 
-    What is kept is used only while the weights are those that it was computed with. Copies of the engine, and of its
-    model, start without it.
+    What is kept is used only while the weights are those that it was computed with. Copies start without it.
 
     Args:
-        capture: how to capture graphs, on any device; None captures CUDA graphs, on CUDA alone.
+        captures: whether steps may be captured in CUDA graphs (`model.cuda_graphs`).
+        graphs: the captured steps, on any device; None captures them on CUDA.
     """
 
-    def __init__(self, llm: LanguageModel, capture: Capture | None = None) -> None:
+    def __init__(self, llm: LanguageModel, *, captures: bool = True, graphs: StepGraphs | None = None) -> None:
         self.llm = llm
+        self.captures = captures
         self.prefixes = PrefixCache()
-        self.captures = True
-        """Whether prefill and decode steps are captured, in evaluation (`model.cuda_graphs`)."""
-        self._graphs = None if capture is None else StepGraphs(capture)
+        self._graphs = graphs
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_graphs": None}
 
     @property
     def graphs(self) -> StepGraphs | None:
-        """The captured steps; None where nothing is captured."""
-        if not self.captures or self.llm.training:
+        """The captured steps; None in training, where there are none, and where `captures` is off."""
+        if self.llm.training or not self.captures:
             return None
         if self._graphs is None and self.llm.device.type == "cuda":
             self._graphs = StepGraphs()
@@ -59,13 +57,18 @@ class DecodeEngine:
             return logits
         if prefixes:
             cache.start(prefixes)
-        return prefill(self.llm, assembled, cache)
+        return steps.prefill(self.llm, assembled, cache)
 
     def step(self, token_ids: Tensor, cache: KeyValueCache) -> Tensor:
         """Append `token_ids` `[B]`, one a row: logits `[B, V]` of the token after."""
         graphs = self.graphs
         logits = None if graphs is None else graphs.step(self.llm, token_ids, cache)
-        return decode_step(self.llm, token_ids, cache) if logits is None else logits
+        return steps.decode_step(self.llm, token_ids, cache) if logits is None else logits
+
+    def free_graphs(self) -> None:
+        """Free the memory of the captured steps, which are captured again when they are needed."""
+        if self._graphs is not None:
+            self._graphs.clear()
 
     def clear(self) -> None:
         """Free all that is kept. A cache in use keeps its content."""

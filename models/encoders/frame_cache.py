@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -14,11 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-if TYPE_CHECKING:
-    pass
 from models.encoders.stack import EncoderStack, logger
 from models.frames import Frames
 from support.command_line import UserError
+from support.files import write_whole
 
 
 class FrameCache:
@@ -77,21 +73,18 @@ class FrameCache:
     def _write(self, path: Path, frames: list[Tensor]) -> None:
         if not self._writes:
             return
-        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")  # other ranks may write the same clip
+        tensors = {str(index): values.contiguous() for index, values in enumerate(frames)}
         try:
             path.parent.mkdir(exist_ok=True)
-            save_file({str(index): values.contiguous() for index, values in enumerate(frames)}, temporary)
-            os.replace(temporary, path)
+            write_whole(path, lambda draft: save_file(tensors, draft), in_cache=True)
         except (OSError, SafetensorError) as error:  # the latter is how the library reports a full disk
             self._writes = False
             logger.warning(
-                "%s: no more encoder outputs can be written there (%s); going on, other clips are encoded each time. "
+                "%s: no more encoder outputs can be written there (%s); other clips are encoded each time. "
                 "Make room, or set datasets.cache_encoder_outputs to another folder.",
                 self.folder,
                 error,
             )
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _batch(frames: list[Tensor], device: torch.device) -> Frames:

@@ -18,6 +18,7 @@ from efficiency.gauges import Memory
 from efficiency.limits import count_work
 from models import SALMONN, build_model
 from models.decoding.engine import DecodeEngine
+from models.decoding.step_graphs import StepGraphs
 from models.encoders import beats, whisper
 from models.encoders.base import Features
 from tests.tiny import HF_ENCODERS, TinyProject, write_ced, write_hf_encoder
@@ -107,9 +108,9 @@ def test_decode_runs_real_steps_and_the_cache_grows(
     fed: list[int] = []
     original = DecodeEngine.step
 
-    def watched(self: DecodeEngine, token: torch.Tensor, cache: object) -> torch.Tensor:
+    def watched(engine: DecodeEngine, token: torch.Tensor, cache: object) -> torch.Tensor:
         fed.append(token.item())
-        return original(self, token, cache)
+        return original(engine, token, cache)
 
     monkeypatch.setattr(DecodeEngine, "step", watched)
     token, cache = timing.first_token(model, work)
@@ -226,7 +227,7 @@ def test_every_round_goes_through_the_same_graphs(
         kind = "step" if changed else "prompt"
         return lambda: (replays.append(kind), body())[1]
 
-    monkeypatch.setattr(model, "engine", DecodeEngine(model.llm, capture))
+    monkeypatch.setattr(model, "engine", DecodeEngine(model.llm, graphs=StepGraphs(capture)))
     monkeypatch.setattr(timing, "warmup_rounds", lambda *_: timing.CAPTURED_AFTER - 1)
     timing.contest_times(model, work, time.perf_counter)
     rounds = timing.CAPTURED_AFTER - 1 + work.iterations

@@ -10,6 +10,7 @@ from models import build_model, load_model, pick_device
 from models.checkpoint.adapter_folder import load_adapter, save_adapter
 from models.checkpoint.adapter_tensors import CheckpointError
 from models.decoding.kv_cache import KeyValueCache
+from models.decoding.steps import prefill
 from models.frames import Frames
 from tests import tiny
 
@@ -128,7 +129,7 @@ def test_prefill_sees_what_training_sees(model):
     answered = model.assemble(tokens, mask, model.text.batch(PROMPTS, TEXTS))
     assert prompted.labels is None
     cache = KeyValueCache(len(prompted), prompted.embeds.shape[1], model.device)
-    first = model.engine.prefill(prompted, cache)
+    first = prefill(model.llm, prompted, cache)
     full = model.llm.logits(model.llm(answered.embeds, answered.mask, answered.positions))
     for row, length in enumerate(prompted.mask.sum(dim=1).tolist()):
         torch.testing.assert_close(first[row], full[row, length - 1], atol=1e-4, rtol=0)

@@ -78,8 +78,9 @@ def test_greedy_ids_in_one_batch_are_those_of_each_clip_alone(llm, config, refer
     positions = torch.arange(longest).expand(2, -1)
     mask = positions < torch.tensor([[len(row)] for row in rows])
     options = GenerateOptions(max_new_tokens=24, num_beams=1)
-    assembled = Assembled(embeds, mask, positions)
-    results = generate(DecodeEngine(llm), assembled, TextProcessor.from_config(config), options)
+    results = generate(
+        DecodeEngine(llm), Assembled(embeds, mask, positions), TextProcessor.from_config(config), options
+    )
     for result, wanted in zip(results, expected, strict=True):
         assert result.tokens == wanted["tokens"][0]
     assert [result.stop_reason for result in results] == ["end", "length"]

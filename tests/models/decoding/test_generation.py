@@ -1,36 +1,44 @@
 """Decoding: the library's own hypotheses, the same alone and in a batch; stops, penalties, streaming, the cache."""
 
 import re
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from models.decoding.generation import generate, stream
+from models.decoding.engine import DecodeEngine
+from models.decoding.generation import _settled, generate, stream
 from models.decoding.hypothesis import hits_stop_string
 from models.decoding.kv_cache import KeyValueCache
 from models.decoding.scores import GenerateOptions, process_scores
+from models.decoding.steps import decode_step, prefill
 from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
 from models.language.text import TextProcessor
 from tests import tiny
-from tests.decoding import ENDS, engine_of, prompts, row_of
+from tests.decoding import ENDS, LENGTHS, prompts, row_of
 
-LENGTHS = (3, 37, 17, 26)  # beyond Gemma's window of 16 tokens, and below it
 NEW_TOKENS = 20
 
 
 @pytest.fixture(scope="module", params=tiny.LLM_FAMILIES)
 def family(request, tmp_path_factory):
-    engine, tokenizer = engine_of(tmp_path_factory.mktemp(request.param) / "llm", request.param)
-    return engine, TextProcessor(tokenizer, end_sym="</s>", extra_eos_ids=ENDS)
+    folder = tiny.write_llm(tmp_path_factory.mktemp(request.param) / "llm", family=request.param)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    return llm, TextProcessor(AutoTokenizer.from_pretrained(folder), end_sym="</s>", extra_eos_ids=ENDS)
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return engine_of(tmp_path_factory.mktemp("llama") / "llm")
+    folder = tiny.write_llm(tmp_path_factory.mktemp("llama") / "llm")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    return llm, AutoTokenizer.from_pretrained(folder)
 
 
 def of_library(llm, assembled, row, **options):
@@ -61,14 +69,14 @@ VARIANTS = {
 }
 
 
-def assert_same_as_library(engine, text, search):
-    assembled = prompts(engine.llm, LENGTHS)
+def assert_same_as_library(llm, text, search):
+    assembled = prompts(llm)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=0, **search)
-    batch = generate(engine, assembled, text, options)
+    batch = generate(DecodeEngine(llm), assembled, text, options)
     for row in range(len(LENGTHS)):
-        expected = of_library(engine.llm, assembled, row, **search)
+        expected = of_library(llm, assembled, row, **search)
         assert batch[row].tokens == expected, row
-        (alone,) = generate(engine, row_of(assembled, row), text, options)
+        (alone,) = generate(DecodeEngine(llm), row_of(assembled, row), text, options)
         assert (alone.tokens, alone.text, alone.stop_reason) == (expected, batch[row].text, batch[row].stop_reason)
 
 
@@ -79,37 +87,37 @@ def test_tokens_are_those_of_the_library_alone_and_in_a_batch(family, search):
 
 @pytest.mark.parametrize("search", VARIANTS)
 def test_penalties_are_those_of_the_library(llama, search):
-    engine, tokenizer = llama
-    assert_same_as_library(engine, TextProcessor(tokenizer, extra_eos_ids=ENDS), VARIANTS[search])
+    llm, tokenizer = llama
+    assert_same_as_library(llm, TextProcessor(tokenizer, extra_eos_ids=ENDS), VARIANTS[search])
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_least_length_forbids_an_early_end(llama, search):
-    engine, tokenizer = llama
+    llm, tokenizer = llama
     text = TextProcessor(tokenizer, extra_eos_ids=ENDS)
-    assembled = prompts(engine.llm, LENGTHS, seed=4)
+    assembled = prompts(llm, seed=4)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=12, **SEARCHES[search])
-    for row, generation in enumerate(generate(engine, assembled, text, options)):
-        assert generation.tokens == of_library(engine.llm, assembled, row, min_new_tokens=12, **SEARCHES[search])
+    for row, generation in enumerate(generate(DecodeEngine(llm), assembled, text, options)):
+        assert generation.tokens == of_library(llm, assembled, row, min_new_tokens=12, **SEARCHES[search])
         assert len(generation.tokens) > 12
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_all_rules_together_are_those_of_the_library(family, search):
-    engine, text = family
-    assembled = prompts(engine.llm, (12, 33), seed=2)
+    llm, text = family
+    assembled = prompts(llm, (12, 33), seed=2)
     rules = {"repetition_penalty": 1.4, "max_new_tokens": 12, **SEARCHES[search]}
-    free = generate(engine, assembled, text, GenerateOptions(min_length=0, **rules))[1]
+    free = generate(DecodeEngine(llm), assembled, text, GenerateOptions(min_length=0, **rules))[1]
     letters = re.findall("[a-z]{1,2}", text.decode_raw(free.tokens[len(free.tokens) // 2 :]))
     stop = letters[0] if letters else "e"
     stopping = TextProcessor(text.tokenizer, extra_eos_ids=ENDS, stop_strings=(stop,))
-    batch = generate(engine, assembled, stopping, GenerateOptions(min_length=3, **rules))
+    batch = generate(DecodeEngine(llm), assembled, stopping, GenerateOptions(min_length=3, **rules))
     for row, generation in enumerate(batch):
         expected = of_library(
-            engine.llm, assembled, row, min_new_tokens=3, stop_strings=[stop], tokenizer=text.tokenizer, **rules
+            llm, assembled, row, min_new_tokens=3, stop_strings=[stop], tokenizer=text.tokenizer, **rules
         )
         assert generation.tokens == expected, (row, stop)
-        (alone,) = generate(engine, row_of(assembled, row), stopping, GenerateOptions(min_length=3, **rules))
+        (alone,) = generate(DecodeEngine(llm), row_of(assembled, row), stopping, GenerateOptions(min_length=3, **rules))
         assert alone.tokens == expected, (row, stop)
 
 
@@ -125,24 +133,28 @@ def watched(monkeypatch):
 
 
 def test_the_prompt_is_run_once_a_clip_and_its_head_for_the_last_position(llama, monkeypatch):
-    engine, tokenizer = llama
+    llm, tokenizer = llama
     bodies, heads = watched(monkeypatch)
     rows, longest = len(LENGTHS), max(LENGTHS)
     for beams in (1, 3):
         bodies.clear(), heads.clear()
-        options = GenerateOptions(max_new_tokens=2, num_beams=beams)
-        generate(engine, prompts(engine.llm, LENGTHS), TextProcessor(tokenizer), options)
+        generate(
+            DecodeEngine(llm),
+            prompts(llm),
+            TextProcessor(tokenizer),
+            GenerateOptions(max_new_tokens=2, num_beams=beams),
+        )
         assert bodies == [(rows, longest), (rows * beams, 1)]
         assert heads == [(rows,), (rows * beams,)]
 
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_rows_that_have_ended_leave_the_batch(llama, monkeypatch, beams):
-    engine, tokenizer = llama
+    llm, tokenizer = llama
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=0, num_beams=beams)
     text = TextProcessor(tokenizer, extra_eos_ids=range(0, tokenizer.vocab_size, 5))  # each step ends a fifth of them
     bodies, _ = watched(monkeypatch)
-    results = generate(engine, prompts(engine.llm, LENGTHS), text, options)
+    results = generate(DecodeEngine(llm), prompts(llm), text, options)
     sizes = [rows // beams for rows, _ in bodies[1:]]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < len(LENGTHS)
     if beams == 1:  # copying the cache pays once half of it is idle
@@ -151,12 +163,12 @@ def test_rows_that_have_ended_leave_the_batch(llama, monkeypatch, beams):
 
 
 def test_prefill_and_steps_give_the_logits_of_the_full_pass(family):
-    engine, llm = family[0], family[0].llm
-    assembled = prompts(llm, LENGTHS)
+    llm, _ = family
+    assembled = prompts(llm)
     more = torch.randint(100, 300, (20, len(LENGTHS)), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         cache = KeyValueCache(len(LENGTHS), max(LENGTHS) + len(more), llm.device)
-        stepped = [engine.prefill(assembled, cache), *(engine.step(ids, cache) for ids in more)]
+        stepped = [prefill(llm, assembled, cache), *(decode_step(llm, ids, cache) for ids in more)]
         for row, length in enumerate(LENGTHS):
             alone = row_of(assembled, row)
             embeds = torch.cat([alone.embeds, llm.embed(more[:, row])[None]], dim=1)
@@ -167,8 +179,8 @@ def test_prefill_and_steps_give_the_logits_of_the_full_pass(family):
 
 
 def test_training_pass_ignores_neighbours_and_padding(family):
-    llm = family[0].llm
-    assembled = prompts(llm, LENGTHS)
+    llm, _ = family
+    assembled = prompts(llm)
     with torch.no_grad():
         batch = llm.logits(llm(assembled.embeds, assembled.mask, assembled.positions))
         for row, length in enumerate(LENGTHS):
@@ -180,16 +192,15 @@ def test_training_pass_ignores_neighbours_and_padding(family):
 
 
 def test_log_probabilities_are_the_models_own(llama):
-    engine, tokenizer = llama
+    llm, tokenizer = llama
     text = TextProcessor(tokenizer, extra_eos_ids=ENDS)
-    assembled = prompts(engine.llm, LENGTHS)
+    assembled = prompts(llm)
     for beams in (1, 4):
         options = GenerateOptions(max_new_tokens=8, num_beams=beams, repetition_penalty=1.3)
-        for row, generation in enumerate(generate(engine, assembled, text, options)):
+        for row, generation in enumerate(generate(DecodeEngine(llm), assembled, text, options)):
             alone = row_of(assembled, row)
             ids = torch.tensor(generation.tokens)
             with torch.no_grad():
-                llm = engine.llm
                 embeds = torch.cat([alone.embeds, llm.embed(ids)[None]], dim=1)
                 positions = torch.arange(embeds.shape[1])[None]
                 logits = llm.logits(llm(embeds, torch.ones_like(positions, dtype=torch.bool), positions))[0]
@@ -199,14 +210,14 @@ def test_log_probabilities_are_the_models_own(llama):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_stop_string_ends_a_row_and_is_not_shown(llama, beams):
-    engine, tokenizer = llama
+    llm, tokenizer = llama
     free = TextProcessor(tokenizer)
-    assembled = prompts(engine.llm, LENGTHS)
+    assembled = prompts(llm)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, num_beams=beams, length_penalty=-3.0)
-    whole = generate(engine, assembled, free, options)[1].text
+    whole = generate(DecodeEngine(llm), assembled, free, options)[1].text
     stop = whole[len(whole) // 2 :][:3]
     text = TextProcessor(tokenizer, stop_strings=(stop,))
-    results = generate(engine, assembled, text, options)
+    results = generate(DecodeEngine(llm), assembled, text, options)
     stopped = [result for result in results if result.stop_reason == "stop_string"]
     assert stopped
     assert all(stop not in result.text for result in results)
@@ -229,19 +240,20 @@ def test_stop_strings_are_found_wherever_tokens_are_split(llama, monkeypatch):
 
 
 def test_sampling_follows_its_seed(llama):
-    engine, tokenizer = llama
+    llm, tokenizer = llama
     text = TextProcessor(tokenizer)
-    assembled = prompts(engine.llm, LENGTHS)
+    assembled = prompts(llm)
 
     def sample(seed, **options):
         settings = GenerateOptions(max_new_tokens=12, do_sample=True, seed=seed, **{"num_beams": 1, **options})
-        return [result.tokens for result in generate(engine, assembled, text, settings)]
+        return [result.tokens for result in generate(DecodeEngine(llm), assembled, text, settings)]
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
     assert sample(1, num_beams=3) == sample(1, num_beams=3)
     greedy = [
-        result.tokens for result in generate(engine, assembled, text, GenerateOptions(max_new_tokens=12, num_beams=1))
+        result.tokens
+        for result in generate(DecodeEngine(llm), assembled, text, GenerateOptions(max_new_tokens=12, num_beams=1))
     ]
     assert sample(5, top_k=1) == greedy
     assert sample(5, top_p=1e-6) == greedy
@@ -250,14 +262,16 @@ def test_sampling_follows_its_seed(llama):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_what_a_row_samples_does_not_depend_on_its_batch(llama, beams):
-    engine, tokenizer = llama
+    llm, tokenizer = llama
     text = TextProcessor(tokenizer, extra_eos_ids=frozenset(range(0, 300, 10)))
     options = GenerateOptions(max_new_tokens=12, do_sample=True, seed=7, num_beams=beams, temperature=0.7)
     lengths = (12, 5, 33, 12, 7, 20)
-    assembled = prompts(engine.llm, lengths)
-    together = [result.tokens for result in generate(engine, assembled, text, options)]
+    assembled = prompts(llm, lengths)
+    together = [result.tokens for result in generate(DecodeEngine(llm), assembled, text, options)]
     assert len({len(tokens) for tokens in together}) > 1  # rows leave the batch while others go on
-    alone = [generate(engine, row_of(assembled, row), text, options)[0].tokens for row in range(len(lengths))]
+    alone = [
+        generate(DecodeEngine(llm), row_of(assembled, row), text, options)[0].tokens for row in range(len(lengths))
+    ]
     assert together == alone
 
 
@@ -274,21 +288,22 @@ def test_sampling_filters_are_those_of_the_library(llama):
 
 
 def test_streamed_pieces_join_to_the_generated_text(llama):
-    engine, tokenizer = llama
-    assembled = prompts(engine.llm, LENGTHS)
+    llm, tokenizer = llama
+    assembled = prompts(llm)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, num_beams=1)
-    whole = generate(engine, row_of(assembled, 1), TextProcessor(tokenizer), options)[0].text
-    for stops in ((), (whole[10:14],)):
+    free = generate(DecodeEngine(llm), row_of(assembled, 1), TextProcessor(tokenizer), options)[0].text
+    for stops in ((), (free[10:14],)):
         text = TextProcessor(tokenizer, extra_eos_ids=ENDS, stop_strings=stops)
         for row in range(len(LENGTHS)):
-            pieces = list(stream(engine, row_of(assembled, row), text, options))
-            assert "".join(pieces) == generate(engine, row_of(assembled, row), text, options)[0].text
+            pieces = list(stream(DecodeEngine(llm), row_of(assembled, row), text, options))
+            (whole,) = generate(DecodeEngine(llm), row_of(assembled, row), text, options)
+            assert "".join(pieces) == whole.text
             assert all(piece for piece in pieces)
+            shown = [_settled(text, whole.tokens[:count]) for count in range(1, len(whole.tokens) + 1)]
+            assert list(accumulate(pieces)) == [*dict.fromkeys(part for part in [*shown, whole.text] if part)]
 
 
 def test_streaming_never_shows_half_a_character_or_a_stop_string():
-    from models.decoding.generation import _settled
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -308,22 +323,23 @@ def test_streaming_never_shows_half_a_character_or_a_stop_string():
 
 
 def test_streaming_beams_is_refused(llama):
-    engine, tokenizer = llama
+    llm, tokenizer = llama
     with pytest.raises(ValueError, match="num_beams=1"):
-        next(stream(engine, prompts(engine.llm, LENGTHS), TextProcessor(tokenizer), GenerateOptions(num_beams=4)))
+        next(stream(DecodeEngine(llm), prompts(llm), TextProcessor(tokenizer), GenerateOptions(num_beams=4)))
 
 
 def test_one_new_token_and_no_rows(llama):
-    engine, tokenizer = llama
+    llm, tokenizer = llama
     text = TextProcessor(tokenizer)
     for beams in (1, 4):
-        options = GenerateOptions(max_new_tokens=1, num_beams=beams)
-        (result,) = generate(engine, prompts(engine.llm, (5,)), text, options)
+        (result,) = generate(
+            DecodeEngine(llm), prompts(llm, (5,)), text, GenerateOptions(max_new_tokens=1, num_beams=beams)
+        )
         assert len(result.tokens) == 1
         empty = Assembled(
             torch.empty(0, 0, 32), torch.empty(0, 0, dtype=torch.bool), torch.empty(0, 0, dtype=torch.long)
         )
-        assert generate(engine, empty, text, options) == []
+        assert generate(DecodeEngine(llm), empty, text, GenerateOptions(num_beams=beams)) == []
 
 
 @pytest.mark.parametrize("wrong", [{"num_beams": 0}, {"max_new_tokens": 0}, {"temperature": 0.0}, {"top_p": 0.0}])

@@ -56,13 +56,16 @@ def test_fresh_lora_changes_nothing_and_learns(config):
     assert all(p.grad.abs().sum() > 0 for n, p in with_lora.named_parameters() if "lora_B" in n)
 
 
-def test_merged_lora_gives_the_same(config):
+def test_merged_lora_gives_the_same_and_can_be_taken_out(config):
     llm = LanguageModel.from_config(config).eval()
     with torch.no_grad():
         for parameter in llm.lora_parameters():
             parameter.normal_(0, 0.1)
         before = logits_of(llm, *batch())
         assert llm.merge_lora()
+        torch.testing.assert_close(logits_of(llm, *batch()), before, atol=1e-4, rtol=0)
+        for layer in llm.lora_layers():
+            layer.unmerge()
         torch.testing.assert_close(logits_of(llm, *batch()), before, atol=1e-4, rtol=0)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from configs.schema import load_config
 from models import SALMONN, build_model
 from models.decoding.engine import DecodeEngine
+from models.decoding.step_graphs import StepGraphs
 from models.encoders.base import REPLAYED_FRAMES, AudioEncoder
 from models.encoders.beats import BEATs
 from models.encoders.ced import CED, CEDConfig
@@ -243,28 +244,24 @@ def test_graphs_can_be_switched_off(shared_tiny_project: tiny.TinyProject) -> No
         config = load_config(shared_tiny_project.config, overrides=[f"model.cuda_graphs={wanted}"]).model
         model = build_model(config)
         assert model.engine.captures is model.encoders.captures is wanted
-    engine = DecodeEngine(model.llm, replaying([]))
-    assert engine.graphs is not None
-    engine.captures = False
-    assert engine.graphs is None
+    model.engine = DecodeEngine(model.llm, captures=False, graphs=StepGraphs(replaying([])))
+    assert model.eval().engine.graphs is None
 
 
 def test_graphs_are_back_after_counting(model: SALMONN) -> None:
     encoders = list(model.encoders.encoders.values())
-    model.engine = DecodeEngine(model.llm, replaying([]))
-    step_graphs, encoders[0].replays = model.engine.graphs, Replays(replaying([]))
-    replays = encoders[0].replays
+    model.engine._graphs, encoders[0].replays = cuda_graphs, replays = StepGraphs(replaying([])), Replays(replaying([]))
     with model.without_cuda_graphs():
         model.eval()
         assert model.engine.graphs is None and all(encoder.replays is None for encoder in encoders)
-    assert model.engine.graphs is step_graphs and encoders[0].replays is replays and encoders[1].replays is None
+    assert model.engine.graphs is cuda_graphs and encoders[0].replays is replays and encoders[1].replays is None
     model.train().eval()
 
 
 @pytest.mark.parametrize("change", [lambda model: model.train().eval(), lambda model: model.double().float()])
 def test_training_and_moves_free_what_decoding_keeps(model: SALMONN, change: Callable[[SALMONN], SALMONN]) -> None:
     model = copy.deepcopy(model)
-    model.engine = DecodeEngine(model.llm, replaying([]))
+    model.engine = DecodeEngine(model.llm, graphs=StepGraphs(replaying([])))
     waveforms, lengths = mixed_clips()
     model.generate(waveforms, lengths, PROMPTS, num_beams=1, max_new_tokens=2)
     assert len(model.engine.prefixes) > 0 and model.engine.graphs is not None
@@ -327,13 +324,13 @@ def test_texts_are_the_same_with_every_cache_and_graph(model: SALMONN, tmp_path,
         bare.generate(*alone(waveforms, lengths, row), PROMPTS[row : row + 1], **options)[0] for row in range(8)
     ]
     captured: list = []
-    model.engine = DecodeEngine(model.llm, replaying(captured))
+    model.engine = DecodeEngine(model.llm, graphs=StepGraphs(replaying(captured)))
     for encoder in model.encoders.encoders.values():
         encoder.replays = Replays(replaying(captured))
     cache = FrameCache(tmp_path, model.encoders)
     batches = [(waveforms[rows], lengths[rows], PROMPTS[rows]) for rows in (slice(0, 3), slice(3, 8))]
-    for source in (None, cache.encode, cache.encode):
-        results = dict(model.generate_each(batches, at_once=3, frame_source=source, **options))
+    for frames in (None, cache.encode, cache.encode):
+        results = dict(model.generate_each(batches, at_once=3, frame_source=frames, **options))
         assert [results[row].text for row in range(8)] == expected
         assert model.generate(waveforms, lengths, PROMPTS, **options) == expected
         for row in (0, 5):

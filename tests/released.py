@@ -12,8 +12,6 @@ from models.checkpoint.released_names import released_name
 from models.encoders.ced import CED, CEDConfig
 
 BIAS = "beats.encoder.layers.1.self_attn.relative_attention_bias.weight"
-
-
 PROMPT = "<Speech><SpeechHere></Speech> What is it?"
 
 

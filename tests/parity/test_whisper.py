@@ -58,7 +58,9 @@ def test_log_mel_at_real_length_is_the_beginning_of_the_full_one(
     features, lengths = log_mel(waveforms, samples, bins=int(bins))
     count = -(-int(samples) // HOP)
     assert lengths.tolist() == [count] and features.shape[-1] == count
-    torch.testing.assert_close(features[0], vectors[f"mel{bins}_{name}"][:, :count], atol=_atol(name), rtol=0)
+    same = min(count, FULL // HOP - 2)  # at 30 s the full one is reflected, where silence follows the other
+    expected = vectors[f"mel{bins}_{name}"][:, :same]
+    torch.testing.assert_close(features[0, :, :same], expected, atol=_atol(name), rtol=0)
 
 
 @torch.no_grad()

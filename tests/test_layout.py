@@ -6,6 +6,7 @@ Imports are read from the source (those inside functions and under TYPE_CHECKING
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -140,6 +141,17 @@ def test_old_names_are_not_imported() -> None:
 def test_the_root_stays_small() -> None:
     files = sorted(file.name for file in ROOT.glob("*.py"))
     assert len(files) <= MOST_FILES_AT_THE_ROOT, f"a new file belongs in a room: {', '.join(files)}"
+
+
+def test_contributing_shows_the_floors() -> None:
+    shown: dict[int, set[str]] = {}
+    floor = 0
+    for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines():
+        if row := re.fullmatch(r"\| (\d*) ?\| ((?:`[a-z_./]+` ?)+) *\| .+ \|", line):
+            floor = int(row[1]) if row[1] else floor
+            names = {name.rstrip("/").removesuffix(".py") for name in re.findall("`([^`]+)`", row[2])}
+            shown.setdefault(floor, set()).update(names)
+    assert [shown[number] for number in sorted(shown)] == [set(names) for names in FLOORS]
 
 
 def test_every_room_has_its_tests() -> None:

@@ -1,7 +1,7 @@
 """Keys of the SALMONN family of YAML files: which have another name here, which have no effect and why.
 
 The family: SALMONN itself, the 3B baseline's trainer and evaluator, and the programs made from them. Their files load
-unchanged; what has no effect is listed once at the start, never dropped in silence.
+unchanged; what has no effect is listed once at the start, never dropped silently.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 One JSON file per model: its `names` (hub names, file names of `.pt` files), `kind` (`llm`, `whisper`, `beats`, `ced`,
 or `audio`, any other audio encoder of transformers), `config` (the fields of its `config.json` that determine its
 shapes), `quantized` (names of copies with quantised weights, and their format) and `published` (its parameter count, to
-the `unit` that it was published in). No network and no weights are needed. """
+the `unit` that it was published in). No network and no weights are needed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be asked about a demo clip, and the true answers, for instruction tuning."""
+"""Questions about a demo clip and their true answers, for instruction tuning."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ INSTRUCTION_TASKS = (
     "gender_recognition", "gender_QA", "keywords", "slot_filling", "QA", "music_description",
     "audio_speech_description", "speaker_verification", "phone_recognition",
 )  # fmt: skip
-"""The tasks of stage 2 beside `asr` and `audiocaption`."""
+"""The tasks of stage 2 other than `asr` and `audiocaption`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One task on one clip: what is asked (where the prompt has a place for it) and the answer."""
+    """One task on one clip: the question (for prompts with `{}`) and the answer."""
 
     task: str
     text: str

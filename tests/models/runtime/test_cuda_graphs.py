@@ -25,7 +25,7 @@ from models.encoders.whisper import WhisperEncoder
 from models.runtime import cuda_graphs, cuda_streams
 from models.runtime.cuda_graphs import KEPT, PATIENCE, CudaCapture, Replays, alike
 from tests import tiny
-from tests.models.test_salmonn import PROMPTS, alone, mixed_clips
+from tests.clips import PROMPTS, alone, mixed_clips
 
 RATE = 16_000
 

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one preparation; 0 when it succeeded."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n", 1)[0])
     corpora = parser.add_subparsers(dest="corpus", required=True, metavar="corpus")
-    demo_parser = corpora.add_parser("demo", help="synthetic speech, sounds and music with known truth")
+    demo_parser = corpora.add_parser("demo", help="synthetic speech, sounds and music with exact annotations")
     corpus.add_arguments(demo_parser)
     demo_parser.set_defaults(run=corpus.run)
     parsed = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""Encode the clips of a YAML once, in several processes, so that training and evaluation find everything in the cache.
+"""Encode the clips of a YAML once, in several processes, so that training and evaluation find them in the cache.
 
     python -m tools.cache_encoder_outputs --cfg-path configs/demo/stage1.yaml --processes 2
 
-Training fills `datasets.cache_encoder_outputs` by itself, one clip after another in its own process; this does the same
-work on all cores beforehand. What is in the cache already is only looked up, so a run that was stopped goes on. Clips
-that cannot be read are left for training and evaluation to name.
+Training fills `datasets.cache_encoder_outputs` by itself, clip by clip in its own process; this command does it before
+training, on all cores. Clips that are in the cache already are skipped, so an interrupted run continues. Clips that
+cannot be read are reported by training and evaluation.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from training.precision import training_model_config
 
 CLIPS_A_JOB = 64
 ANNOTATIONS = ("train_ann_path", "valid_ann_path", "train_stage2_path", "valid_stage2_path")
-"""What is encoded, besides the test files."""
+"""Keys of the annotation files to encode, in addition to the test files."""
 TEST_ANNOTATIONS = ("test_ann_path", "test_ann_path_asr", "test_ann_path_aac")
 
 Clip = tuple[str, tuple[str, ...]]
-"""A clip's path and those appended to it."""
+"""The paths of a clip and of those appended to it."""
 
 
 @dataclass
 class _Worker:
-    """What a process keeps from job to job."""
+    """State of a process between jobs."""
 
     cache: FrameCache
     max_audio_s: float | None
@@ -55,7 +55,7 @@ def _start(config: Config) -> None:
     global _worker
     torch.set_num_threads(1)  # the processes share the cores
     device = pick_device(config.run.device)
-    model = training_model_config(config, device)  # the precision that training will ask for
+    model = training_model_config(config, device)  # the precision of training
     stack = rules_of(model).encoders.from_config(model, device).eval()
     cache = FrameCache(config.datasets.cache_encoder_outputs, stack)
     _worker = _Worker(cache, config.datasets.max_audio_s)
@@ -63,7 +63,7 @@ def _start(config: Config) -> None:
 
 @torch.no_grad()
 def _encode(clips: Sequence[Clip]) -> tuple[int, int]:
-    """Clips that are in the cache now, and clips that could not be read."""
+    """Number of clips that are in the cache now, and of clips that could not be read."""
     assert _worker is not None, "the pool starts each process with _start"
     encoded = 0
     for path, expand in clips:
@@ -92,8 +92,8 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
     """Encode every clip; returns how many are in the cache and how many could not be read.
 
     Raises:
-        ConfigError: the configuration has no cache, encoders whose outputs cannot be kept, or changes the clips that it
-            trains on.
+        ConfigError: the configuration has no cache, encoders whose outputs cannot be cached, or augments its
+            training clips.
     """
     datasets = config.datasets
     if not datasets.cache_encoder_outputs:
@@ -104,7 +104,7 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
             "be used; drop one of the two"
         )
     reason = rules_of(config.model).encoders.why_not_cached(frozen_encoders(config.model))
-    if reason is not None:  # found out before processes start
+    if reason is not None:  # checked before processes start
         raise ConfigError(f"{config.path}: {reason}")
     clips = clips_of(config)
     jobs = [clips[start : start + CLIPS_A_JOB] for start in range(0, len(clips), CLIPS_A_JOB)]
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
-    parser.add_argument("--processes", type=int, default=2, help="how many encode side by side (default: 2)")
+    parser.add_argument("--processes", type=int, default=2, help="processes that encode in parallel (default: 2)")
     arguments = parser.parse_args(argv)
     try:
         config = config_from_arguments(arguments)

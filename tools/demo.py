@@ -1,14 +1,14 @@
-"""Everything once: corpus, training, both evaluations, efficiency; ends with one table.
+"""The whole recipe: corpus, training, both evaluations, efficiency; ends with one table.
 
     python -m tools.demo                                          # the synthetic corpus (make demo)
-    python -m tools.demo --short                                  # the same path in a few steps (make demo-short)
+    python -m tools.demo --short                                  # the same with a few training steps (make demo-short)
     python -m tools.demo --recipe real --prefix /path/to/recordings      # real recordings (make real)
 
-Beside the trained model's scores stand those of the same model with the clips swapped among each other, and those of an
-untrained connector: a model that only guesses what texts look like scores alike in all three. Where the recipe
-quantises its language model, the same adapter is evaluated and measured on float32 weights too, in a second table.
-Scores are fractions: a WER of 0.05 is 5 %. Writes `outputs/<recipe>/summary.json` (`outputs/<recipe>-short/` for a
-short run). Every run starts afresh: what an earlier one left in its stages' and evaluations' folders is deleted.
+The trained model's scores are reported next to those of the same model with swapped audio, and of an untrained
+connector: a model that ignores the audio has similar scores in all three. Where the recipe quantises its language
+model, the same adapter is evaluated and measured on float32 weights too, in a second table. Scores are fractions: a WER
+of 0.05 is 5 %. Writes `outputs/<recipe>/summary.json` (`outputs/<recipe>-short/` for a short run). Every run starts
+from scratch: an earlier run's stage and evaluation folders are deleted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"asr": ("submission_asr", "wer"), "aac": ("submission_aac", "cider_d")}
 """Task -> the evaluation's mode and the figure that is shown."""
 MOST_PROCESSES = 2
-"""Processes to train in, on a CPU: what the recipes' times are stated for."""
+"""Training processes on a CPU: the recipes' times are for two."""
 VARIANTS = {"": "trained", "_swapped": "audio swapped between clips", "_untrained": "untrained connector"}
 FLOAT32 = ("model.quantization=none", "model.dtype=float32")
 """Overrides for the language model as its folder holds it, which quantised weights are compared with."""
@@ -45,12 +45,12 @@ FLOAT32 = ("model.quantization=none", "model.dtype=float32")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to run, one YAML a training stage; the last one's model is evaluated."""
+    """What to run, one YAML per training stage; the last one's model is evaluated."""
 
     name: str
     stages: tuple[str, ...]
     synthetic: bool = False
-    """Whether the corpus is made here; else the recordings are given."""
+    """Whether the corpus is synthesised; else the recordings are given."""
     short: tuple[str, ...] = ()
     """Overrides for a run of a few steps."""
 
@@ -77,7 +77,7 @@ RECIPES = {
 
 @dataclass
 class Run:
-    """One run of a recipe: where it writes, and what it has found so far."""
+    """One run of a recipe: its folder, and its results so far."""
 
     recipe: Recipe
     output: Path
@@ -87,7 +87,7 @@ class Run:
     scores: dict[str, dict[str, float | None]] = field(default_factory=lambda: {task: {} for task in TASKS})
     efficiency: dict[str, float] = field(default_factory=dict)
     precisions: dict[str, dict[str, float | str | None]] = field(default_factory=dict)
-    """Back-end, or `float32` -> what the trained adapter scores and costs on them; empty unless there are two."""
+    """Back-end, or `float32` -> scores and costs of the trained adapter on them; empty unless there are two."""
     files: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -98,7 +98,7 @@ class Run:
         result = work()
         self.seconds[name] = round(time.monotonic() - start, 1)
         if isinstance(result, int) and result != 0:
-            raise SystemExit(f"tools.demo: the step {name!r} failed with status {result}; its message stands above")
+            raise SystemExit(f"tools.demo: the step {name!r} failed with status {result}; see its message above")
         return result
 
     def stage_output(self, config: str) -> Path:
@@ -110,7 +110,7 @@ class Run:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -190,7 +190,7 @@ def read_scores(output: Path, variant: str = "") -> dict[str, float | None]:
 
 
 def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
-    """Score every task: by the trained model, by the same with swapped audio, or by an untrained connector."""
+    """Score every task: with the trained model, with swapped audio, or with an untrained connector."""
     output = run.output / "untrained" if variant == "_untrained" else run.output
     arguments = ["--cfg-path", run.recipe.stages[-1]]
     if variant == "_swapped":
@@ -227,9 +227,9 @@ def measure_efficiency(run: Run, adapter: Path, report: Path, name: str, overrid
 
 
 def measure_trained(run: Run, adapter: Path) -> None:
-    """What the trained model costs; where its language model is quantised, beside what it scores and costs in float32.
+    """Times and memory of the trained model; if its language model is quantised, also scores and costs in float32.
 
-    A folder of GPTQ weights holds no others, so there is nothing to compare them with.
+    A folder of GPTQ weights has no unquantised ones to compare with.
     """
     path = run.output / "efficiency.json"
     report = measure_efficiency(run, adapter, path, "efficiency")
@@ -257,7 +257,7 @@ def costs(report: dict) -> dict[str, float | str]:
 
 
 def precision_table(run: Run) -> str:
-    """Quantised weights beside float32 ones, and what to make of it."""
+    """Quantised and float32 weights compared, with a note on the result."""
     rows: list[list[str | None]] = []
     for name, label in {
         "wer": "ASR: WER",
@@ -272,17 +272,17 @@ def precision_table(run: Run) -> str:
         rows.append([label, *(f"{value:.4f}" if isinstance(value, float) else value for value in values)])
     figures = format_table(["one adapter, two precisions of the LLM", *run.precisions], rows)
     kernels = [f"{figures['kernel']}; LoRA: {figures['lora']}" for figures in run.precisions.values()]
-    notes = ["float32: the numbers in the LLM's folder, under an adapter that learned on the quantised ones."]
+    notes = ["float32: the weights in the LLM's folder, with an adapter that was trained on the quantised ones."]
     if ", cpu," in kernels[0]:
         notes += [
             "On a CPU, at this size, fewer bits save little and cost time: their kernels are slower than float32's,",
-            "embeddings and output head stay as they are, and most of the peak is Python and its libraries.",
+            "embeddings and output head are not quantised, and most of the peak is Python and its libraries.",
         ]
     return "\n".join([figures, *(f"  {kernel}" for kernel in kernels), *notes])
 
 
 def table(run: Run) -> str:
-    """The figures, and where each file lies."""
+    """The figures, and the path of each file."""
 
     def shown(value: float | None) -> str | None:
         return None if value is None else f"{value:.4f}"
@@ -345,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prefix = output / "corpus" if recipe.synthetic else arguments.prefix and Path(arguments.prefix)
     if Path.cwd() != ROOT:  # recipes, and the commands that run here, name files from there
         output, prefix = output.absolute(), prefix and prefix.absolute()
-        print(f"tools.demo: going on in {ROOT}, which the recipe's paths and those in --options start from")
+        print(f"tools.demo: changing to {ROOT}, to which the paths of the recipe and of --options are relative")
         os.chdir(ROOT)
     overrides = [f"datasets.prefix={prefix}"] if prefix else []
     if load_config(recipe.stages[0]).datasets.cache_encoder_outputs:

@@ -1,13 +1,13 @@
-"""Pretrain the stand-in checkpoints of `assets/standins` from nothing: Whisper, BEATs and LLM, small, in real formats.
+"""Pretrain the stand-in checkpoints of `assets/standins` from scratch: small Whisper, BEATs and LLM in real formats.
 
     python -m tools.pretrain_standins --out assets/standins
     python -m tools.pretrain_standins --parts llm --scale 0.01 --out outputs/try       # a few steps of one part
 
-About two and a half hours on one CPU core with bfloat16 instructions, more without; steps are counted, never seconds.
-The parts are independent of each other and may run side by side. Everything is drawn from `--seed`; test voices, test
-sentences and test pairs of events are kept out, and every clip and every line of text is checked against them.
+About two and a half hours on one CPU core with bfloat16 instructions, more without; the amount of training is counted
+in steps. The parts are independent and may run in parallel. All randomness comes from `--seed`; test voices, test
+sentences and test pairs of events are excluded, and every clip and every line of text is checked against them.
 
-Needs espeak-ng's package (`pip install espeakng-loader`). `docs/standins.md` says what was measured.
+Needs espeak-ng's package (`pip install espeakng-loader`). The results are in `docs/standins.md`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PARTS = ("llm", "whisper", "beats")
 WHISPER_SPEECH = 0.94
 BEATS_CLIPS, BEATS_SPEECH = 6_000, 0.2
 HELD_OUT = 200
-"""Clips kept from training, for the figures printed on the way."""
+"""Clips held out from training, for the figures printed meanwhile."""
 LIMIT_BYTES = 12 * 2**20
 
 
@@ -39,7 +39,7 @@ def _log(part: str, started: float):
 
 
 def _clips(arguments: argparse.Namespace, features: str, count: int, *, further: int = 0, **how: float):
-    """The clips of a set; `further` sets share no draw with the first."""
+    """The clips of a set; `further` sets have other clips than the first."""
     count = max(2 * HELD_OUT, int(count * arguments.scale))
     seed, processes = arguments.seed + further, arguments.processes
     shards = load_clips(arguments.work, count, features=features, seed=seed, processes=processes, **how)
@@ -82,7 +82,7 @@ def pretrain_beats(arguments: argparse.Namespace) -> None:
     log = _log("beats", time.monotonic())
     recipe = beats.BEATsRecipe(seed=arguments.seed)
     recipe = replace(recipe, steps=max(1, int(recipe.steps * arguments.scale)))
-    # It is told each speaker's gender, which nobody knows of invented ones.
+    # It is trained on speakers' gender, which invented ones do not have.
     clips = _clips(arguments, "fbank", BEATS_CLIPS, speech=BEATS_SPEECH, invented=0.0)
     examples = [beats.example(clip) for clip in clips]
     for step, model in beats.train(recipe, examples[:-HELD_OUT], log):

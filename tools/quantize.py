@@ -1,20 +1,20 @@
-"""Round a language model to a GPTQ folder on the sequences that it will read, and measure what that costs.
+"""Quantise a language model to a GPTQ folder, calibrated on its real input, and measure the cost.
 
     python -m tools.quantize --cfg-path configs/demo/stage2.yaml --out outputs/demo/llm-gptq --group-size 64 \\
         --options model.ckpt=outputs/demo/stage2/best --compare nf4 torchao_int8 int8-encoders
     python -m tools.quantize --cfg-path … --out … --lora both
 
 Calibrates on audio tokens, prompts and answers of `datasets.train_ann_path` as the model joins them, and on plain text.
-Prints, for every layer, how far its outputs move and the loss once it is rounded; then, before and after, the loss and
-the share of tokens that change on held-out clips, the task score and the bytes. `--out` gets a folder in the AutoGPTQ
-format (v1), which `model.llama_path` takes, with `report.json`; it is read back and must give equal outputs.
+Prints, for every layer, how much its outputs change and the loss once it is rounded; then, before and after, the loss
+and the share of tokens that change on held-out clips, the task score and the bytes. `--out` becomes a folder in the
+AutoGPTQ format (v1), for `model.llama_path`, with `report.json`; it is read back and must give equal outputs.
 
-`--lora beside` rounds the base and keeps LoRA beside it, calibrated with LoRA at work; the adapter stays as it is.
-`--lora merge` adds LoRA into the weights before rounding; the adapter without it goes to `<out>/adapter`. `--lora both`
-does both (the second in `<out>-merged`), so that the report says which measures better.
+`--lora beside` rounds the base and keeps LoRA unmerged, calibrated with LoRA active; the adapter does not change.
+`--lora merge` adds LoRA to the weights before rounding; the adapter without it is written to `<out>/adapter`.
+`--lora both` does both (the second in `<out>-merged`), so that the report shows which is better.
 
-`--compare` measures other choices beside it: a back-end (`nf4`, `int8`, `torchao_int8`), `int8-encoders`, or options,
-such as `model.whisper_layers=24`, several joined by commas.
+`--compare` measures other choices for comparison: a back-end (`nf4`, `int8`, `torchao_int8`), `int8-encoders`, or
+options, such as `model.whisper_layers=24`, several joined by commas.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from tools.calibration import LinearReport, audio_sequences, quantize_layers, te
 
 REPORT = "report.json"
 EQUAL = 1e-4
-"""Largest difference, over the largest logit, that a folder read back may show: the order of sums, nothing else."""
+"""Largest allowed difference of logits, relative to the largest one, after reading a folder back: rounding of sums."""
 PRESETS = {
     "nf4": ("model.quantization=nf4",),
     "int8": ("model.quantization=int8",),
@@ -77,9 +77,9 @@ class Measured:
     """Language model with LoRA, as loaded."""
     total_mib: float
     loss: float
-    """Nats a target token, on the held-out clips."""
+    """Nats per target token, on the held-out clips."""
     flips: float | None
-    """Share of their target tokens for which another token is the likeliest than unquantised; None for that row."""
+    """Share of their target tokens whose most likely token differs from the unquantised model's; None for that row."""
     scores: dict[str, float | None]
     changed: float | None
     """Share of the scored clips whose text changes; None for the unquantised row, and where nothing was scored."""
@@ -97,12 +97,12 @@ class Bench:
 
     @property
     def target_tokens(self) -> int:
-        """What shares of flips are shares of; known once a model was measured."""
+        """The number of target tokens of the held-out clips; 0 before a model is measured."""
         return sum(len(part) for part in self._tokens or ())
 
     @torch.no_grad()
     def loss(self, model: SALMONN) -> tuple[float, list[torch.Tensor]]:
-        """Nats a target token, and the likeliest token at each target, clip by clip."""
+        """Nats per target token, and the most likely token at each target, clip by clip."""
         total, count, likeliest = 0.0, 0, []
         for sample in self.held_out:
             text = model.text.batch([sample.prompt], [sample.text])
@@ -112,7 +112,7 @@ class Bench:
         return total / max(1, count), likeliest
 
     def measure(self, name: str, model: SALMONN) -> Measured:
-        """A row for `model`; the first model measured is what others are held against."""
+        """A row for `model`; the first model measured is the reference for the others."""
         loss, tokens = self.loss(model)
         texts, scores = self._score(model)
         first = self._tokens is None
@@ -144,13 +144,13 @@ class Bench:
 
 
 def built(config: Config, model: ModelConfig, device: torch.device) -> SALMONN:
-    """The model, with the same fresh adapter each time where no checkpoint is named."""
+    """The model; without a checkpoint, with the same fresh adapter each time."""
     torch.manual_seed(config.run.seed)
     return build_model(dataclasses.replace(model, allow_slow_kernels=True), device)
 
 
 def samples_of(config: Config, annotations: Sequence[Annotation], count: int, *, skip: int = 0) -> list[Sample]:
-    """`count` readable clips, spread by lot over the annotations, after the `skip` first of the draw."""
+    """`count` readable clips, drawn at random, after the first `skip` of the draw."""
     prompts = load_prompts(config.model.prompt_path or config.model.test_prompt_path or "")
     dataset = AudioTextDataset(
         annotations, prompts, seed=config.run.seed, training=True, max_audio_s=config.datasets.max_audio_s
@@ -170,7 +170,7 @@ def samples_of(config: Config, annotations: Sequence[Annotation], count: int, *,
 def round_model(
     bench: Bench, model: SALMONN, arguments: argparse.Namespace, settings: GPTQSettings, samples: Sequence[Sample]
 ) -> tuple[dict[str, Rounded], list[dict]]:
-    """Calibrate and round; prints a line a layer. Returns what files hold, and the layers' rows of the report."""
+    """Calibrate and round; prints a line per layer. Returns the files' tensors, and the layers' rows of the report."""
     lines = [sample.text for sample in samples]
     if arguments.text:
         lines = Path(arguments.text).read_text(encoding="utf-8").splitlines()
@@ -194,7 +194,7 @@ def round_model(
 
 
 def write_gptq(model: SALMONN, rounded: dict[str, Rounded], settings: GPTQSettings, source: str, out: Path) -> None:
-    """Write the folder: packed layers, everything else in the type that the source's files have, tokenizer files."""
+    """Write the folder: packed layers, everything else in the source files' type, tokenizer files."""
     network = model.llm.model
     name, revision = split_revision(source)
     stored_type = AutoConfig.from_pretrained(name, revision=revision, token=model.config.token).dtype
@@ -205,7 +205,7 @@ def write_gptq(model: SALMONN, rounded: dict[str, Rounded], settings: GPTQSettin
         bias = network.get_submodule(wrapped).bias
         network.set_submodule(owner, layer.stored(settings, None if bias is None else bias.detach()))
     for owner, lora in [(name, module) for name, module in network.named_modules() if hasattr(module, "base_layer")]:
-        network.set_submodule(owner, lora.base_layer)  # LoRA on what was not rounded
+        network.set_submodule(owner, lora.base_layer)  # LoRA on a layer that was not rounded
     save_folder(network, out, settings)
     origin = Path(name)
     if not origin.is_dir():
@@ -227,7 +227,7 @@ def quantized(
     merge: bool,
     out: Path,
 ) -> tuple[Measured, dict]:
-    """One folder: rounded, written, read back, held against what was written, and measured as it will run."""
+    """One folder: rounded, written, read back and compared, and measured as it will run."""
     config = bench.config
     plain = dataclasses.replace(config.model, quantization="none")
     model = built(config, plain, device)
@@ -249,7 +249,7 @@ def quantized(
     difference = (_logits(exact, bench.held_out) - expected).abs().max() / expected.abs().max()
     print(f"read back: logits differ by {difference:.1e} of the largest")
     if not difference <= EQUAL and exact.llm.dtype == torch.float32:
-        raise UserError(f"{out} does not give what was rounded: logits differ by {difference:.1e} of the largest")
+        raise UserError(f"{out} read back differs from the rounded model: logits by {difference:.1e} of the largest")
     del exact
     name = f"gptq, LoRA {'merged' if merge else 'beside'}" if plain.lora else "gptq"
     row = bench.measure(name, built(config, served, device))
@@ -272,7 +272,7 @@ def compared_config(wanted: str, arguments: argparse.Namespace) -> Config:
 
 
 def compare(bench: Bench, wanted: str, arguments: argparse.Namespace, device: torch.device) -> Measured | None:
-    """The row of another choice; None, with the reason on the screen, where it does not run here."""
+    """The row of another choice; None, with the reason printed, if it does not run here."""
     config = compared_config(wanted, arguments)
     try:
         model = built(config, config.model, device)
@@ -283,7 +283,7 @@ def compare(bench: Bench, wanted: str, arguments: argparse.Namespace, device: to
 
 
 def check(arguments: argparse.Namespace, config: Config) -> None:
-    """Raise ValueError, before minutes of work, for what would end it later."""
+    """Raise UserError, before minutes of work, for what would fail later."""
     for wanted in arguments.compare:
         compared_config(wanted, arguments)
     if arguments.text and not Path(arguments.text).is_file():
@@ -297,7 +297,7 @@ def check(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def folders(arguments: argparse.Namespace, config: Config) -> dict[bool, Path]:
-    """Whether LoRA is merged before rounding -> the folder that is written so."""
+    """Whether LoRA is merged before rounding -> the folder to write."""
     out = Path(arguments.out)
     if not config.model.lora or arguments.lora == "beside":
         return {False: out}
@@ -391,17 +391,17 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m tools.quantize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(result)
-    result.add_argument("--out", required=True, metavar="FOLDER", help="where the GPTQ folder goes")
-    result.add_argument("--overwrite", action="store_true", help="write over models that lie there")
+    result.add_argument("--out", required=True, metavar="FOLDER", help="the GPTQ folder to write")
+    result.add_argument("--overwrite", action="store_true", help="overwrite existing models")
     result.add_argument("--bits", type=int, default=4, choices=(2, 4, 8))
-    result.add_argument("--group-size", type=int, default=128, help="inputs under one scale; -1: all (default: 128)")
+    result.add_argument("--group-size", type=int, default=128, help="inputs that share a scale; -1: all (default: 128)")
     result.add_argument("--act-order", action="store_true", help="round inputs in the order of falling activations")
-    result.add_argument("--asym", action="store_true", help="zero points of their own instead of the middle")
+    result.add_argument("--asym", action="store_true", help="a zero point for each group instead of the middle")
     result.add_argument("--damp", type=float, default=0.01, help="of the mean, added to the second moments' diagonal")
     result.add_argument("--samples", type=int, default=128, help="training clips to calibrate on (default: 128)")
-    result.add_argument("--text-samples", type=int, default=32, help="plain texts besides (default: 32)")
+    result.add_argument("--text-samples", type=int, default=32, help="additional plain texts (default: 32)")
     result.add_argument("--text-length", type=int, default=256, help="tokens of each (default: 256)")
-    result.add_argument("--text", metavar="FILE", help="where they come from; else the clips' own texts")
+    result.add_argument("--text", metavar="FILE", help="file of the plain texts; default: the clips' own texts")
     result.add_argument("--held-out", type=int, default=16, help="clips for loss and flips (default: 16)")
     result.add_argument("--score-on", metavar="FILE", help="annotations to score on (default: datasets.valid_ann_path)")
     result.add_argument("--score-samples", type=int, default=64, help="clips of it to score; 0: none (default: 64)")

@@ -1,4 +1,4 @@
-"""Files for every JSON reader, written whole."""
+"""Strict JSON, and files written completely."""
 
 import json
 import math

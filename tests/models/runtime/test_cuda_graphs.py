@@ -161,7 +161,7 @@ def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.Monkey
             current[0] = before
 
     class Stays:
-        """Torch's own context of a capture: an invalid one raises before the stream is given back."""
+        """Torch's own context of a capture: an invalid one raises before the stream is restored."""
 
         def __init__(self, graph: object, stream: SimpleNamespace, **_: object) -> None:
             self.stream = stream
@@ -306,7 +306,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_texts_are_the_same_with_every_cache_and_graph(model: SALMONN, tmp_path, beams: int) -> None:
     waveforms, lengths = mixed_clips(seed=1)
     options = {"num_beams": beams, "max_new_tokens": 8, "repetition_penalty": 1.2, "min_length": 3}
-    bare = copy.deepcopy(model).train().eval()  # gives back every graph
+    bare = copy.deepcopy(model).train().eval()  # frees every graph
     bare.llm.prefixes.max_bytes = 0
     expected = [
         bare.generate(*alone(waveforms, lengths, row), PROMPTS[row : row + 1], **options)[0] for row in range(8)

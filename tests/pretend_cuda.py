@@ -8,8 +8,8 @@
 It checks what fails on a real device but not on a CPU:
 
 - all tensor arguments of a function are on one device, except for 0-dimensional tensors and indices;
-- during a graph's capture nothing is computed, and nothing may be copied between host and device: no copy, no `item`, no
-  mask as an index. A replay repeats the recorded operations on the memory of the capture.
+- during a graph's capture nothing is computed, and nothing may go between host and device: no copy, no `item`, no mask
+  as an index. A replay repeats the recorded operations on the memory of the capture.
 
 It does not check: the order of CUDA streams (operations run at once), reuse of a graph pool's memory, the inside of
 PyTorch's functions, autocast, other orders of summation.

@@ -194,7 +194,7 @@ def _read(source: Source, sound: soundfile.SoundFile, frames: int) -> np.ndarray
         try:
             decoded = miniaudio.flac_read_f32(source if isinstance(source, bytes) else Path(source).read_bytes())
         except (miniaudio.MiniaudioError, OSError):
-            decoded = None  # libsndfile will say what is wrong
+            decoded = None  # libsndfile's error is raised below
         if decoded is not None and decoded.num_frames == frames:
             samples = np.frombuffer(decoded.samples, dtype=np.float32)
             return samples if decoded.nchannels == 1 else samples.reshape(frames, decoded.nchannels)

@@ -1,4 +1,4 @@
-"""Evaluations of tiny projects for tests: the command, what it wrote, and a model that only pretends."""
+"""Evaluations of tiny projects for tests: the command, its output files, and a fake model."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def annotation(path: str, text: str, task: str = "asr", **fields) -> Annotation:
 
 
 class Echo:
-    """A model whose hypothesis tells the length of what it heard, and which batches it was given."""
+    """A fake model: each hypothesis is the clip's length; it records the batches."""
 
     device = torch.device("cpu")
     text = SimpleNamespace(tokenizer=SimpleNamespace(all_special_tokens=["<~>"]))
@@ -53,7 +53,7 @@ class Echo:
                 SimpleNamespace(text=f"<s>{length}<~> samples</s>", tokens=[1, 2], stop_reason="end")
                 for length in lengths.tolist()
             ]
-        yield from reversed(list(enumerate(results)))  # a clip may be answered before one that came earlier
+        yield from reversed(list(enumerate(results)))  # results need not come in the order of the clips
 
 
 def evaluated(project: tiny.TinyProject, model: Echo, *overrides: str, **options) -> hypotheses.EvaluationResult:

@@ -20,7 +20,7 @@ def make(project, **changes):
 
 
 def released_state(model, seed=3):
-    """Random values under the names, and with the company, that the public trainers write."""
+    """Random values under the names of the public trainers' files, with the buffers that they save too."""
     generator = torch.Generator().manual_seed(seed)
     state = {
         released_name(name): torch.randn(tensor.shape, generator=generator) * 0.1

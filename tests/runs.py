@@ -1,4 +1,4 @@
-"""Runs of tiny projects for tests: a runner from a YAML, and what its log holds."""
+"""Runs of tiny projects for tests: a runner from a YAML, its log, and checkpoints."""
 
 import json
 from pathlib import Path

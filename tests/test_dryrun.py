@@ -1,4 +1,4 @@
-"""`--dryrun`: sizes, the memory plan and the first batch, with weights and data or without."""
+"""`--dryrun`: sizes, the memory plan and the first batch, with or without weights and data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house: which room stands on which floor, that imports only go down, and that the root stays small.
+"""The layout: rooms and their floors, imports that only go down, a small root, and tests for every room.
 
 Imports are read from the source (those inside functions and under TYPE_CHECKING too), so nothing has to be imported.
 """
@@ -168,7 +168,7 @@ def test_every_room_has_its_tests() -> None:
 
 @pytest.mark.xfail(reason="moved, not yet untied")
 def test_no_test_file_imports_another() -> None:
-    """What several test files use lies in tests/, in a file of its own (tiny.py, runs.py, …) or in a conftest.py."""
+    """What several test files use is in a file of its own in tests/ (tiny.py, runs.py, …) or in a conftest.py."""
     wrong = []
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

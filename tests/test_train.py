@@ -1,4 +1,4 @@
-"""The command `train.py`: stages, resuming, and what it says."""
+"""The command `train.py`: stages, resuming, messages."""
 
 import json
 import os

@@ -24,7 +24,7 @@ PARITY = Path(os.environ.get("SMOLT_PARITY") or ROOT.parent / "shared" / "parity
 
 
 def settings(folder: Path) -> dict:
-    """What a set was made with."""
+    """The settings of a set."""
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
 
 
@@ -34,13 +34,13 @@ def tensor_names(file: Path) -> list[str]:
 
 
 def matches(pattern: str, names: list[str]) -> list:
-    """The groups of `pattern` in each name that matches as a whole: a string each, or a tuple of several."""
+    """The groups of `pattern` in each name that matches it fully: a string each, or a tuple of several."""
     found = [match.groups() for name in names if (match := re.fullmatch(pattern, name))]
     return [groups[0] if len(groups) == 1 else groups for groups in found]
 
 
 def cases(names: str | tuple[str, ...], set_name: str, find: Callable[[Path], list]) -> pytest.MarkDecorator:
-    """A test for each case that `find` sees in the set's folder; without the folder, one that skips or fails.
+    """A test for each case that `find` returns for the set's folder; without the folder, one that skips or fails.
 
     The test must ask for the fixture `parity_dir`, which says why there are no vectors.
     """
@@ -52,7 +52,7 @@ def cases(names: str | tuple[str, ...], set_name: str, find: Callable[[Path], li
     return pytest.mark.parametrize(names, found or [absent])
 
 
-# The whole model, `salmonn_loss`
+# The complete model, `salmonn_loss`
 
 
 def salmonn_config(folder: Path, *options: str) -> ModelConfig:

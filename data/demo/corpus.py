@@ -100,7 +100,7 @@ def write_corpus(
     folder, sizes = Path(folder), sizes or DemoSizes()
     clips = {group: [_draw(group, seed, i) for i in range(getattr(sizes, group))] for group in _GROUPS}
     jobs = _shards(folder, clips)
-    # espeak-ng's output depends on what its process said before, so every shard has a process to itself.
+    # espeak-ng's output depends on earlier calls in its process, so every shard has a process of its own.
     with ProcessPoolExecutor(
         processes or len(os.sched_getaffinity(0)), mp_context=get_context("spawn"), max_tasks_per_child=1
     ) as pool:

@@ -1,7 +1,7 @@
-"""The demo corpus' sentences: a grammar of some 330 words, and which sentences are reserved for testing.
+"""The demo corpus' sentences: a grammar of some 330 words, and which sentences are kept for testing.
 
 A sentence belongs to the test split or to the training split by a hash of its text alone, so the split is the same for
-every seed, and the shipped stand-ins (which were pretrained on other seeds) were never trained on a test sentence.
+every seed, and the shipped stand-ins (which were pretrained on other seeds) never saw a test sentence.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 TEST_SHARE = 8
-"""One of this many sentences belongs to the test split."""
+"""One sentence in so many belongs to the test split."""
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NUMBERS = (*DIGITS[2:], "ten", "eleven", "twelve", "twenty")
@@ -86,14 +86,14 @@ WORDS = tuple(
         }
     )
 )  # fmt: skip
-"""Every word of the grammar."""
+"""Every word that the grammar can say."""
 
 _CONTENT_WORDS = frozenset({*ANIMALS, *PEOPLE, *NAMES, *OBJECTS, *FOODS, *PLACES, *THINGS_PLURAL})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:
-    """A sentence of 3–10 words, with the slots of a command."""
+    """A sentence of 3–10 words and what is known about it."""
 
     text: str
     slots: dict[str, str] = field(default_factory=dict)
@@ -106,12 +106,12 @@ class Sentence:
 
 
 def is_test_sentence(text: str) -> bool:
-    """Whether this sentence is reserved for testing: a property of its text, the same for every seed."""
+    """Whether this sentence is kept for testing: a property of its text, the same for every seed."""
     return hashlib.sha256(text.encode()).digest()[0] % TEST_SHARE == 0
 
 
 def draw_sentence(rng: np.random.Generator, *, test: bool, command: bool | None = None) -> Sentence:
-    """Draw a sentence of one split; `command` selects the kinds with slots (true) or without (false)."""
+    """Draw a sentence of one split; `command` asks for (or against) the kinds that carry slots."""
     while True:
         make = _pick(rng, _COMMAND_KINDS if command else _KINDS if command is None else _STATEMENT_KINDS)
         sentence = make(rng)

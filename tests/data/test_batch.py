@@ -1,4 +1,4 @@
-"""Batches: on their way between processes and devices nothing of them is lost."""
+"""Batches between processes and devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips that cannot be used are set aside, and too many end the run."""
+"""Clips that cannot be used are listed and counted, and too many end the run."""
 
 from __future__ import annotations
 

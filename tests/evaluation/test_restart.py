@@ -1,4 +1,4 @@
-"""Interrupted evaluations: what is kept, and what starts afresh."""
+"""Interrupted evaluations: when one continues, and when it starts from scratch."""
 
 import json
 import signal

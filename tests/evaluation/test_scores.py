@@ -47,7 +47,7 @@ def test_every_task_has_its_own_scores(project: tiny.TinyProject) -> None:
 
 
 def test_names_of_figures_do_not_depend_on_what_else_is_in_the_file(project: tiny.TinyProject) -> None:
-    """`wer` is that of task asr, with or without another task of its family, or of none, beside it."""
+    """`wer` is that of task asr, whatever other tasks the file has."""
     clips = entries(project.test_asr)
     found = []
     for tasks in (["asr"], ["asr", "asr_zh"], ["asr", "QA"]):

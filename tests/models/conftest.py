@@ -1,4 +1,4 @@
-"""The tiny project's model, whole."""
+"""The tiny project's model."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def config(shared_tiny_project):
 def model(config):
     torch.manual_seed(3)
     model = build_model(config)
-    with torch.no_grad():  # LoRA starts as zero; give it something to say
+    with torch.no_grad():  # LoRA starts as zero: make it count
         for parameter in model.llm.lora_parameters():
             parameter.normal_(0.0, 0.05)
     return model

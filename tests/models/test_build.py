@@ -1,4 +1,4 @@
-"""Models from a configuration and from folders: what a checkpoint brings, and encoders added to one."""
+"""Models from a configuration and from folders: what a checkpoint sets, and encoders added to one."""
 
 from dataclasses import asdict, replace
 
@@ -41,7 +41,7 @@ def test_a_saved_adapter_loads_again(model, shared_tiny_project, tmp_path):
 
 @pytest.mark.parametrize("kept", ["whisper", "beats"])
 def test_an_added_encoder_is_not_heard_until_trained(config, tmp_path, caplog, kept):
-    """Whether the new frames stand before or after those that the adapter knows."""
+    """Whether the new encoder comes before or after those that the adapter was trained with."""
     paths = {name: None for name in ("whisper_path", "beats_path") if not name.startswith(kept)}
     torch.manual_seed(5)
     before = build_model(replace(config, **paths))

@@ -1,4 +1,4 @@
-"""A whole tiny SALMONN from its released checkpoint: tokens, assembly, loss, gradients, training steps, text."""
+"""A complete tiny SALMONN from its released checkpoint: tokens, assembly, loss, gradients, training steps, text."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Caption metrics: edge cases that were decided, the tokenizer, and Java programs that are absent, fail or hang."""
+"""Caption metrics: edge cases, the tokenizer, and Java programs that are missing, fail or hang."""
 
 import stat
 import sys
@@ -12,7 +12,7 @@ from scoring import captions
 
 @pytest.fixture
 def java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Put a Python program in the place of Java, and a folder with all jars in the place of pycocoevalcap's."""
+    """Replace Java by a Python program, and pycocoevalcap's folder by one with all jars."""
     folder = tmp_path / "jars"
     for name in (
         "meteor/meteor-1.5.jar",

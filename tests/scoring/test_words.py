@@ -1,4 +1,4 @@
-"""Word, character and phone errors: edge cases that were decided; and what is removed from hypotheses."""
+"""Word, character and phone errors: edge cases; special tokens are removed from hypotheses."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How every command ends: a user's mistake in one line, a fault of ours with its trace."""
+"""How every command ends: a user's mistake in one line, a fault of ours with its traceback."""
 
 from __future__ import annotations
 

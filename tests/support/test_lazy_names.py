@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 @pytest.mark.slow
 def test_a_name_is_loaded_when_it_is_asked_for() -> None:
-    """In a process of its own: here everything is loaded already."""
+    """In a new process: here everything is loaded already."""
     program = """
 import sys, models
 assert "models.build" not in sys.modules and "torch" not in sys.modules

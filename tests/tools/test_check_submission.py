@@ -1,4 +1,4 @@
-"""Problems of submissions, in words."""
+"""Problems of submissions, as `tools.check_submission` reports them."""
 
 from pathlib import Path
 

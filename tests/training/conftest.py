@@ -1,4 +1,4 @@
-"""A project in which everything random is on, and a whole run of it."""
+"""A project with all randomness switched on, and a complete run of it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.runs import make_runner
 
 @pytest.fixture(scope="session")
 def lively_project(tmp_path_factory) -> tiny.TinyProject:
-    """A project in which everything random is on: dropout, augmentation, several prompts, length buckets."""
+    """A project with all randomness switched on: dropout, augmentation, several prompts, length buckets."""
     return tiny.write_project(
         tmp_path_factory.mktemp("lively"),
         model={"lora_dropout": 0.3},

@@ -1,4 +1,4 @@
-"""Steps that are not finite: passed over, counted, and traced to a module."""
+"""Non-finite steps: skipped, counted, and traced to a module."""
 
 import math
 

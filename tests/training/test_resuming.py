@@ -24,7 +24,7 @@ def die() -> None:
 
 
 def test_a_killed_run_goes_on_exactly(lively_project, uninterrupted, tmp_path, monkeypatch):
-    """Killed while workers load ahead, resumed without them, held against a run that never had any."""
+    """Killed while workers load ahead, resumed without workers, compared with a run without workers."""
     folder = tmp_path / "run"
     option = f"run.output_dir={folder}"
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -120,7 +120,7 @@ def test_a_folder_with_checkpoints_is_not_mixed_with_another_run(lively_project,
 def test_a_best_checkpoint_that_is_not_in_the_folder_is_said_and_chosen_anew(
     lively_project, uninterrupted, tmp_path, capsys
 ):
-    """A run of another folder goes on in a new one."""
+    """A run is continued in a new folder."""
     folder = RunFolder(tmp_path / "run")
     at_end = uninterrupted / "last"
     options = (f"run.output_dir={folder.path}", "run.optims.max_epoch=3")

@@ -1,4 +1,4 @@
-"""The folder of a run: whole checkpoints, pointers, debris, and disks that are full."""
+"""The folder of a run: complete checkpoints, links, leftovers of killed runs, and full disks."""
 
 import errno
 import json
@@ -48,7 +48,7 @@ def test_disk_full_leaves_the_previous_checkpoint(lively_project, tmp_path, monk
 
 
 def test_a_file_system_that_is_really_full(tmp_path):
-    """The libraries report it as errors of their own."""
+    """The libraries raise errors of their own."""
     tensors = {"weight": torch.zeros(100_000)}
     model = torch.nn.Module()
     model.connector = torch.nn.Linear(300, 300)

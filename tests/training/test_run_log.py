@@ -1,4 +1,4 @@
-"""Weights & Biases runs: one a run, resumed with it."""
+"""Weights & Biases: one run there for each run, resumed with it."""
 
 import sys
 import types
@@ -12,7 +12,7 @@ from training.run_log import RunLog
 
 
 def test_a_resumed_run_goes_on_in_its_wandb_run(lively_project, tmp_path, monkeypatch):
-    """A stand-in for the package notes what the run is started with."""
+    """A fake package records the options of each start."""
     started = []
 
     def init(**options):

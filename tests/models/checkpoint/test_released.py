@@ -1,4 +1,4 @@
-"""Checkpoints of the public code: what is read, and what is refused."""
+"""Checkpoints of the public code: files that load, and files that are refused."""
 
 import pickle
 from dataclasses import replace

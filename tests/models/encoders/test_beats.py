@@ -1,4 +1,4 @@
-"""BEATs files: switches, precision, classifier, and what is refused."""
+"""BEATs files: switches, precision, classifier, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CED files and folders: names, batch norm, spans, and what is refused."""
+"""CED files and folders: names, batch norm, spans, errors."""
 
 from __future__ import annotations
 

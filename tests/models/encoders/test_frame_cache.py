@@ -37,7 +37,7 @@ def test_cache_returns_what_the_stack_does(
 
     files[0].write_bytes(files[0].read_bytes()[:100])  # a damaged file is encoded again
     assert _equal(cache.encode(waveforms, lengths), first)
-    order = torch.tensor([2, 0])  # other company, same values
+    order = torch.tensor([2, 0])  # another batch, same values
     again = cache.encode(waveforms[order], lengths[order])
     assert torch.equal(again[0].frames[1], first[0].frames[0])
     monkeypatch.setattr(EncoderStack, "forward", lambda *_: pytest.fail("every clip is in the cache"))

@@ -1,4 +1,4 @@
-"""Clips that memory, or an encoder, does not take at once: groups, equal parts, and where the parts stand in time."""
+"""Clips too long for memory, or for an encoder: groups, equal parts, and the parts' times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of encoders, and what an unknown or a wrong one says."""
+"""The table of encoders, and errors for an unknown or a wrong one."""
 
 from __future__ import annotations
 

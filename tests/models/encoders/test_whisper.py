@@ -1,4 +1,4 @@
-"""Whisper folders: every form loads, or says what does not fit."""
+"""Whisper folders: forms that load, and errors."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.Monkey
             current[0] = before
 
     class Stays:
-        """Torch's own context of a capture: an invalid one raises before the stream is given back."""
+        """Torch's own context of a capture: an invalid one raises before the stream is restored."""
 
         def __init__(self, graph: object, stream: SimpleNamespace, **_: object) -> None:
             self.stream = stream

@@ -175,10 +175,10 @@ def _beside_parameters(module: nn.Module) -> list[Tensor]:
     return [*tensors, scales] if isinstance(scales, Tensor) else tensors
 
 
-def plan_inference(skeleton: SALMONN, workload: PlannedClip) -> InferencePlan:
-    """The memory of generating text for one clip with a model of models/skeleton.py, which is left as it is."""
-    weights = part_sizes(skeleton)[-1].bytes
-    with _without_numbers(skeleton) as (model, tracker), torch.no_grad():
+def plan_inference(model: SALMONN, workload: PlannedClip) -> InferencePlan:
+    """The memory of generating text for one clip with a model of `build_model(…, weights=False)`, left unchanged."""
+    weights = part_sizes(model)[-1].bytes
+    with _on_fake_tensors(model) as tracker, torch.no_grad():
         activations: dict[str, int] = {}
         with tracker:
             waveforms, lengths = _clips(model, 1, workload)
@@ -233,17 +233,15 @@ def _choose(logits: Tensor) -> None:
     (processed + processed[:, :1]).flatten().topk(1)
 
 
-def plan_training(
-    skeleton: SALMONN, workload: PlannedClip, *, batch: int, amp: torch.dtype | None = None
-) -> TrainingPlan:
+def plan_training(model: SALMONN, workload: PlannedClip, *, batch: int, amp: torch.dtype | None = None) -> TrainingPlan:
     """The memory of a training step on `batch` clips, from the second one on, when the optimiser has its moments.
 
-    `amp` is the type of mixed precision, None for none. `skeleton` is left as it is.
+    `amp` is the type of mixed precision, None for none. `model` comes without weights, and is left unchanged.
     """
-    sizes = part_sizes(skeleton)[-1]
-    trained = [parameter for parameter in skeleton.parameters() if parameter.requires_grad]
+    sizes = part_sizes(model)[-1]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    with _without_numbers(skeleton) as (model, tracker):
+    with _on_fake_tensors(model) as tracker:
         model.train()
         with tracker:
             waveforms, lengths = _clips(model, batch, workload)
@@ -280,10 +278,10 @@ def _text(batch: int, prompt_tokens: int, answer_tokens: int | None = None) -> T
 
 
 @contextlib.contextmanager
-def _without_numbers(skeleton: SALMONN) -> Iterator[tuple[SALMONN, AllocationTracker]]:
-    """The skeleton with fake tensors in the place of its meta tensors, and a tracker that knows them all.
+def _on_fake_tensors(model: SALMONN) -> Iterator[AllocationTracker]:
+    """The model gets fake tensors in place of its meta tensors; gives a tracker that does not count these.
 
-    Fake tensors say that they lie on the CPU, so that every line runs as it is. Masks, lengths and ids are real: what
+    Fake tensors claim to be on the CPU, so that every line runs unchanged. Masks, lengths and ids are real: what
     depends on them is computed.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -297,8 +295,8 @@ def _without_numbers(skeleton: SALMONN) -> Iterator[tuple[SALMONN, AllocationTra
         return made[id(tensor)]
 
     originals = []
-    was_training = skeleton.training
-    for module in skeleton.modules():
+    was_training = model.training
+    for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
@@ -306,8 +304,8 @@ def _without_numbers(skeleton: SALMONN) -> Iterator[tuple[SALMONN, AllocationTra
     try:
         for tensors, name, tensor in originals:
             tensors[name] = fake(tensor)
-        yield skeleton, AllocationTracker(list(made.values()))
+        yield AllocationTracker(list(made.values()))
     finally:
         for tensors, name, tensor in originals:
             tensors[name] = tensor
-        skeleton.train(was_training)
+        model.train(was_training)

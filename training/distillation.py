@@ -35,7 +35,6 @@ from models.encoders.table import ENCODERS
 from models.frames import Frames
 from models.language.text import TextBatch
 from models.salmonn import SALMONN, LossOutput
-from models.skeleton import build_skeleton
 from support.command_line import UserError
 from support.units import GIB
 
@@ -176,9 +175,9 @@ def describe_plan(config: Config, device: torch.device) -> str:
         ValueError: nothing is known of a part's architecture, or widths do not fit.
     """
     described = config.distillation.teacher
-    student = build_skeleton(config.model, device)
+    student = build_model(config.model, device, weights=False)
     try:
-        teacher = build_skeleton(frozen(described), device)
+        teacher = build_model(frozen(described), device, weights=False)
     except UserError as error:
         raise type(error)(f"distillation.teacher: {error}") from error
     problems = misfits(student, teacher, _weights(config.distillation))
@@ -219,7 +218,7 @@ def frozen(config: ModelConfig) -> ModelConfig:
 def misfits(student: SALMONN, teacher: SALMONN, weights: dict[str, float]) -> list[str]:
     """What keeps each of the weighted terms from being compared, with what was found and how to mend it."""
     problems = []
-    if weights.keys() & set(LANGUAGE_TERMS) and teacher.text is not None:  # a skeleton has no tokenizer
+    if weights.keys() & set(LANGUAGE_TERMS) and teacher.text is not None:  # a planned model has no tokenizer
         problems += _text_misfits(student, teacher, " and ".join(term for term in LANGUAGE_TERMS if term in weights))
     if "hidden" in weights and student.llm.hidden_size != teacher.llm.hidden_size:
         problems.append(

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor, nn
 
+from configs.architectures import find_architecture
+from models.device import META
 from models.encoders.base import AudioEncoder, kept_layers, load_strictly
 from models.encoders.beats_network import BEATsConfig, TransformerEncoder
 from models.encoders.features import FBANK_BINS, HOP, WINDOW, fbank_frames, kaldi_fbank
@@ -90,21 +92,21 @@ class BEATs(AudioEncoder):
         fbank_dtype: torch.dtype = torch.float32,
         layers: int | None = None,
         int8: bool = False,
+        weights: bool = True,
     ) -> BEATs:
         """Load a released file, pre-trained or fine-tuned, without executing pickled code.
 
         `head=True` keeps a fine-tuned file's classifier. `fbank_dtype=torch.float64` computes the fbank as released
         systems did. `layers` keeps that many layers, from the bottom. `int8` rounds the linear layers to 8 bits.
+        Without `weights` the model is made on the meta device: by the file's `cfg`, or where there is no such file by
+        the facts of configs/architectures.
 
-        Raises ValueError for a file that is not a BEATs checkpoint, naming what does not fit.
+        Raises UserError for a file that is not a BEATs checkpoint, naming what does not fit.
         """
-        try:
-            file = read_tensor_file(path, mmap=True)
-        except TensorFileError as error:
-            raise UserError(f"BEATs: cannot read {str(path)!r} as a tensor file: it {error}") from error
-        if not is_released(file):
-            found = f"the keys {sorted(map(str, file))[:8]}" if isinstance(file, dict) else f"a {type(file).__name__}"
-            raise UserError(f"BEATs: {str(path)!r} holds {found}; expected {{'cfg': dict, 'model': {{name: tensor}}}}")
+        if weights or Path(path).is_file():
+            file = _read(path)
+        else:
+            file = {"cfg": find_architecture(str(path), "beats").config}
         try:
             config = BEATsConfig.from_released(file["cfg"])
         except UserError as error:
@@ -113,14 +115,15 @@ class BEATs(AudioEncoder):
             raise UserError(
                 f"BEATs: {str(path)!r} is a pre-trained file, without a classifier; expected a fine-tuned one"
             )
-        with torch.device("meta"):
+        with META:
             model = cls(config, head=head, fbank_dtype=fbank_dtype, layers=layers)
-        weights = _current_names(file["model"])
-        if not head:
-            weights = {name: value for name, value in weights.items() if not name.startswith("predictor.")}
-        kept = len(model.encoder.layers)
-        weights = {name: value for name, value in weights.items() if _layer_of(name) < kept}
-        load_strictly(model, weights, f"BEATs: {str(path)!r}")
+        if weights:
+            state = _current_names(file["model"])
+            if not head:
+                state = {name: value for name, value in state.items() if not name.startswith("predictor.")}
+            kept = len(model.encoder.layers)
+            state = {name: value for name, value in state.items() if _layer_of(name) < kept}
+            load_strictly(model, state, f"BEATs: {str(path)!r}")
         model = model.float().eval()
         if int8:
             model.round_to_int8()
@@ -202,8 +205,19 @@ class BEATs(AudioEncoder):
             return torch.sigmoid(zero_after(logits, frame_lengths).sum(dim=1) / frame_lengths[:, None])
 
 
-def is_released(file: Any) -> bool:
-    """Whether what a tensor file holds has the form of BEATs' files."""
+def _read(path: str | Path) -> dict[str, Any]:
+    """`{'cfg': dict, 'model': {name: tensor}}`; UserError for a file of another form."""
+    try:
+        file = read_tensor_file(path, mmap=True)
+    except TensorFileError as error:
+        raise UserError(f"BEATs: cannot read {str(path)!r} as a tensor file: it {error}") from error
+    if not _is_released(file):
+        found = f"the keys {sorted(map(str, file))[:8]}" if isinstance(file, dict) else f"a {type(file).__name__}"
+        raise UserError(f"BEATs: {str(path)!r} holds {found}; expected {{'cfg': dict, 'model': {{name: tensor}}}}")
+    return file
+
+
+def _is_released(file: Any) -> bool:
     if not isinstance(file, dict) or not isinstance(file.get("cfg"), dict) or not isinstance(file.get("model"), dict):
         return False
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in file["model"].items())

@@ -6,7 +6,7 @@ Tiny, mini, small and base differ in width alone. Reads the released `.pt` files
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import BoolTensor, LongTensor, Tensor, nn
 from transformers.utils import cached_file
 
+from configs.architectures import find_architecture
+from models.device import META
 from models.encoders.base import AudioEncoder, load_strictly
 from models.encoders.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, decibel_frames, decibel_spectrogram
 from models.frames import length_mask, zero_after
@@ -88,6 +90,7 @@ class CED(AudioEncoder):
         head: bool = False,
         dtype: torch.dtype = torch.float32,
         token: str | None = None,
+        weights: bool = True,
     ) -> CED:
         """Load a `.pt` file, a folder with `config.json` and `model.safetensors`, or a hub name.
 
@@ -97,36 +100,31 @@ class CED(AudioEncoder):
                 stretched for clips over 10 s in one piece.
             rescale, frequency_major: see `CEDConfig`.
             head: keep the classifier.
-            dtype: of the weights; the BatchNorm in front, which sees decibels, stays in float32.
+            dtype: of the weights; the BatchNorm in front, whose input is in decibels, stays in float32.
+            weights: False makes it on the meta device: by a file's tensors, else by the facts of configs/architectures.
 
-        Raises ValueError for a file that is not a CED, naming what does not fit.
+        Raises UserError for a file that is not a CED, naming what does not fit.
         """
-        weights, described = _read(path, token)
-        weights = {_released_name(name): value for name, value in weights.items()}
-        dropped = ("front_end.",) if head else ("front_end.", "outputlayer.")
-        weights = {name: value for name, value in weights.items() if not name.startswith(dropped)}
-        try:
-            width, positions = weights["time_pos_embed"].shape[1], weights["time_pos_embed"].shape[3]
-            inner = weights["blocks.0.mlp.fc1.weight"].shape[0]
-        except (KeyError, IndexError) as error:
-            raise UserError(
-                f"CED: {str(path)!r} is no CED; expected time_pos_embed [1, D, 1, T] and blocks.0.mlp.fc1.weight"
-            ) from error
-        span = target_length or described.get("target_length") or _span_of(positions)
-        weights["time_pos_embed"] = _fit_positions(weights["time_pos_embed"].float(), span // PATCH)
-        config = CEDConfig(
-            embed_dim=width,
-            depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
-            num_heads=num_heads or described.get("num_heads", max(1, width // RELEASED_HEAD_DIM)),
-            mlp_ratio=inner / width,
-            outputdim=len(weights["outputlayer.1.bias"]) if "outputlayer.1.bias" in weights else 0,
-            target_length=span,
-            rescale=rescale,
-            frequency_major=frequency_major,
+        state: dict[str, Tensor] = {}
+        if weights or Path(path).is_file():
+            state, described = _read(path, token)
+            state = {_released_name(name): value for name, value in state.items()}
+            dropped = ("front_end.",) if head else ("front_end.", "outputlayer.")
+            state = {name: value for name, value in state.items() if not name.startswith(dropped)}
+            described |= _sizes_of(state, described, str(path))
+        else:
+            described = find_architecture(str(path), "ced").config
+        known = {field.name: described[field.name] for field in fields(CEDConfig) if field.name in described}
+        config = CEDConfig(**known | {"rescale": rescale, "frequency_major": frequency_major})
+        config = replace(
+            config, target_length=target_length or config.target_length, num_heads=num_heads or config.num_heads
         )
-        with torch.device("meta"):
+        with META:
             model = cls(config, head=head)
-        load_strictly(model, weights, f"CED: {str(path)!r}")
+        if weights:
+            table = state["time_pos_embed"].float()
+            state["time_pos_embed"] = _fit_positions(table, config.target_length // PATCH)
+            load_strictly(model, state, f"CED: {str(path)!r}")
         model.to(dtype)
         model.init_bn.float()
         return model.eval()
@@ -268,6 +266,25 @@ def _state_dict(file: Any) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise TensorFileError(f"has {name!r:.40}, a {type(value).__name__}; expected tensors under their names")
     return weights
+
+
+def _sizes_of(state: dict[str, Tensor], described: dict[str, Any], path: str) -> dict[str, Any]:
+    """Fields of `CEDConfig` that the weights tell; where they do not tell, what a config.json says comes first."""
+    try:
+        _, width, _, positions = state["time_pos_embed"].shape
+        inner = state["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"CED: {path!r} is no CED; expected time_pos_embed [1, D, 1, T] and blocks.0.mlp.fc1.weight"
+        ) from error
+    return {
+        "embed_dim": width,
+        "depth": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        "num_heads": described.get("num_heads", max(1, width // RELEASED_HEAD_DIM)),
+        "mlp_ratio": inner / width,
+        "outputdim": len(state["outputlayer.1.bias"]) if "outputlayer.1.bias" in state else 0,
+        "target_length": described.get("target_length") or _span_of(positions),
+    }
 
 
 def _span_of(positions: int) -> int:

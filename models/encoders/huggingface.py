@@ -24,6 +24,8 @@ from transformers import AutoConfig, FeatureExtractionMixin, PretrainedConfig, P
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.utils import logging as library_logging
 
+from configs.architectures import find_architecture
+from models.device import META
 from models.encoders.base import AudioEncoder
 from models.encoders.features import (
     HOP,
@@ -90,6 +92,7 @@ class HFEncoder(AudioEncoder):
         window: Window = "clip",
         dtype: torch.dtype = torch.float32,
         token: str | None = None,
+        weights: bool = True,
     ) -> HFEncoder:
         """Load an encoder from a folder or a hub name, `owner/name` or `owner/name@revision`.
 
@@ -98,12 +101,18 @@ class HFEncoder(AudioEncoder):
         Args:
             kinds: what may be there, of `KINDS`; None allows all.
             window: `full` gives AST the 10 s that its feature extractor pads every clip to, `clip` the clip's length.
+            weights: False makes it on the meta device, from the facts of configs/architectures.
 
-        Raises ValueError if nothing can be loaded, if it is of another kind, or if it lacks weights of the encoder.
+        Raises UserError if nothing can be loaded, if it is of another kind, or if it lacks weights of the encoder.
         """
+        source = f"{str(folder)!r}"
+        if not weights:
+            config = AutoConfig.for_model(**find_architecture(str(folder), "audio").config)
+            _kind_of(config, source, kinds)
+            with META:
+                return cls.from_config(config, window=window).to(dtype)
         name, revision = split_revision(str(folder))
         options = {"revision": revision, "token": token}
-        source = f"{str(folder)!r}"
         try:
             config = AutoConfig.from_pretrained(name, **options)
         except (OSError, ValueError, KeyError) as error:
@@ -140,8 +149,9 @@ class HFEncoder(AudioEncoder):
         source = f"a {config.model_type} configuration"
         kind = _kind_of(config, source, None)
         if extractor is None:
+            own = {"feature_size": _prepared(config).num_mel_bins} if kind.encoder is ParakeetEncoder else {}
             with _quiet():
-                extractor = getattr(transformers, kind.extractor)()
+                extractor = getattr(transformers, kind.extractor)(**own)
         network = getattr(transformers, kind.network)(_prepared(config))
         return _join(kind, network, extractor, window, source)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models.connector.fusion import resampled_length
+from models.device import named_dtype
 from models.encoders.base import AudioEncoder
 from models.encoders.long_clips import encode_any_length, joined_frame_count
 from models.encoders.table import ENCODERS, build_encoder, frozen_encoders
@@ -59,21 +60,36 @@ class EncoderStack(nn.Module):
         self.train(self.training)
 
     @classmethod
-    def from_config(cls, config: ModelConfig, device: torch.device | str = "cpu") -> EncoderStack:
+    def from_config(
+        cls,
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
+        *,
+        weights: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> EncoderStack:
         """Every encoder that `config` names weights for, in the table's order, on the CPU.
 
-        `device` is where the stack will run: `model.dtype: auto` is float16 on CUDA, float32 elsewhere. Encoders that
-        train keep float32 weights.
+        `device` is where the stack will run. Frozen encoders have `dtype`, None for what `model.dtype` means there;
+        encoders that train keep float32 weights. Without `weights` all are on the meta device, made from architecture
+        facts, and the device need not exist.
         """
-        named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-        automatic = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+        device = torch.device(device)
         frozen = frozen_encoders(config)
-        dtype = named.get(config.dtype, automatic)
-        if config.encoder_quantization == "int8":
-            int8.check_device(torch.device(device), allow_slow=config.allow_slow_kernels)
-        encoders = {name: build_encoder(name, config, dtype if frozen[name] else torch.float32) for name in frozen}
+        dtype = dtype or named_dtype(config.dtype, device)
+        if weights and config.encoder_quantization == "int8":
+            int8.check_device(device, allow_slow=config.allow_slow_kernels)
+        encoders = {
+            name: build_encoder(name, config, dtype if frozen[name] else torch.float32, weights=weights)
+            for name in frozen
+        }
         stack = cls(encoders, frozen)
-        for line in stack.kernels(torch.device(device)):
+        if not weights:
+            for layer in stack.modules():
+                if isinstance(layer, int8.Int8Linear):
+                    layer.kernel = int8.fastest(device)  # fixed now: a plan's tensors all claim to be on the CPU
+            return stack
+        for line in stack.kernels(device):
             logger.info("encoder %s", line)
         return stack
 

@@ -27,11 +27,11 @@ class EncoderEntry:
     """The field of `model` that names its weights; the encoder is used where it is set."""
     freeze_key: str
     """The field of `model` that says whether it is frozen."""
-    build: Callable[[ModelConfig, torch.dtype], AudioEncoder]
-    """From the configuration and the dtype that frozen weights should have."""
+    build: Callable[[ModelConfig, torch.dtype, bool], AudioEncoder]
+    """From the configuration, the dtype of the weights, and whether to load them."""
 
 
-def _build_whisper(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+def _build_whisper(config: ModelConfig, dtype: torch.dtype, weights: bool) -> AudioEncoder:
     window = config.window if config.legacy == "off" else "full"
     return WhisperEncoder.from_pretrained(
         config.whisper_path,
@@ -40,10 +40,11 @@ def _build_whisper(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
         token=config.token or None,
         layers=config.whisper_layers,
         int8=config.encoder_quantization == "int8",
+        weights=weights,
     )
 
 
-def _build_beats(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+def _build_beats(config: ModelConfig, dtype: torch.dtype, weights: bool) -> AudioEncoder:
     # Released systems computed the fbank in float64. BEATs itself stays in float32, see there.
     fbank_dtype = torch.float32 if config.legacy == "off" else torch.float64
     return BEATs.from_checkpoint(
@@ -51,22 +52,29 @@ def _build_beats(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
         fbank_dtype=fbank_dtype,
         layers=config.beats_layers,
         int8=config.encoder_quantization == "int8",
+        weights=weights,
     )
 
 
-def _build_ced(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+def _build_ced(config: ModelConfig, dtype: torch.dtype, weights: bool) -> AudioEncoder:
     # The published system with CED: 30 s in one piece, rescaled decibels, tokens in the network's order.
     legacy = {} if config.legacy == "off" else {"target_length": 3001, "rescale": True, "frequency_major": True}
-    return CED.from_checkpoint(config.ced_path, dtype=dtype, token=config.token or None, **legacy)
+    return CED.from_checkpoint(config.ced_path, dtype=dtype, token=config.token or None, weights=weights, **legacy)
 
 
 def _hf_entry(name: str, *kinds: str) -> EncoderEntry:
     """An encoder of transformers; `kinds` are the model types that its path may lead to."""
 
-    def build(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
+    def build(config: ModelConfig, dtype: torch.dtype, weights: bool) -> AudioEncoder:
         window = config.window if config.legacy == "off" else "full"
-        path = getattr(config, f"{name}_path")
-        return HFEncoder.from_pretrained(path, kinds=kinds, window=window, dtype=dtype, token=config.token or None)
+        return HFEncoder.from_pretrained(
+            getattr(config, f"{name}_path"),
+            kinds=kinds,
+            window=window,
+            dtype=dtype,
+            token=config.token or None,
+            weights=weights,
+        )
 
     return EncoderEntry(path_key=f"{name}_path", freeze_key=f"freeze_{name}", build=build)
 
@@ -83,10 +91,12 @@ ENCODERS: dict[str, EncoderEntry] = {
 }
 
 
-def build_encoder(name: str, config: ModelConfig, dtype: torch.dtype = torch.float32) -> AudioEncoder:
-    """The encoder called `name`, with the weights that `config` names for it.
+def build_encoder(
+    name: str, config: ModelConfig, dtype: torch.dtype = torch.float32, *, weights: bool = True
+) -> AudioEncoder:
+    """The encoder called `name`, with the weights that `config` names for it, or without, on the meta device.
 
-    Raises ValueError for a name that is not in the table, or without a path.
+    Raises UserError for a name that is not in the table, or without a path.
     """
     if name not in ENCODERS:
         raise UserError(f"encoder {name!r} is not known; expected one of {', '.join(ENCODERS)}")
@@ -94,7 +104,7 @@ def build_encoder(name: str, config: ModelConfig, dtype: torch.dtype = torch.flo
     if not getattr(config, entry.path_key):
         raise UserError(f"encoder {name!r} has no weights; set model.{entry.path_key}")
     try:
-        return entry.build(config, dtype)
+        return entry.build(config, dtype, weights)
     except UserError as error:
         raise UserError(f"model.{entry.path_key}: {error}") from error
 

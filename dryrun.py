@@ -4,7 +4,6 @@ The plan needs neither weights nor data: what is not at hand is built from confi
 """
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -19,11 +18,11 @@ from data.batch import Batch
 from data.prompts import PromptError, load_prompts
 from dataset import AudioTextDataset
 from efficiency.memory_plan import InferencePlan, PlannedClip, TrainingPlan, part_sizes, plan_inference, plan_training
+from efficiency.report import published_rows
 from models.build import build_model
 from models.device import pick_device
 from models.encoders.table import ENCODERS
 from models.salmonn import SALMONN
-from support.provenance import ROOT
 from support.units import GIB, SAMPLE_RATE
 from training.precision import training_model_config
 
@@ -137,8 +136,7 @@ def published_for(config: Config) -> dict | None:
     """The row of efficiency/published.json for the system that a configuration describes: by its folder's name, where
     its networks are those of the folder's evaluate.yaml (variants of a system have others)."""
     folder = Path(config.path).resolve().parent
-    rows = json.loads((ROOT / "efficiency" / "published.json").read_text(encoding="utf-8"))["rows"]
-    row = next((row for row in rows if _plain_name(row["name"]) == _plain_name(folder.name)), None)
+    row = next((row for row in published_rows() if _plain_name(row["name"]) == _plain_name(folder.name)), None)
     main = folder / "evaluate.yaml"
     if row is None or not main.is_file() or _networks(load_config(main).model) != _networks(config.model):
         return None

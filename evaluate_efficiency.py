@@ -2,31 +2,8 @@
 
     python evaluate_efficiency.py --cfg-path configs/demo/stage2.yaml --ckpt outputs/demo/stage2/best
 
-The lines timed are those that evaluation runs: `model.encode_audio`, `model.assemble`, `decoding.prefill`,
-`decoding.decode_step`. Definitions:
-
-- `ttft_s`: from the waveform in host memory to the first token's id, prompt tokenised and all transfers included.
-  Its parts are taken in further iterations, one after each of the others, so that what else the machine does meets
-  both alike; with a synchronised clock at every border, their sum may exceed the whole where the device would overlap
-  them.
-- `tpot_s`: mean over `--decode-steps` real steps, each with the cache one token longer and its token read back.
-- `peak_gib`: most memory at inference, `load_peak_gib` while loading: of the CUDA allocator, or, on CPU, of the
-  process' resident set, which holds Python and its libraries too (`before_load_gib`).
-- `rtfx`: seconds of audio per second of `model.generate` with the YAML's generation settings.
-- `contest_ttft_s`, `contest_tpot_s`: what the Nota contest's evaluator times, for comparison with published figures.
-  The first starts with Whisper's log-mel spectrogram computed and everything on the device, and ends with the prefill;
-  the second is one decode step straight after it. (That evaluator does not synchronise the device and counts its cold
-  first run; here clocks are synchronised, after warm-ups.)
-
-Every iteration does what a clip that was never met before takes: nothing of the clip is kept, and the prompt is
-tokenised again. As in evaluation, keys and values of the fixed text before the audio are computed once and reused; the
-report says of how many tokens (`reused_prefix_tokens`).
-
-Beside the times stand the limits of the device, measured in the same run (efficiency/limits.py), and the ratio to them.
-
-Clocks are synchronised with the device; every figure at top level is the median over `--iterations`, after `--warmup`
-(on CUDA at least three rounds, in which graphs are captured).
-Writes `<output_dir>/efficiency.json` and prints a table beside the published systems.
+Every figure is defined at the head of efficiency/timing.py, the roofline limits next to them at the head of
+efficiency/limits.py. Writes `<output_dir>/efficiency.json`; prints a table of it and one with the published systems.
 """
 
 from __future__ import annotations

@@ -20,9 +20,10 @@ from typing import Any
 
 import yaml
 
+from efficiency import report
+
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-PUBLISHED = ROOT / "efficiency" / "published.json"
 RESULTS = FOLDER / "results"
 BASELINE = "salmonn_3b"
 WEIGHTS = {"asr": 1.0, "captions": 1.0, "memory": 2.0, "latency": 2.0}
@@ -77,17 +78,17 @@ class Ranked:
         return tuple(term for term in WEIGHTS if term not in self.terms)
 
 
-def published_rows(path: Path = PUBLISHED) -> list[Row]:
+def published_rows(path: Path = report.PUBLISHED) -> list[Row]:
     """The rows of a file in the form of published.json."""
     rows = []
-    for entry in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+    for entry in report.published_rows(path):
         together = entry["ttft_plus_tpot_s"]
         if together is None and None not in (entry["ttft_s"], entry["tpot_s"]):
             together = entry["ttft_s"] + entry["tpot_s"]
         rows.append(
             Row(
                 system=PUBLISHED_AS.get(entry["name"], entry["name"]),
-                source="published" if path == PUBLISHED else path.name,
+                source="published" if path == report.PUBLISHED else path.name,
                 device=entry["device"],
                 parts=entry["parts"],
                 wer=entry["asr"]["value"] if entry["asr"] and entry["asr"]["metric"] == "WER %" else None,

@@ -1,13 +1,13 @@
-"""What a device allows at best, measured on the spot, and how near a model comes to it.
+"""Roofline of the device: its peak rates, measured in the same run, and how near a model comes to them.
 
 A decode step must read every weight of the language model once, and the keys and values so far; it cannot be faster
-than these bytes over the memory's bandwidth. Encoders and prefill must do their multiplications; they cannot be faster
-than these over the rate of matrix products (or than reading their weights once). Below a millisecond the launches count
-too: as many kernels as a step has, each as long as an empty one.
+than these bytes over the memory's bandwidth. Encoders, connector and prefill must do their multiplications; they cannot
+be faster than these over the peak rate of matrix products (or than reading their weights once). Launch floor of a step:
+its kernels times the time of an empty one. Features, assembly and what lies between the parts have no limit here.
 
-Bandwidth is the best of repeated sums over a buffer larger than caches, the matrix rate that of square products in the
-type of the weights, by the faster library where the program uses two. FLOPs are counted by PyTorch while the program's
-own lines run, two a multiplication and addition.
+Bandwidth is the best of repeated sums over a buffer larger than caches, the peak matrix rate that of square products in
+the type of the weights, by the faster library where the program uses two. FLOPs are counted by PyTorch while the
+model's own code runs, in the spans that are timed (models/runtime/spans.py): two for a multiplication and addition.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from models.decoding import engine
 from models.decoding.kv_cache import KeyValueCache
 from models.quantization import int8
 from models.runtime import onednn_linear
+from models.runtime.spans import measured
 from models.salmonn import SALMONN
 from support.units import dtype_name
 
@@ -40,8 +41,8 @@ EMPTY_KERNELS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceRates:
-    """What a device was measured to do, at best."""
+class PeakRates:
+    """Peak rates of a device, as measured."""
 
     bandwidth_bytes_per_s: float
     """Of reads."""
@@ -52,37 +53,37 @@ class DeviceRates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limit:
-    """One measured time beside what the device allows."""
+class RooflineLimit:
+    """One measured time and its roofline limit."""
 
     measured_s: float
     bytes: int
     """That must be read."""
     flops: int | None
-    """That must be done; None where they do not count."""
+    """That must be done; None where they are not counted."""
     limit_s: float
     ratio: float
-    """Measured over limit: 1 is the device's own."""
+    """Measured over limit: 1 is the best that the device allows."""
     launch_floor_s: float | None = None
-    """Kernels of a step times an empty one; CUDA only."""
+    """Kernels of a step times the time of an empty one; CUDA only."""
 
     @classmethod
     def of(
         cls,
         measured_s: float,
-        rates: DeviceRates,
+        peak: PeakRates,
         *,
         read: int,
         flops: int | None = None,
         dtype: torch.dtype | None = None,
         kernels: int | None = None,
-    ) -> Limit:
-        reading_s = read / rates.bandwidth_bytes_per_s
+    ) -> RooflineLimit:
+        reading_s = read / peak.bandwidth_bytes_per_s
         computing_s = 0.0
         if flops is not None and dtype is not None:
-            computing_s = flops / rates.matrix_flops_per_s[dtype_name(dtype)]
+            computing_s = flops / peak.matrix_flops_per_s[dtype_name(dtype)]
         limit_s = max(reading_s, computing_s)
-        floor_s = None if kernels is None or rates.empty_kernel_s is None else kernels * rates.empty_kernel_s
+        floor_s = None if kernels is None or peak.empty_kernel_s is None else kernels * peak.empty_kernel_s
         return cls(
             measured_s=measured_s,
             bytes=read,
@@ -115,14 +116,14 @@ def _best_s(run: Callable[[], object], device: torch.device, budget_s: float) ->
 
 
 @torch.no_grad()
-def measure_rates(
+def measure_peak_rates(
     device: torch.device,
     dtypes: Sequence[torch.dtype],
     *,
     budget_s: float = CALIBRATION_S,
     buffer_bytes: int | None = None,
     matrix_side: int | None = None,
-) -> DeviceRates:
+) -> PeakRates:
     """Calibrate: about `budget_s` seconds for the bandwidth and for each type's matrix products.
 
     A buffer or matrices smaller than the defaults measure caches and calls instead of the device: for tests.
@@ -140,7 +141,7 @@ def measure_rates(
             products.append(lambda a=left, b=right: onednn_linear.multiply(a, b))
         rates[dtype_name(dtype)] = 2 * side**3 / min(_best_s(product, device, budget_s) for product in products)
     empty_s = _empty_kernel_s(device, budget_s) if device.type == "cuda" else None
-    return DeviceRates(bandwidth_bytes_per_s=bandwidth, matrix_flops_per_s=rates, empty_kernel_s=empty_s)
+    return PeakRates(bandwidth_bytes_per_s=bandwidth, matrix_flops_per_s=rates, empty_kernel_s=empty_s)
 
 
 def _empty_kernel_s(device: torch.device, budget_s: float) -> float:
@@ -206,7 +207,7 @@ if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
 
 
 class FlopCounter(TorchDispatchMode):
-    """Sums up the FLOPs of what runs while it is active. PyTorch's own counter also follows modules by gradient hooks,
+    """Adds up the FLOPs of what runs while it is active. PyTorch's own counter also follows modules by gradient hooks,
     which the Q-Former's queries, a view of a parameter without gradients, do not have."""
 
     def __init__(self) -> None:
@@ -228,27 +229,10 @@ class FlopCounter(TorchDispatchMode):
 
 
 @contextmanager
-def counted_flops(modules: dict[str, nn.Module]) -> Iterator[dict[str, int]]:
-    """FLOPs done inside each of `modules` while the context is open, and `total`."""
-    counter = FlopCounter()
-    counts = dict.fromkeys([*modules, "total"], 0)
-    hooks = []
-    for name, module in modules.items():
-
-        def before(*_: object, name: str = name) -> None:
-            counts[name] -= counter.total
-
-        def after(*_: object, name: str = name) -> None:
-            counts[name] += counter.total
-
-        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        with counter:
-            yield counts
-        counts["total"] = counter.total
-    finally:
-        for hook in hooks:
-            hook.remove()
+def counted_flops(spans: Sequence[str] | None = None) -> Iterator[dict[str, float]]:
+    """FLOPs done in each span while the context is open, filled in at its end; `spans` as in `measured`."""
+    with FlopCounter() as counter, measured(lambda: counter.total, spans) as flops:
+        yield flops
 
 
 @torch.no_grad()
@@ -266,7 +250,7 @@ def count_kernels(model: SALMONN, token: Tensor, cache: KeyValueCache) -> int | 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one pass from waveform to first token, and one decode step, must do at least."""
+    """The least work of one pass from waveform to first token, and of one decode step."""
 
     flops: dict[str, int]
     """Part -> FLOPs: `encoder.<name>`, `connector`, `prefill`."""
@@ -282,22 +266,22 @@ def count_work(model: SALMONN, first_token: Callable[[], tuple[Tensor, KeyValueC
 
     `first_token` runs once, and must leave room in its cache for one step. What it does not compute because it was kept
     (the fixed text's keys and values) does not count.
+
+    Raises RuntimeError, naming it, for a part that the model does not run.
     """
     parts: dict[str, nn.Module] = {f"encoder.{name}": module for name, module in model.encoders.encoders.items()}
     parts |= {"connector": model.connector}
     with model.kernel_by_kernel():  # a captured graph shows neither
-        with counted_flops(parts) as flops:
+        with counted_flops(model.spans) as flops:
             token, cache = first_token()
         context = int(cache.lengths[0]) + decode_steps // 2
         kernels = count_kernels(model, token, cache)
-    total = flops.pop("total")
-    flops["prefill"] = total - sum(flops.values())
     sizes = {row.part: row.bytes for row in part_sizes(model)}
     read = {part: sizes[part.removeprefix("encoder.")] for part in parts}
     # Prefill reads the layers' weights too; a head as large as an embedding is among them.
     read |= {"prefill": decode_bytes(model, 0), "decode": decode_bytes(model, context)}
     dtypes = {part: _compute_type(module) for part, module in parts.items()} | {"prefill": model.llm.dtype}
-    return Work(flops=flops, read=read, dtypes=dtypes, kernels=kernels)
+    return Work(flops={part: int(flops[part]) for part in dtypes}, read=read, dtypes=dtypes, kernels=kernels)
 
 
 def _compute_type(module: nn.Module) -> torch.dtype:
@@ -311,27 +295,27 @@ def _compute_type(module: nn.Module) -> torch.dtype:
     return max(sizes, key=sizes.__getitem__) if sizes else torch.float32
 
 
-def limits_of(figures: dict, work: Work, rates: DeviceRates) -> dict[str, object]:
-    """Beside each of an efficiency report's times its limit: the report's `limits`.
+def roofline_limits(figures: dict, work: Work, peak: PeakRates) -> dict[str, object]:
+    """The roofline limit of each of an efficiency report's times: the report's `limits`.
 
-    `ttft_s` is held against the sum of its parts' limits, each at its own type's rate.
+    The limit of `ttft_s` is the sum of its parts' limits, each at its own type's rate.
     """
-    measured = figures["ttft_parts_s"]
+    measured_s = figures["ttft_parts_s"]
     limits = {
-        part: Limit.of(measured[part], rates, read=work.read[part], flops=flops, dtype=work.dtypes[part])
+        part: RooflineLimit.of(measured_s[part], peak, read=work.read[part], flops=flops, dtype=work.dtypes[part])
         for part, flops in work.flops.items()
     }
     whole_s = sum(limit.limit_s for limit in limits.values())
-    limits["ttft_s"] = Limit(
+    limits["ttft_s"] = RooflineLimit(
         measured_s=figures["ttft_s"],
         bytes=sum(limit.bytes for limit in limits.values()),
         flops=sum(work.flops.values()),
         limit_s=whole_s,
         ratio=figures["ttft_s"] / whole_s,
     )
-    limits["tpot_s"] = Limit.of(figures["tpot_s"], rates, read=work.read["decode"], kernels=work.kernels)
+    limits["tpot_s"] = RooflineLimit.of(figures["tpot_s"], peak, read=work.read["decode"], kernels=work.kernels)
     return {
-        "rates": asdict(rates),
+        "rates": asdict(peak),
         "kernels_per_token": work.kernels,
         "figures": {name: asdict(limit) for name, limit in limits.items()},
     }

@@ -1,9 +1,9 @@
-"""How much memory a model takes, before any weight is there.
+"""How much memory a model takes, before any weight is loaded.
 
-The plan runs the program's own lines, from waveform to logits and back through the loss, on tensors that have a shape,
-a type and a size but no numbers (PyTorch's fake tensors), and counts the bytes of those that are alive. So it knows of
-every intermediate result that the program makes, whatever the encoders and the language model. What it cannot see: the
-scratch memory of kernels, the CUDA context, and gaps between allocations.
+The plan runs the model's own code, from waveform to logits and back through the loss, on PyTorch's fake tensors, which
+have a shape, a type and a size but no numbers, and counts the bytes of those that are alive. So every intermediate
+result counts, whatever the encoders and the language model. What it cannot see: the scratch memory of kernels, the CUDA
+context, and gaps between allocations.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ INDEXING = (
 
 
 class AllocationTracker(TorchDispatchMode):
-    """Counts the bytes of tensors that are made while it is active and still alive; `known` ones count nothing.
+    """Counts the bytes of tensors that are made while it is active and still alive, without those of `known`.
 
     `live` is their sum now, `peak` the most it has been since `reset_peak`. A storage that several tensors share counts
     once.
@@ -58,7 +58,7 @@ class AllocationTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in INDEXING:
-            # A mask's count of True entries is a number, which tensors without numbers cannot give; masks are real.
+            # How many entries of a mask are True is a number, which fake tensors do not have; masks are real.
             args = (args[0], _as_positions(args[1]), *args[2:])
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -94,7 +94,7 @@ def _as_positions(indices: list[Tensor | None]) -> list[Tensor | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedClip:
-    """What a plan is made for: clips, prompt, answer."""
+    """What a plan is for: clips, prompt, answer."""
 
     seconds: float = 10.0
     prompt_tokens: int = 40
@@ -115,7 +115,7 @@ class InferencePlan:
 
     weights: int
     activations: dict[str, int]
-    """Part -> most bytes alive beside the weights while it runs; caches and results handed on are included."""
+    """Part -> most bytes alive, weights aside, while it runs; caches and results for the next part are included."""
     cache: int
     """Keys and values of all beams, at their longest."""
     sequence: int
@@ -135,7 +135,7 @@ class TrainingPlan:
     gradients: int
     optimizer: int
     activations: int
-    """Most bytes alive beside the three others."""
+    """Most bytes alive, the three others aside."""
     batch: int
     sequence: int
 
@@ -175,23 +175,23 @@ def _beside_parameters(module: nn.Module) -> list[Tensor]:
     return [*tensors, scales] if isinstance(scales, Tensor) else tensors
 
 
-def plan_inference(model: SALMONN, workload: PlannedClip) -> InferencePlan:
+def plan_inference(model: SALMONN, clip: PlannedClip) -> InferencePlan:
     """The memory of generating text for one clip with a model of `build_model(…, weights=False)`, left unchanged."""
     weights = part_sizes(model)[-1].bytes
     with _on_fake_tensors(model) as tracker, torch.no_grad():
         activations: dict[str, int] = {}
         with tracker:
-            waveforms, lengths = _clips(model, 1, workload)
+            waveforms, lengths = _clips(model, 1, clip)
             frames = model.encode_frames(waveforms, lengths)
             activations["encoders"] = tracker.peak
             tracker.reset_peak()
             tokens, mask = model.encode_audio(None, None, frames)
             activations["connector"] = tracker.peak
             audio_tokens = tokens.shape[1]
-            assembled = model.assemble(tokens, mask, _text(1, workload.prompt_tokens))
+            assembled = model.assemble(tokens, mask, _text(1, clip.prompt_tokens))
             sequence = assembled.embeds.shape[1]
             tracker.reset_peak()
-            cache_bytes = _decode(model, assembled, workload.generate, tracker, activations)
+            cache_bytes = _decode(model, assembled, clip.generate, tracker, activations)
     return InferencePlan(
         weights=weights, activations=activations, cache=cache_bytes, sequence=sequence, audio_tokens=audio_tokens
     )
@@ -204,7 +204,7 @@ def _decode(
     tracker: AllocationTracker,
     activations: dict[str, int],
 ) -> int:
-    """Prefill, then the last step of the longest answer, as beam search and greedy search take them; cache bytes."""
+    """Prefill, then the last step of the longest answer, as in beam or greedy search; bytes of the cache."""
     sequence = assembled.embeds.shape[1]
     capacity = sequence + options.max_new_tokens - 1
     cache = KeyValueCache(1, sequence if options.num_beams > 1 else capacity, CPU)
@@ -227,13 +227,13 @@ def _decode(
 
 
 def _choose(logits: Tensor) -> None:
-    """What a search makes of logits `[P, V]`: log-probabilities, penalised scores, sums."""
+    """What a search computes from logits `[P, V]`: log-probabilities, penalised scores, sums."""
     logprobs = F.log_softmax(logits, dim=-1)
     processed = logprobs.clone()
     (processed + processed[:, :1]).flatten().topk(1)
 
 
-def plan_training(model: SALMONN, workload: PlannedClip, *, batch: int, amp: torch.dtype | None = None) -> TrainingPlan:
+def plan_training(model: SALMONN, clip: PlannedClip, *, batch: int, amp: torch.dtype | None = None) -> TrainingPlan:
     """The memory of a training step on `batch` clips, from the second one on, when the optimiser has its moments.
 
     `amp` is the type of mixed precision, None for none. `model` comes without weights, and is left unchanged.
@@ -244,28 +244,28 @@ def plan_training(model: SALMONN, workload: PlannedClip, *, batch: int, amp: tor
     with _on_fake_tensors(model) as tracker:
         model.train()
         with tracker:
-            waveforms, lengths = _clips(model, batch, workload)
-            text = _text(batch, workload.prompt_tokens, workload.answer_tokens)
+            waveforms, lengths = _clips(model, batch, clip)
+            text = _text(batch, clip.prompt_tokens, clip.answer_tokens)
             with torch.autocast("cpu", dtype=amp or torch.float16, enabled=amp is not None):
                 output = model(waveforms, lengths, text_batch=text)
             output.loss_sum.backward()
-    sequence = model.connector.token_count(model.encoders.frame_count(workload.samples))
+    sequence = model.connector.token_count(model.encoders.frame_count(clip.samples))
     return TrainingPlan(
         weights=sizes.bytes,
         gradients=gradients,
         optimizer=ADAM_BYTES * sizes.trainable,
-        # Gradients come one by one while activations go; at the peak few of them are there.
+        # Gradients are made one by one while activations are freed; at the peak few of them exist.
         activations=max(0, tracker.peak - gradients),
         batch=batch,
-        sequence=sequence + workload.prompt_tokens + workload.answer_tokens,
+        sequence=sequence + clip.prompt_tokens + clip.answer_tokens,
     )
 
 
-def _clips(model: SALMONN, batch: int, workload: PlannedClip) -> tuple[Tensor, Tensor]:
-    """Waveforms `[B, T]` without numbers, and their real lengths `[B]`."""
+def _clips(model: SALMONN, batch: int, clip: PlannedClip) -> tuple[Tensor, Tensor]:
+    """Waveforms `[B, T]`, fake, and their lengths `[B]`, real."""
     weight = model.connector.to_llm.weight
-    waveforms = weight.detach().new_empty(batch, workload.samples, dtype=torch.float32)
-    return waveforms, torch.full((batch,), workload.samples)
+    waveforms = weight.detach().new_empty(batch, clip.samples, dtype=torch.float32)
+    return waveforms, torch.full((batch,), clip.samples)
 
 
 def _text(batch: int, prompt_tokens: int, answer_tokens: int | None = None) -> TextBatch:

@@ -1,4 +1,4 @@
-"""The efficiency report in words: tables on the terminal, beside the published systems' figures."""
+"""The efficiency report as tables on the terminal, with the published systems' figures."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from support.units import MIB
 PUBLISHED = Path(__file__).resolve().parent / "published.json"
 
 
-def published_rows() -> list[dict]:
-    """Published figures of the family's systems, as their authors gave them."""
-    return json.loads(PUBLISHED.read_text(encoding="utf-8"))["rows"]
+def published_rows(path: Path = PUBLISHED) -> list[dict]:
+    """Published figures of the family's systems, as their authors gave them, or those of a file in the same form."""
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
 
 
 def comparison(report: dict) -> str:
-    """This measurement beside the published ones; theirs are in GB, on other machines and by the contest's clock."""
+    """The published systems and this measurement; theirs are in GB, on other machines and by the contest's clock."""
     rows = []
     for row in published_rows():
         together = row["ttft_plus_tpot_s"]
@@ -40,14 +40,14 @@ def summary(report: dict) -> str:
     parts = report["spread_of_parts"]
     rows[1:1] = [[f"  {part}", f"{parts[part]['median']:.4f}", f"{parts[part]['p90']:.4f}"] for part in parts]
     limits = report["limits"]["figures"]
-    rows = [[*row, *_beside_limit(limits.get(row[0].strip()))] for row in rows]
+    rows = [[*row, *_limit_cells(limits.get(row[0].strip()))] for row in rows]
     rows += [
         [name, f"{report[name]:.3f}", None, None, None] for name in ("peak_gib", "load_peak_gib", "loaded_gib", "rtfx")
     ]
-    held = {row["part"]: row["bytes"] / MIB for row in report["parts"]}
-    rows += [[f"{part}: weights, MiB", f"{size:.2f}", None, None, None] for part, size in held.items()]
+    sizes = {row["part"]: row["bytes"] / MIB for row in report["parts"]}
+    rows += [[f"{part}: weights, MiB", f"{size:.2f}", None, None, None] for part, size in sizes.items()]
     return format_table(["figure", "median", "p90", "device's limit", "times"], rows)
 
 
-def _beside_limit(limit: dict | None) -> list[str | None]:
+def _limit_cells(limit: dict | None) -> list[str | None]:
     return [None, None] if limit is None else [f"{limit['limit_s']:.4f}", f"{limit['ratio']:.1f}"]

@@ -1,10 +1,37 @@
-"""Time to first token and its parts, time per token, peak memory: one model at batch 1."""
+"""Time to first token and its parts, time per token, peak memory: one model at batch 1.
+
+What is timed is what evaluation runs: `model.encode_frames`, `model.encode_audio`, `model.assemble`, prefill and decode
+step. Definitions:
+
+- `ttft_s`: from the waveform in host memory to the first token's id, prompt tokenised and all transfers included.
+- `ttft_parts_s`: its parts, the spans that the model opens (models/runtime/spans.py): `features.<encoder>`,
+  `encoder.<encoder>` without its features, `connector`, `assemble` (the prompt is tokenised and joined with the audio
+  tokens), `prefill`, and `other`, what lies outside of them. They are taken in further iterations, one after each of
+  the others, so that what else the machine does affects both alike; with a synchronised clock at every border, their
+  sum may exceed the whole where the device would overlap them. A part that is not measured is an error.
+- `tpot_s`: mean over `--decode-steps` real steps, each with the cache one token longer and its token read back.
+- `peak_gib`: most memory at inference, `load_peak_gib` while loading: of the CUDA allocator, or, on CPU, of the
+  process' resident set, which holds Python and its libraries too (`before_load_gib`).
+- `rtfx`: seconds of audio per second of `model.generate` with the YAML's generation settings.
+- `contest_ttft_s`, `contest_tpot_s`: what the Nota contest's evaluator times, for comparison with published figures.
+  The first starts with Whisper's log-mel spectrogram computed and everything on the device, and ends with the prefill;
+  the second is one decode step straight after it. (That evaluator does not synchronise the device and counts its cold
+  first run; here clocks are synchronised, after warm-ups.)
+- `limits`: roofline limits of the device, measured in the same run (efficiency/limits.py), and the ratio to them.
+
+In every iteration the clip is new: nothing of it is kept, and the prompt is tokenised again. As in evaluation, keys and
+values of the fixed text before the audio are computed once and reused; the report says of how many tokens
+(`reused_prefix_tokens`).
+
+Clocks are synchronised with the device; every figure at top level is the median over the iterations, after the warm-up
+(on CUDA at least three rounds, in which graphs are captured).
+"""
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -12,19 +39,20 @@ import torch
 from torch import Tensor
 
 from efficiency.gauges import Memory, clock
-from efficiency.limits import CALIBRATION_S, count_work, limits_of, measure_rates
+from efficiency.limits import CALIBRATION_S, count_work, measure_peak_rates, roofline_limits
 from models.decoding import engine
 from models.decoding.hypothesis import Generation
 from models.decoding.kv_cache import KeyValueCache
-from models.encoders import beats, whisper
+from models.encoders.base import AudioEncoder, Features, FeatureSource
+from models.runtime.spans import measured
 from models.salmonn import SALMONN
 from support.units import SAMPLE_RATE
 
 CAPTURED_AFTER = 3
-"""Rounds after which every CUDA graph is captured: the first makes the place of the cache, and a shape that is met
-again is captured."""
-FEATURES = {"whisper": (whisper, "log_mel"), "beats": (beats, "kaldi_fbank")}
-"""Encoder -> where it calls for its features, so that they are timed apart; others' are part of the encoder's time."""
+"""Rounds after which every CUDA graph is captured: the first makes the cache's buffers, and a shape is
+captured when it comes a second time."""
+CONTEST_ENCODER = "whisper"
+"""The encoder whose features are computed before the contest's clock starts."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +88,9 @@ class TimedClip:
     iterations: int = 10
     warmup: int = 3
     calibration_s: float = CALIBRATION_S
-    """For each of the device's rates."""
+    """For each of the device's peak rates."""
     batch: int = 1
-    """Rows that `first_token` and `decode` do at once, all with this clip; `measure` is of one."""
+    """Rows that `first_token` and `decode` run at once, all with this clip; `measure` runs one."""
 
     @property
     def seconds(self) -> float:
@@ -82,12 +110,15 @@ def synthetic_clip(seconds: float, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def first_token(model: SALMONN, work: TimedClip) -> tuple[Tensor, KeyValueCache]:
-    """The way from waveform to first token; ids `[B]` and the cache to go on with."""
+def first_token(
+    model: SALMONN, work: TimedClip, feature_source: FeatureSource | None = None
+) -> tuple[Tensor, KeyValueCache]:
+    """From waveform to first token: ids `[B]` and the cache to continue with."""
     model.text.forget_prompts()
     waveforms = work.waveform.expand(work.batch, -1)
     lengths = torch.full((work.batch,), len(work.waveform))
-    tokens, mask = model.encode_audio(waveforms, lengths)
+    frames = model.encode_frames(waveforms, lengths, feature_source)
+    tokens, mask = model.encode_audio(None, None, frames)
     assembled = model.assemble(tokens, mask, model.text.batch([work.prompt] * work.batch))
     cache = KeyValueCache(work.batch, assembled.embeds.shape[1] + work.decode_steps, assembled.embeds.device)
     return engine.prefill(model.llm, assembled, cache).argmax(dim=-1), cache
@@ -95,16 +126,16 @@ def first_token(model: SALMONN, work: TimedClip) -> tuple[Tensor, KeyValueCache]
 
 @torch.no_grad()
 def reuse_prefix(model: SALMONN, work: TimedClip) -> int:
-    """Meet the prompt until keys and values of the text before the audio are kept; of how many tokens they are."""
+    """Have keys and values of the fixed text before the audio kept; of how many tokens they are."""
     before = tuple(model.text.batch([work.prompt]).before[0].tolist())
-    for _ in range(2):  # a text met once is not kept
+    for _ in range(2):  # kept from the second time on
         kept = model.llm.prefixes.of_rows(model.llm, [before])
     return len(kept[0]) if kept else 0
 
 
 @torch.no_grad()
 def decode(model: SALMONN, token: Tensor, cache: KeyValueCache, steps: int, now: Callable[[], float]) -> list[float]:
-    """Seconds of each of `steps` greedy steps. Ends of sequence are passed over, so that every run is equally long."""
+    """Seconds of each of `steps` greedy steps. Ends of sequence are ignored, so that every run is equally long."""
     seconds = []
     start = now()
     for _ in range(steps):
@@ -114,98 +145,52 @@ def decode(model: SALMONN, token: Tensor, cache: KeyValueCache, steps: int, now:
     return seconds
 
 
-@contextmanager
-def timed_parts(model: SALMONN, now: Callable[[], float]) -> Iterator[dict[str, float]]:
-    """Seconds spent in each part of `first_token` while the context is open, summed over calls."""
-    parts: dict[str, float] = {}
-    restore: list[Callable[[], object]] = []
-
-    def watch(owner: object, method: str, part: str, outer: str | None = None) -> None:
-        """Time `owner.method`; what it takes is not counted in `outer`, the part it is called from."""
-        original = getattr(owner, method)
-
-        def timed(*args: object, **kwargs: object) -> object:
-            start = now()
-            result = original(*args, **kwargs)
-            seconds = now() - start
-            parts[part] = parts.get(part, 0.0) + seconds
-            if outer is not None:
-                parts[outer] = parts.get(outer, 0.0) - seconds
-            return result
-
-        own = method in vars(owner)
-        setattr(owner, method, timed)
-        restore.append(lambda: setattr(owner, method, original) if own else delattr(owner, method))
-
-    for name, encoder in model.encoders.encoders.items():
-        watch(encoder, "forward", f"encoder.{name}")
-        if name in FEATURES:
-            watch(*FEATURES[name], f"features.{name}", outer=f"encoder.{name}")
-    watch(model.connector, "forward", "connector")
-    watch(model.text, "batch", "assemble")
-    watch(model, "assemble", "assemble")
-    watch(engine, "prefill", "prefill")
-    try:
-        yield parts
-    finally:
-        for undo in reversed(restore):
-            undo()
-
-
 def parts_of_first_token(model: SALMONN, work: TimedClip, now: Callable[[], float]) -> dict[str, float]:
-    """Seconds of each part of one `first_token`, `other` being what lies between them: together its whole time."""
-    with timed_parts(model, now) as parts:
-        start = now()
+    """Seconds of each part of one `first_token`, and of what lies between them, `other`: together its whole time.
+
+    Raises RuntimeError, naming it, for a part that was not measured.
+    """
+    with measured(now, model.spans) as parts:
         first_token(model, work)
-        parts["other"] = now() - start - sum(parts.values())
     return parts
 
 
-@contextmanager
-def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """`owner.name` is `value` while the context is open."""
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
+@torch.no_grad()
+def contest_features(model: SALMONN, work: TimedClip) -> list[Features]:
+    """Whisper's log-mel spectrograms of the clip: one, or one a part of a clip over 30 s; none without Whisper."""
+    computed: list[Features] = []
 
+    def compute(encoder: AudioEncoder, waveforms: Tensor, lengths: Tensor) -> Features | None:
+        if encoder.name != CONTEST_ENCODER:
+            return None
+        computed.append(encoder.features(waveforms, lengths))
+        return computed[-1]
 
-def whisper_features(model: SALMONN, work: TimedClip) -> list[object]:
-    """The log-mel spectrograms that Whisper computes for the clip: one, or one a part of a clip over 30 s."""
-    recorded: list[object] = []
-    owner, name = FEATURES["whisper"]
-    original = getattr(owner, name)
-
-    def recording(*args: object, **kwargs: object) -> object:
-        recorded.append(original(*args, **kwargs))
-        return recorded[-1]
-
-    with replaced(owner, name, recording), torch.no_grad():
-        model.encode_audio(work.waveform[None], torch.tensor([len(work.waveform)]))
-    return recorded
+    model.encode_frames(work.waveform[None], torch.tensor([len(work.waveform)]), compute)
+    return computed
 
 
 def warmup_rounds(model: SALMONN, asked: int) -> int:
-    """How often to go through all of it before the clock counts: as asked, or until every CUDA graph is captured."""
+    """Rounds before the clock counts: as asked, or until every CUDA graph is captured."""
     return max(asked, CAPTURED_AFTER) if model.device.type == "cuda" and model.llm.captures else asked
 
 
 def contest_times(model: SALMONN, work: TimedClip, now: Callable[[], float]) -> tuple[list[float], list[float]]:
-    """The contest's narrower TTFT and TPOT (see the head of this file), once an iteration."""
+    """The contest's narrower TTFT and TPOT (see the head of this file) of each iteration."""
     on_device = replace(work, waveform=work.waveform.to(model.device), decode_steps=1)
-    spectrograms = whisper_features(model, work)
+    features = itertools.cycle(contest_features(model, work))  # each round takes all of them
+
+    def computed(encoder: AudioEncoder, *_: Tensor) -> Features | None:
+        return next(features) if encoder.name == CONTEST_ENCODER else None
+
     warmup = warmup_rounds(model, work.warmup)
     ttft, tpot = [], []
     for iteration in range(warmup + work.iterations):
-        waiting = iter(spectrograms)
-        with replaced(*FEATURES["whisper"], lambda *_, **__: next(waiting)):  # noqa: B023 - called within this round
-            start = now()
-            token, cache = first_token(model, on_device)
+        start = now()
+        token, cache = first_token(model, on_device, computed)
         first = now() - start
         (step,) = decode(model, token, cache, 1, now)
-        del cache  # else the next one would find its place among the graphs taken
+        del cache  # frees its graph buffers for the next one
         if iteration >= warmup:
             ttft.append(first)
             tpot.append(step)
@@ -257,7 +242,8 @@ def measure(model: SALMONN, work: TimedClip, options: dict, memory: Memory) -> d
     }
     medians = {name: spread.median for name, spread in spreads.items()}
     parts = {part: spread.median for part, spread in part_spreads.items()}
-    rates = measure_rates(model.device, [model.llm.dtype, *counted.dtypes.values()], budget_s=work.calibration_s)
+    dtypes = [model.llm.dtype, *counted.dtypes.values()]
+    peak_rates = measure_peak_rates(model.device, dtypes, budget_s=work.calibration_s)
     return {
         **medians,
         "rtfx": work.seconds / medians["generate_s"],
@@ -265,7 +251,7 @@ def measure(model: SALMONN, work: TimedClip, options: dict, memory: Memory) -> d
         "reused_prefix_tokens": reused,
         "peak_gib": inference_peak,
         "ttft_parts_s": parts,
-        "limits": limits_of({**medians, "ttft_parts_s": parts}, counted, rates),
+        "limits": roofline_limits({**medians, "ttft_parts_s": parts}, counted, peak_rates),
         "spread": {name: asdict(spread) for name, spread in spreads.items()},
         "spread_of_parts": {part: asdict(spread) for part, spread in part_spreads.items()},
     }

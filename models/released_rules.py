@@ -33,13 +33,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from configs.sections import ModelConfig
 from models.checkpoint.adapter_tensors import loaded_names
-from models.encoders.base import AudioEncoder
+from models.encoders.base import AudioEncoder, FeatureSource
 from models.encoders.beats import BEATs
 from models.encoders.ced import CED
 from models.encoders.stack import EncoderStack
 from models.frames import Frames
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
+from models.runtime.spans import spanned
 from models.salmonn import IGNORED, SALMONN, check_clips
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -86,7 +87,9 @@ class ExactSALMONN(SALMONN):
 
     halt_id = STOP_ID
 
-    def encode_frames(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+    def encode_frames(
+        self, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
+    ) -> list[Frames]:
         check_clips(waveforms, lengths)
         waveforms, lengths = waveforms.to(self.device), lengths.to(self.device)
         width = int(lengths.max().clamp(MIN_SAMPLES, MAX_SAMPLES))
@@ -99,14 +102,15 @@ class ExactSALMONN(SALMONN):
             awake = in_train_mode(encoder) if self.training and self.encoders.frozen[name] else nullcontext()
             with awake, torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders.frozen[name]):
                 if isinstance(encoder, BEATs | CED):
-                    frames, _ = encoder(waveforms, lengths, padding="released")
+                    frames, _ = encoder.run(waveforms, lengths, feature_source, padding="released")
                 else:  # no mask at all
-                    frames, _ = encoder(waveforms, torch.full_like(lengths, width))
+                    frames, _ = encoder.run(waveforms, torch.full_like(lengths, width), feature_source)
             if self.training and isinstance(encoder, CED):
                 self._keep_statistics(name, encoder)
             streams.append(Frames(frames, torch.full_like(lengths, frames.shape[1])))
         return streams
 
+    @spanned("assemble")
     def assemble(self, tokens: Tensor, mask: Tensor, text_batch: TextBatch) -> Assembled:
         """`[BOS, text before][audio][text after, pads][answer, pads]`, each part as wide as the batch's longest."""
         before = text_batch.before

@@ -18,11 +18,13 @@ from models.connector.connector import Connector
 from models.decoding import continuous_batching, generation
 from models.decoding.hypothesis import Generation
 from models.decoding.scores import GenerateOptions
+from models.encoders.base import FeatureSource
 from models.encoders.stack import EncoderStack
 from models.frames import Frames
 from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
+from models.runtime.spans import spanned
 from models.sizes import PartSize, part_of, size_of
 
 IGNORED = -100  # the label that the loss skips
@@ -73,15 +75,23 @@ class SALMONN(nn.Module):
     def device(self) -> torch.device:
         return self.connector.to_llm.weight.device
 
-    def encode_frames(self, waveforms: Tensor, lengths: Tensor) -> list[Frames]:
-        """What the encoders hear, a `Frames` each; without gradients where an encoder is frozen.
+    @property
+    def spans(self) -> list[str]:
+        """The spans that a clip and its prompt open on the way to the first token: `models.runtime.spans.measured`."""
+        encoders = [part for encoder in self.encoders.encoders.values() for part in encoder.spans]
+        return [*encoders, "connector", "assemble", "prefill"]
+
+    def encode_frames(
+        self, waveforms: Tensor, lengths: Tensor, feature_source: FeatureSource | None = None
+    ) -> list[Frames]:
+        """The encoders' outputs, a `Frames` each; without gradients where an encoder is frozen.
 
         Raises:
             ValueError: shapes that do not belong together, or lengths that are not within the waveforms (the latter
                 where `lengths` is on the CPU: looking at it elsewhere would wait for the device).
         """
         check_clips(waveforms, lengths)
-        return self.encoders(waveforms.to(self.device), lengths.to(self.device))
+        return self.encoders(waveforms.to(self.device), lengths.to(self.device), feature_source)
 
     def encode_audio(
         self, waveforms: Tensor | None, lengths: Tensor | None, frames: list[Frames] | None = None
@@ -94,6 +104,7 @@ class SALMONN(nn.Module):
             frames = self.encode_frames(waveforms, lengths)
         return self.connector([Frames(f.frames.to(self.device), f.lengths.to(self.device)) for f in frames])
 
+    @spanned("assemble")
     def assemble(self, tokens: Tensor, mask: Tensor, text_batch: TextBatch) -> Assembled:
         """Put audio tokens at the placeholder: `[BOS, text before][audio][text after][answer, end symbol]`.
 

@@ -97,6 +97,19 @@ def write_whisper(
     return folder
 
 
+def write_ced(path: Path, *, seed: int = 0) -> Path:
+    """Write a CED file as released, a bare state dict, whose BatchNorm expects decibels."""
+    from models.encoders.ced import CED, CEDConfig
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        ced = CED(CEDConfig(embed_dim=64, depth=1, num_heads=1))
+    ced.init_bn["1"].running_mean.fill_(-20.0)
+    ced.init_bn["1"].running_var.fill_(400.0)
+    torch.save(ced.state_dict(), path)
+    return path
+
+
 def hf_encoder_config(name: str) -> tuple:
     """A small configuration and feature extractor of one of `HF_ENCODERS`, with the switches of released models."""
     import transformers as library

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.connector.fusion import align_streams
 from models.connector.qformer import QFormer, QFormerConfig
 from models.frames import Frames
+from models.runtime.spans import spanned
 from support.command_line import UserError
 
 FULL_S = 30  # what the family's rule counts frames of: 1,500 at 50 Hz
@@ -134,6 +135,7 @@ class Connector(nn.Module):
         fused = torch.cat(aligned, dim=-1) if self.projections is None else sum(aligned)
         return Frames(fused, lengths)
 
+    @spanned("connector")
     def forward(self, streams: list[Frames]) -> tuple[Tensor, Tensor]:
         """Returns audio tokens `[B, A, H]` and `[B, A]` bool, True where a token is of the clip and not of padding."""
         fused = self.fuse(streams)

@@ -6,8 +6,10 @@ from models.decoding.kv_cache import KeyValueCache
 from models.decoding.steps import run_prompt, single_step
 from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
+from models.runtime.spans import spanned
 
 
+@spanned("prefill")
 def prefill(llm: LanguageModel, assembled: Assembled, cache: KeyValueCache) -> Tensor:
     """Run the whole prompt once: logits `[B, V]` of each row's first new token. The head sees one token a row.
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models.runtime.cuda_graphs import Replays, round_up
+from models.runtime.spans import span
 from support.command_line import UserError
 
 REPLAYED_STEP = 96  # spectrum frames, of which widths are multiples where the network is captured: about a second
@@ -23,14 +24,22 @@ FRAMES_VERSION = 2
 """Raise it with every change of code that changes frames, be it in features, in an encoder, or in how clips are cut and
 joined: frames that lie in a cache are then not used any more."""
 
+Features = tuple[Tensor, LongTensor]
+"""What a network reads: a spectrum (or the waveforms), and each clip's size in it, `[B]`."""
+FeatureSource = Callable[["AudioEncoder", Tensor, LongTensor], Features | None]
+"""Features of an encoder for waveforms and lengths, computed before; None to have them computed."""
+
 
 class AudioEncoder(nn.Module):
     """An audio network whose frames for one clip depend on nothing but that clip's own samples.
 
     `forward` takes waveforms [B, T] (16 kHz, mono, float32 in [-1, 1]) and lengths [B] in samples, and returns
-    frames [B, N, D], zero after each clip's end, with frame_lengths [B].
+    frames [B, N, D], zero after each clip's end, with frame_lengths [B]. Where a network reads a spectrum, `forward`
+    takes those of `features` too, and then does not compute them.
     """
 
+    name: str = ""
+    """Of the encoder in its `EncoderStack`."""
     dim: int
     """Width D of a frame."""
     frame_rate_hz: float
@@ -56,6 +65,27 @@ class AudioEncoder(nn.Module):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Everything besides the weights that shapes the frames, as plain values."""
+
+    def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
+        """What the network reads of clips [B, T], [B] samples: the waveforms, or, where an encoder overrides this, a
+        spectrum, computed in the span `features.<name>`."""
+        return waveforms, lengths
+
+    def run(
+        self, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None, **options: Any
+    ) -> tuple[Tensor, LongTensor]:
+        """`forward` as a part of a model: in the span `encoder.<name>`, with features from `feature_source`."""
+        with span("encoder", self.name):
+            features = None if feature_source is None else feature_source(self, waveforms, lengths)
+            if features is not None:
+                options["features"] = features
+            return self(waveforms, lengths, **options)
+
+    @property
+    def spans(self) -> list[str]:
+        """The spans that `run` opens."""
+        reads_waveforms = type(self).features is AudioEncoder.features
+        return [f"encoder.{self.name}"] if reads_waveforms else [f"features.{self.name}", f"encoder.{self.name}"]
 
     @property
     def fingerprint(self) -> str:

@@ -15,11 +15,12 @@ from torch import BoolTensor, LongTensor, Tensor, nn
 
 from configs.architectures import find_architecture
 from models.device import META
-from models.encoders.base import AudioEncoder, kept_layers, load_strictly
+from models.encoders.base import AudioEncoder, Features, kept_layers, load_strictly
 from models.encoders.beats_network import BEATsConfig, TransformerEncoder
-from models.encoders.features import FBANK_BINS, HOP, WINDOW, fbank_frames, kaldi_fbank
+from models.encoders.features import FBANK_BINS, HOP, WINDOW, fbank_frames, fbank_lengths, kaldi_fbank
 from models.frames import length_mask, zero_after
 from models.quantization.int8 import Int8Linear, round_linears
+from models.runtime.spans import span
 from models.tensor_file import TensorFileError, read_tensor_file
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -155,7 +156,7 @@ class BEATs(AudioEncoder):
         return described if kept == self.config.encoder_layers else described | {"layers_kept": kept}
 
     def forward(
-        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral"
+        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral", features: Features | None = None
     ) -> tuple[Tensor, LongTensor]:
         """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B].
 
@@ -167,19 +168,25 @@ class BEATs(AudioEncoder):
         waveforms, lengths = waveforms.to(device), lengths.to(device)
         with torch.autocast(device.type, enabled=False):
             if padding == "released":
-                fbank = kaldi_fbank(waveforms, torch.full_like(lengths, waveforms.shape[1]), dtype=self.fbank_dtype)
+                whole = torch.full_like(lengths, waveforms.shape[1])
+                fbank, _ = features or self.features(waveforms, whole)
                 frame_mask = reduce_padding(~length_mask(lengths, waveforms.shape[1]), fbank.shape[1])
                 tokens = self.embed_patches(fbank)
                 padded = reduce_padding(frame_mask, tokens.shape[1])
             elif padding == "neutral":
                 self.check_lengths(lengths.tolist())
-                fbank = kaldi_fbank(waveforms, lengths, dtype=self.fbank_dtype)
-                frame_lengths = (1 + (lengths - WINDOW) // HOP) // self.config.input_patch_size * self.tokens_per_step
+                fbank, fbank_sizes = features or self.features(waveforms, lengths)
+                frame_lengths = fbank_sizes // self.config.input_patch_size * self.tokens_per_step
                 frames = self.through_network(self._encode, fbank, frame_lengths, axis=1)
                 return frames[:, : self.frame_count(waveforms.shape[1])], frame_lengths
             else:
                 raise ValueError(f"BEATs: padding is {padding!r}; expected 'neutral' or 'released'")
             return self.encoder(tokens, padded), (~padded).sum(dim=1)
+
+    def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
+        """[B, T], [B] samples -> normalised fbank [B, F, M], its frames [B] of each clip."""
+        with span("features", self.name):
+            return kaldi_fbank(waveforms, lengths, dtype=self.fbank_dtype), fbank_lengths(lengths)
 
     def _encode(self, fbank: Tensor, frame_lengths: LongTensor, padded: bool | None = None) -> Tensor:
         """fbank [B, F, M] -> frames [B, N, D]; `padded` says whether it is longer than any of its clips, None looks."""

@@ -19,10 +19,11 @@ from transformers.utils import cached_file
 
 from configs.architectures import find_architecture
 from models.device import META
-from models.encoders.base import AudioEncoder, load_strictly
+from models.encoders.base import AudioEncoder, Features, load_strictly
 from models.encoders.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, decibel_frames, decibel_spectrogram
 from models.frames import length_mask, zero_after
 from models.hub import split_revision
+from models.runtime.spans import span
 from models.tensor_file import TensorFileError, read_tensor_file
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -141,7 +142,7 @@ class CED(AudioEncoder):
         return {"encoder": "ced", **asdict(self.config)}
 
     def forward(
-        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral"
+        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral", features: Features | None = None
     ) -> tuple[Tensor, LongTensor]:
         """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B].
 
@@ -150,13 +151,13 @@ class CED(AudioEncoder):
         device = self.time_pos_embed.device
         waveforms, lengths = waveforms.to(device), lengths.to(device)
         if padding == "released":
-            spectrogram = decibel_spectrogram(waveforms, lengths, batch_floor=True)
+            spectrogram, _ = features or self.features(waveforms, lengths, batch_floor=True)
             steps = torch.full_like(lengths, spectrogram.shape[-1] // PATCH)
             tokens = self.encode_spectrogram(self.normalise(spectrogram), steps)
         elif padding == "neutral":
             self.check_lengths(lengths.tolist())
-            spectrogram = decibel_spectrogram(waveforms, lengths)
-            steps = (1 + lengths // HOP) // PATCH
+            spectrogram, spectrogram_lengths = features or self.features(waveforms, lengths)
+            steps = spectrogram_lengths // PATCH
             tokens = self.through_network(
                 self.encode_spectrogram,
                 self.normalise(spectrogram),
@@ -173,6 +174,11 @@ class CED(AudioEncoder):
             index = (place % own * BINS + place // own).clamp(max=frames.shape[1] - 1)
             frames = frames.gather(1, index[..., None].expand_as(frames))
         return zero_after(frames, steps * BINS), steps * BINS
+
+    def features(self, waveforms: Tensor, lengths: LongTensor, *, batch_floor: bool = False) -> Features:
+        """[B, T], [B] samples -> mel spectrogram [B, M, F] in dB, its frames [B] of each clip."""
+        with span("features", self.name):
+            return decibel_spectrogram(waveforms, lengths, batch_floor=batch_floor), 1 + lengths // HOP
 
     def normalise(self, spectrogram: Tensor) -> Tensor:
         """[B, M, F] in dB -> [B, M, F], by the statistics of the training set, bin by bin."""

@@ -264,7 +264,7 @@ def _decibel_filters(device: torch.device) -> Tensor:
     """[M, FFT / 2 + 1], HTK's mel scale, all triangles of height one.
 
     Drawn in float32, as torchaudio draws them: where a triangle begins, its weights are differences of large numbers,
-    and a clean tone there is heard through them alone. Exact triangles are up to 3e-3 dB from what CED was given.
+    and clean tones there depend on them. Exact triangles are up to 3e-3 dB from the input that CED was trained on.
     """
     highest = 2595.0 * math.log10(1.0 + SAMPLE_RATE / 2 / 700.0)
     edges = 700.0 * (10.0 ** (torch.linspace(0.0, highest, DECIBEL_BINS + 2) / 2595.0) - 1.0)  # [M + 2]

@@ -26,7 +26,7 @@ from transformers.utils import logging as library_logging
 
 from configs.architectures import find_architecture
 from models.device import META
-from models.encoders.base import AudioEncoder
+from models.encoders.base import AudioEncoder, Features
 from models.encoders.features import (
     HOP,
     PARAKEET_FFT,
@@ -41,6 +41,7 @@ from models.encoders.features import (
 )
 from models.frames import length_mask, zero_after
 from models.hub import loading_problem, split_revision
+from models.runtime.spans import span
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
@@ -169,16 +170,19 @@ class HFEncoder(AudioEncoder):
         extractor = {key: value for key, value in self.extractor.to_dict().items() if key not in computed}
         return {"encoder": type(self).__name__, "config": config, "extractor": extractor, "window": self.window}
 
-    def forward(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+    def forward(
+        self, waveforms: Tensor, lengths: LongTensor, features: Features | None = None
+    ) -> tuple[Tensor, LongTensor]:
         """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B]."""
         self.check_lengths(lengths.tolist())
         waveforms, lengths = waveforms.to(self.network.device), lengths.to(self.network.device)
-        frames, frame_lengths = self.encode(waveforms, lengths)
+        frames, frame_lengths = self.encode(*(features or self.features(waveforms, lengths)))
         return zero_after(frames, frame_lengths), frame_lengths
 
     @abstractmethod
-    def encode(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
-        """`forward` for clips of permitted length; frames after a clip's end may be anything."""
+    def encode(self, features: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+        """What `features` gives, of clips of permitted length -> frames [B, N, D], which may be anything after a
+        clip's end, and frame_lengths [B]."""
 
     def _expect_extractor(self, **expected: Any) -> None:
         for key, value in expected.items():
@@ -268,12 +272,15 @@ class Wav2Vec2BertEncoder(HFEncoder):
     def frame_count(self, samples: int) -> int:
         return fbank_frames(samples) // self.extractor.stride
 
-    def encode(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
-        features, counts = stacked_fbank(
-            waveforms, lengths, bins=self.extractor.num_mel_bins, stride=self.extractor.stride
-        )
-        mask = _mask(counts, features)
-        return self.network(features.to(self.network.dtype), attention_mask=mask).last_hidden_state, counts
+    def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
+        """[B, T], [B] samples -> stacked fbank [B, N, stride · M], frames [B]."""
+        bins, stride = self.extractor.num_mel_bins, self.extractor.stride
+        with span("features", self.name):
+            return stacked_fbank(waveforms, lengths, bins=bins, stride=stride)
+
+    def encode(self, features: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+        mask = _mask(lengths, features)
+        return self.network(features.to(self.network.dtype), attention_mask=mask).last_hidden_state, lengths
 
 
 class ParakeetEncoder(HFEncoder):
@@ -302,13 +309,16 @@ class ParakeetEncoder(HFEncoder):
             frames = (frames + (kernel - 1) // 2 * 2 - kernel) // stride + 1
         return frames
 
-    def encode(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
-        features, counts = parakeet_log_mel(
-            waveforms, lengths, bins=self.extractor.feature_size, preemphasis=self.extractor.preemphasis
-        )
-        mask = _mask(counts, features)
+    def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
+        """[B, T], [B] samples -> normalised log-mel spectrogram [B, F, M], its frames [B] of each clip."""
+        bins, preemphasis = self.extractor.feature_size, self.extractor.preemphasis
+        with span("features", self.name):
+            return parakeet_log_mel(waveforms, lengths, bins=bins, preemphasis=preemphasis)
+
+    def encode(self, features: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+        mask = _mask(lengths, features)
         frames = self.network(features.to(self.network.dtype), attention_mask=mask).last_hidden_state
-        return frames, self._subsampled(counts)
+        return frames, self._subsampled(lengths)
 
 
 class ASTEncoder(HFEncoder):
@@ -340,40 +350,40 @@ class ASTEncoder(HFEncoder):
     def content_frames(self, samples: int) -> int:
         return samples // self.cut_grain
 
-    def features(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+    def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
         """[B, T], [B] samples -> normalised fbank [B, F, M] float32, time steps [B] in it."""
         extractor = self.extractor
-        fbank = kaldi_log_mel(
-            waveforms, lengths, bins=extractor.num_mel_bins, window="hann", gain=1.0, dtype=torch.float64
-        )
-        steps = lengths // self.cut_grain
-        if self.window == "full":
-            steps = torch.full_like(steps, self.max_steps)
-        size = (int(steps.max()) - 1) * self.stride + self.patch
-        fbank = nn.functional.pad(zero_after(fbank, fbank_lengths(lengths)), (0, 0, 0, size - fbank.shape[1]))
-        if extractor.do_normalize:
-            fbank = (fbank - extractor.mean) / (2 * extractor.std)
-        return fbank.float(), steps
+        with span("features", self.name):
+            fbank = kaldi_log_mel(
+                waveforms, lengths, bins=extractor.num_mel_bins, window="hann", gain=1.0, dtype=torch.float64
+            )
+            steps = lengths // self.cut_grain
+            if self.window == "full":
+                steps = torch.full_like(steps, self.max_steps)
+            size = (int(steps.max()) - 1) * self.stride + self.patch
+            fbank = nn.functional.pad(zero_after(fbank, fbank_lengths(lengths)), (0, 0, 0, size - fbank.shape[1]))
+            if extractor.do_normalize:
+                fbank = (fbank - extractor.mean) / (2 * extractor.std)
+            return fbank.float(), steps
 
-    def encode(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
-        features, steps = self.features(waveforms, lengths)
+    def encode(self, features: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
         embeddings = self.network.embeddings
         patches = embeddings.patch_embeddings(features.to(self.network.dtype)).unflatten(1, (self.bands, -1))
-        count = int(steps.max())
+        count = int(lengths.max())
         table = embeddings.position_embeddings  # [1, 2 + bands · max_steps, D]; the first two are no patches
         positions = table[:, 2:].unflatten(1, (self.bands, self.max_steps))
         patches = (patches[:, :, :count] + positions[:, :, :count]).flatten(1, 2)  # [B, bands · steps, D]
         special = torch.cat([embeddings.cls_token, embeddings.distillation_token], dim=1) + table[:, :2]
         hidden = embeddings.dropout(torch.cat([special.expand(len(patches), -1, -1), patches], dim=1))
 
-        inside = length_mask(steps, count)
+        inside = length_mask(lengths, count)
         # Without padding there is nothing to mask, and attention takes a faster kernel.
         keys = None
         if not bool(inside.all()):
             keys = torch.cat([inside.new_ones(len(inside), 2), inside.repeat(1, self.bands)], dim=1)[:, None, None]
         for layer in self.network.layers:
             hidden = layer(hidden, keys)
-        return self.network.layernorm(hidden)[:, 2:].unflatten(1, (self.bands, count)).mean(dim=1), steps
+        return self.network.layernorm(hidden)[:, 2:].unflatten(1, (self.bands, count)).mean(dim=1), lengths
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from models.encoders.base import AudioEncoder
+from models.encoders.base import AudioEncoder, FeatureSource
 from support.units import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -47,11 +47,13 @@ def _with_frames(values: Tensor, count: int) -> Tensor:
     return values[:count] if missing <= 0 else torch.cat([values, values[-1:].expand(missing, -1)])
 
 
-def encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor) -> Frames:
+def encode_any_length(
+    encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
+) -> Frames:
     """Encode clips, those over the encoder's limit in parts that are joined in time."""
     samples = lengths.tolist()
     if encoder.max_samples is None or max(samples) <= encoder.max_samples:
-        return _encode_in_groups(encoder, waveforms, lengths)
+        return _encode_in_groups(encoder, waveforms, lengths, feature_source)
 
     parts: list[Tensor] = []
     owners: list[tuple[int, int | None]] = []  # row of the batch; frames to keep, None for all
@@ -64,7 +66,7 @@ def encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTen
     for first in range(0, len(parts), group):
         batch = parts[first : first + group]
         sizes = torch.tensor([len(part) for part in batch], device=lengths.device)
-        encoded = _encode_in_groups(encoder, pad_sequence(batch, batch_first=True), sizes)
+        encoded = _encode_in_groups(encoder, pad_sequence(batch, batch_first=True), sizes, feature_source)
         counts = encoded.lengths.tolist()
         for (row, keep), values, count in zip(owners[first : first + group], encoded.frames, counts, strict=True):
             pieces[row].append(values[:count] if keep is None else _with_frames(values[:count], keep))
@@ -73,22 +75,24 @@ def encode_any_length(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTen
     return Frames(pad_sequence(joined, batch_first=True), counts)
 
 
-def _encode_in_groups(encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor) -> Frames:
+def _encode_in_groups(
+    encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None
+) -> Frames:
     """Encode clips that the encoder takes whole: all at once, on the CPU in groups of like length.
 
     A processor is busy with one clip already. What a large batch adds is activations that no cache holds, in blocks
     that the C library takes from the system anew for every layer: a fifth of the time at Whisper's size, with 19 s.
     """
     if waveforms.device.type != "cpu" or torch.is_grad_enabled():
-        return Frames(*encoder(waveforms, lengths))
+        return Frames(*encoder.run(waveforms, lengths, feature_source))
     samples = lengths.tolist()
     groups = _groups_of_like_length(encoder, samples)
     if len(groups) == 1:
-        return Frames(*encoder(waveforms, lengths))
+        return Frames(*encoder.run(waveforms, lengths, feature_source))
     frames: dict[int, Tensor] = {}
     counts = torch.zeros_like(lengths)
     for rows in groups:
-        encoded, counts[rows] = encoder(waveforms[rows, : samples[rows[0]]], lengths[rows])
+        encoded, counts[rows] = encoder.run(waveforms[rows, : samples[rows[0]]], lengths[rows], feature_source)
         frames |= zip(rows, encoded, strict=True)
     return Frames(pad_sequence([frames[row] for row in range(len(samples))], batch_first=True), counts)
 

@@ -15,7 +15,7 @@ from torch import LongTensor, Tensor, nn
 
 from models.connector.fusion import resampled_length
 from models.device import named_dtype
-from models.encoders.base import AudioEncoder
+from models.encoders.base import AudioEncoder, FeatureSource
 from models.encoders.long_clips import encode_any_length, joined_frame_count
 from models.encoders.table import ENCODERS, build_encoder, frozen_encoders
 from models.frames import Frames, length_mask
@@ -55,6 +55,7 @@ class EncoderStack(nn.Module):
         self.captures = True
         """Whether the encoders' networks are captured in CUDA graphs, in evaluation on such a device."""
         for name, encoder in self.encoders.items():
+            encoder.name = name
             if self.frozen[name]:
                 encoder.requires_grad_(False)
         self.train(self.training)
@@ -157,7 +158,9 @@ class EncoderStack(nn.Module):
             for encoder in self.encoders.values()
         )
 
-    def forward(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
+    def forward(
+        self, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
+    ) -> list[Frames]:
         """[B, T], [B] samples -> one Frames an encoder, at its own rate."""
         short = self.min_samples - waveforms.shape[1]
         if short > 0:
@@ -168,7 +171,7 @@ class EncoderStack(nn.Module):
 
         def encode(name: str) -> tuple[Tensor, Tensor]:
             with _as_stored(waveforms.device.type) if self.frozen[name] else nullcontext():
-                stream = encode_any_length(self.encoders[name], waveforms, lengths)
+                stream = encode_any_length(self.encoders[name], waveforms, lengths, feature_source)
             return stream.frames, stream.lengths
 
         works = [partial(encode, name) for name in self.encoders]

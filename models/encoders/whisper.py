@@ -13,11 +13,12 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Trans
 
 from configs.architectures import find_architecture
 from models.device import META
-from models.encoders.base import AudioEncoder, kept_layers
+from models.encoders.base import AudioEncoder, Features, kept_layers
 from models.encoders.features import HOP, WINDOW, log_mel, log_mel_frames
 from models.frames import length_mask, zero_after
 from models.hub import loading_problem, split_revision
 from models.quantization.int8 import RoundingConfig, round_linears
+from models.runtime.spans import span
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
@@ -123,22 +124,24 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
         sizes = (config.d_model, config.encoder_layers, config.encoder_attention_heads, config.num_mel_bins)
         return {"encoder": "whisper", "window": self.window, "sizes": sizes, "activation": config.activation_function}
 
-    def forward(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+    def forward(
+        self, waveforms: Tensor, lengths: LongTensor, features: Features | None = None
+    ) -> tuple[Tensor, LongTensor]:
         """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B]."""
         if self.window == "clip":
             self.check_lengths(lengths.tolist())
-        features, feature_lengths = self.features(waveforms, lengths)
-        return self.encode_features(features, feature_lengths)
+        return self.encode_features(*(features or self.features(waveforms, lengths)))
 
-    def features(self, waveforms: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
+    def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
         """[B, T], [B] samples -> log-mel spectrogram [B, M, F], feature_lengths [B], on this encoder's device."""
         device = self.conv1.weight.device
-        return log_mel(
-            waveforms.to(device),
-            lengths.to(device),
-            bins=self.num_mel_bins,
-            full_samples=self.max_samples if self.window == "full" else None,
-        )
+        with span("features", self.name):
+            return log_mel(
+                waveforms.to(device),
+                lengths.to(device),
+                bins=self.num_mel_bins,
+                full_samples=self.max_samples if self.window == "full" else None,
+            )
 
     def encode_features(self, features: Tensor, feature_lengths: LongTensor) -> tuple[Tensor, LongTensor]:
         """Log-mel spectrogram [B, M, F], zero after each length -> frames [B, N, D], frame_lengths [B].

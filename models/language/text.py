@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from configs.sections import ModelConfig
 from models.hub import loading_problem, split_revision
+from models.runtime.spans import spanned
 from support.command_line import UserError
 
 # Loader workers are forked after the tokenizer was used: its own threads would only print a warning and switch off.
@@ -129,6 +130,7 @@ class TextProcessor:
             prompt = prompt.replace(MARKED_PLACEHOLDER, "").replace(PLACEHOLDER, "").strip()
         return self.prompt_template.replace("{}", prompt, 1)
 
+    @spanned("assemble")
     def batch(self, prompts: Sequence[str], texts: Sequence[str] | None = None) -> TextBatch:
         """Tokenise prompts (each with one `<SpeechHere>`, not yet in the template) and, for training, answers.
 

@@ -13,6 +13,7 @@ from models import SALMONN, build_model
 from models.quantization.gptq import GPTQLinear, GPTQSettings, cpu_block
 from models.quantization.int8 import Int8Linear
 from models.runtime import onednn_linear
+from models.runtime.spans import span
 from tests.tiny import TinyProject
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def model(shared_tiny_project: TinyProject) -> SALMONN:
 
 
 def test_rates_are_measured_for_every_type_once() -> None:
-    rates = limits.measure_rates(
+    rates = limits.measure_peak_rates(
         CPU, [torch.float32, torch.bfloat16, torch.float32], budget_s=0.01, buffer_bytes=1 << 20, matrix_side=64
     )
     assert set(rates.matrix_flops_per_s) == {"float32", "bfloat16"}
@@ -33,43 +34,44 @@ def test_rates_are_measured_for_every_type_once() -> None:
 
 
 def test_the_limit_is_the_slower_of_reading_and_computing() -> None:
-    rates = limits.DeviceRates(bandwidth_bytes_per_s=100.0, matrix_flops_per_s={"float32": 1000.0}, empty_kernel_s=0.5)
-    read = limits.Limit.of(6.0, rates, read=200, flops=1000, dtype=torch.float32)
+    rates = limits.PeakRates(bandwidth_bytes_per_s=100.0, matrix_flops_per_s={"float32": 1000.0}, empty_kernel_s=0.5)
+    read = limits.RooflineLimit.of(6.0, rates, read=200, flops=1000, dtype=torch.float32)
     assert (read.limit_s, read.ratio) == (2.0, 3.0)
-    computed = limits.Limit.of(6.0, rates, read=200, flops=4000, dtype=torch.float32)
+    computed = limits.RooflineLimit.of(6.0, rates, read=200, flops=4000, dtype=torch.float32)
     assert (computed.limit_s, computed.ratio) == (4.0, 1.5)
-    assert limits.Limit.of(6.0, rates, read=200, kernels=7).launch_floor_s == 3.5
+    assert limits.RooflineLimit.of(6.0, rates, read=200, kernels=7).launch_floor_s == 3.5
 
 
 def test_flops_are_counted_where_they_are_done() -> None:
-    linear, other = nn.Linear(8, 16), nn.Linear(4, 2)
-    with torch.no_grad(), limits.counted_flops({"linear": linear, "other": other}) as counts:
-        linear(torch.ones(3, 8))
-        linear(torch.ones(1, 8))
-        other(torch.ones(5, 4))
+    linear, second = nn.Linear(8, 16), nn.Linear(4, 2)
+    with torch.no_grad(), limits.counted_flops() as counts:
+        with span("outer"):
+            linear(torch.ones(3, 8))
+            with span("inner"):
+                second(torch.ones(5, 4))
+            linear(torch.ones(1, 8))
         heads = torch.ones(1, 4, 10, 16)
         nn.functional.scaled_dot_product_attention(heads, heads, heads)
-    assert counts["linear"] == 2 * 4 * 8 * 16 and counts["other"] == 2 * 5 * 4 * 2
-    assert counts["total"] == counts["linear"] + counts["other"] + 2 * 4 * 10 * 10 * (16 + 16)
+    assert counts == {"outer": 2 * 4 * 8 * 16, "inner": 2 * 5 * 4 * 2, "other": 2 * 4 * 10 * 10 * (16 + 16)}
 
 
 def test_flops_of_the_other_library_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn_linear, "LEAST_WEIGHTS", 1)
     linear = nn.Linear(8, 16).requires_grad_(False)
     assert onednn_linear.use_onednn(linear) == 1
-    with torch.no_grad(), limits.counted_flops({"linear": linear}) as counts:
+    with torch.no_grad(), limits.FlopCounter() as counter:
         linear(torch.ones(2, 3, 8))
-    assert counts["linear"] == 2 * 6 * 8 * 16
+    assert counter.total == 2 * 6 * 8 * 16
 
 
 def test_flops_of_integers_count_too_at_a_rate_of_their_own() -> None:
     layer = Int8Linear.of(nn.Linear(32, 48))
     layer.kernel = "integers"
-    with torch.no_grad(), limits.counted_flops({"layer": layer}) as counts:
+    with torch.no_grad(), limits.FlopCounter() as counter:
         layer(torch.ones(2, 20, 32))
-    assert counts["layer"] == 2 * 40 * 32 * 48
+    assert counter.total == 2 * 40 * 32 * 48
     assert limits._compute_type(layer) == torch.int8
-    rates = limits.measure_rates(CPU, [torch.int8], budget_s=0.01, buffer_bytes=1 << 20, matrix_side=64)
+    rates = limits.measure_peak_rates(CPU, [torch.int8], budget_s=0.01, buffer_bytes=1 << 20, matrix_side=64)
     assert rates.matrix_flops_per_s["int8"] > 1e6
     layer.kernel = "dequantize"
     assert limits._compute_type(layer) == torch.float32
@@ -78,9 +80,9 @@ def test_flops_of_integers_count_too_at_a_rate_of_their_own() -> None:
 @pytest.mark.skipif(not cpu_block(), reason="PyTorch has no fast 4-bit product for this processor")
 def test_flops_of_4_bit_products_count_too() -> None:
     layer = GPTQLinear(rounded(nn.Linear(128, 64), GPTQSettings(group_size=64)), kernel="packed")
-    with torch.no_grad(), limits.counted_flops({"layer": layer}) as counts:
+    with torch.no_grad(), limits.FlopCounter() as counter:
         layer(torch.ones(3, 128))
-    assert counts["layer"] == 2 * 3 * 128 * 64
+    assert counter.total == 2 * 3 * 128 * 64
 
 
 def test_a_step_reads_the_weights_and_the_cache(model: SALMONN) -> None:
@@ -104,6 +106,10 @@ def test_work_of_the_first_token(model: SALMONN) -> None:
     counted = limits.count_work(model, lambda: timing.first_token(model, work), work.decode_steps)
     assert set(counted.flops) == {"encoder.whisper", "encoder.beats", "connector", "prefill"} == set(counted.dtypes)
     assert min(counted.flops.values()) > 0 and counted.kernels is None
+    with model.kernel_by_kernel(), limits.counted_flops() as flops:
+        timing.first_token(model, work)
+    assert flops["encoder.whisper"] == counted.flops["encoder.whisper"]  # its features' FLOPs are not among them
+    assert flops["features.whisper"] > 0 and flops["assemble"] == flops["other"] == 0
     layers = model.llm.config.num_hidden_layers
     tokens = counted.flops["prefill"] / (2 * counted.read["prefill"] / 4)  # each weight is used once a token
     assert layers == 2 and 3 < tokens < 60

@@ -1,30 +1,27 @@
-"""Efficiency: what is timed is what generation runs, every part is counted once, and the report is whole."""
+"""Times: what is timed is what generation runs, and every part of it is measured, once, whatever the encoders."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
-import evaluate_efficiency as efficiency
 from configs.schema import load_config
 from efficiency import timing
 from efficiency.gauges import Memory
 from efficiency.limits import count_work
-from efficiency.report import published_rows
 from models import SALMONN, build_model
 from models.decoding import engine
 from models.decoding.step_graphs import StepGraphs
-from support.tables import format_table
-from tests.tiny import TinyProject
+from models.encoders import beats, whisper
+from models.encoders.base import Features
+from tests.tiny import HF_ENCODERS, TinyProject, write_ced, write_hf_encoder
 
 STEPS = 4
 
@@ -125,28 +122,22 @@ def test_decode_runs_real_steps_and_the_cache_grows(
         assert fed == expected
 
 
-def test_every_part_is_timed_and_nothing_stays_wrapped(model: SALMONN, work: timing.TimedClip) -> None:
-    before = {name: dict(vars(module)) for name, module in model.named_modules()}
-    prefill = engine.prefill
-    with timing.timed_parts(model, time.perf_counter) as parts:
-        start = time.perf_counter()
-        timing.first_token(model, work)
-        total = time.perf_counter() - start
-    assert set(parts) == {
+def test_every_part_is_timed(model: SALMONN, work: timing.TimedClip) -> None:
+    start = time.perf_counter()
+    parts = timing.parts_of_first_token(model, work, time.perf_counter)
+    total = time.perf_counter() - start
+    assert list(parts) == [
         "features.whisper",
-        "features.beats",
         "encoder.whisper",
+        "features.beats",
         "encoder.beats",
         "connector",
         "assemble",
         "prefill",
-    }
+        "other",
+    ]
     assert all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) <= total
-    assert engine.prefill is prefill
-    assert {name: set(vars(module)) for name, module in model.named_modules()} == {
-        name: set(attributes) for name, attributes in before.items()
-    }
 
 
 def test_parts_add_up_to_the_whole(model: SALMONN, work: timing.TimedClip) -> None:
@@ -155,11 +146,52 @@ def test_parts_add_up_to_the_whole(model: SALMONN, work: timing.TimedClip) -> No
     assert "other" in parts and sum(parts.values()) == next(ticks) - 1
 
 
+@pytest.mark.parametrize("name", ["ced", *HF_ENCODERS])
+def test_every_part_of_any_encoder_is_timed(
+    shared_tiny_project: TinyProject, work: timing.TimedClip, tmp_path: Path, name: str
+) -> None:
+    key = {"wav2vec2-bert": "wav2vec2"}.get(name, name.split()[0])
+    path = write_ced(tmp_path / "ced.pt") if name == "ced" else write_hf_encoder(tmp_path, name)
+    paths = {"whisper_path": None, "beats_path": None, f"{key}_path": str(path)}
+    model = build_model(replace(load_config(shared_tiny_project.config).model, **paths))
+    parts = timing.parts_of_first_token(model, work, time.perf_counter)
+    assert all(seconds > 0 for seconds in parts.values())
+    reads_waveforms = name.split()[0] in ("wavlm", "hubert", "wav2vec2")
+    encoder = {f"encoder.{key}"} if reads_waveforms else {f"features.{key}", f"encoder.{key}"}
+    assert set(parts) == encoder | {"connector", "assemble", "prefill", "other"}
+    counted = count_work(model, lambda: timing.first_token(model, work), STEPS)
+    assert set(counted.flops) == {f"encoder.{key}", "connector", "prefill"} and min(counted.flops.values()) > 0
+
+
+@pytest.mark.parametrize("legacy", ["weights", "exact"])
+def test_every_part_is_timed_under_the_released_rules(
+    shared_tiny_project: TinyProject, work: timing.TimedClip, legacy: str
+) -> None:
+    model = build_model(replace(load_config(shared_tiny_project.config).model, legacy=legacy))
+    assert list(timing.parts_of_first_token(model, work, time.perf_counter)) == [*model.spans, "other"]
+    assert all(seconds > 0 for times in timing.contest_times(model, work, time.perf_counter) for seconds in times)
+
+
+def test_a_part_that_is_not_measured_is_an_error(
+    model: SALMONN, work: timing.TimedClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def features(encoder: beats.BEATs, waveforms: torch.Tensor, lengths: torch.Tensor) -> Features:
+        """Without a span."""
+        return beats.kaldi_fbank(waveforms, lengths), beats.fbank_lengths(lengths)
+
+    monkeypatch.setattr(beats.BEATs, "features", features)
+    with pytest.raises(RuntimeError, match=r"^features\.beats was not measured: no span"):
+        timing.parts_of_first_token(model, work, time.perf_counter)
+    with pytest.raises(RuntimeError, match=r"^features\.beats was not measured"):
+        count_work(model, lambda: timing.first_token(model, work), STEPS)
+
+
 def test_contest_times_leave_whispers_features_out(
     model: SALMONN, work: timing.TimedClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = dict.fromkeys(timing.FEATURES, 0)
-    for encoder, (owner, name) in timing.FEATURES.items():
+    functions = {"whisper": (whisper, "log_mel"), "beats": (beats, "kaldi_fbank")}
+    calls = dict.fromkeys(functions, 0)
+    for encoder, (owner, name) in functions.items():
         original = getattr(owner, name)
 
         def counted(*args: object, encoder: str = encoder, original: object = original, **kwargs: object) -> object:
@@ -170,6 +202,20 @@ def test_contest_times_leave_whispers_features_out(
     ttft, tpot = timing.contest_times(model, work, time.perf_counter)
     assert len(ttft) == len(tpot) == work.iterations
     assert calls == {"whisper": 1, "beats": 1 + work.warmup + work.iterations}
+
+
+@pytest.mark.parametrize(("seconds", "parts"), [(0.8, 1), (61.0, 3)])
+@torch.no_grad()
+def test_ready_features_change_no_frame(model: SALMONN, work: timing.TimedClip, seconds: float, parts: int) -> None:
+    work = replace(work, waveform=timing.synthetic_clip(seconds))
+    features = timing.contest_features(model, work)
+    assert sum(len(spectra) for spectra, _ in features) == parts
+    waiting = iter(features)
+    clip = work.waveform[None], torch.tensor([len(work.waveform)])
+    frames = model.encode_frames(*clip, lambda encoder, *_: next(waiting) if encoder.name == "whisper" else None)
+    assert next(waiting, None) is None
+    for ready, expected in zip(frames, model.encode_frames(*clip), strict=True):
+        assert torch.equal(ready.frames, expected.frames) and torch.equal(ready.lengths, expected.lengths)
 
 
 def test_every_round_goes_through_the_same_graphs(
@@ -214,63 +260,3 @@ def test_peak_memory_can_be_reset() -> None:
     block = np.ones(30_000_000)
     del block
     assert memory.peak_gib() > high - 0.1
-
-
-def test_report_is_whole(shared_tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clip = tmp_path / "clip.wav"
-    soundfile.write(clip, timing.synthetic_clip(0.6).numpy(), 16_000)
-    out = tmp_path / "new" / "efficiency.json"
-    arguments = ["--cfg-path", str(shared_tiny_project.config), "--out", str(out), "--clip", str(clip)]
-    arguments += ["--num_it", "2", "--num_warmup", "1", "--decode-steps", str(STEPS)]
-    assert efficiency.main([*arguments, "--options", "run.seed=5"]) == 0
-
-    report = json.loads(out.read_text())
-    for name in ("ttft_s", "tpot_s", "generate_s", "contest_ttft_s", "contest_tpot_s"):
-        assert 0 < report[name] == report["spread"][name]["median"] <= report["spread"][name]["p90"]
-    assert report["spread"]["ttft_s"]["count"] == report["iterations"] == 2
-    for name in ("peak_gib", "load_peak_gib", "loaded_gib", "before_load_gib", "contest_peak_gib", "rtfx"):
-        assert math.isfinite(report[name]) and report[name] > 0, name
-    assert report["clip"] == {"source": str(clip), "seconds": 0.6, "window": "clip"}
-    assert {"features.whisper", "encoder.beats", "connector", "prefill", "other"} <= set(report["ttft_parts_s"])
-    assert report["reused_prefix_tokens"] > 0
-    limits = report["limits"]["figures"]
-    for name, measured in (("ttft_s", report["ttft_s"]), ("tpot_s", report["tpot_s"])):
-        assert limits[name]["measured_s"] == measured
-        assert limits[name]["ratio"] == pytest.approx(measured / limits[name]["limit_s"])
-    assert {"encoder.whisper", "encoder.beats", "connector", "prefill"} <= set(limits)
-    assert report["machine"]["name"] and report["versions"]["torch"] and report["config"]["run"]["seed"] == 5
-    assert report["config"]["model"]["token"] is None
-
-    printed = capsys.readouterr().out
-    for row in published_rows():
-        assert f"| {row['name']} " in printed
-    assert report["kernel"].endswith(" linear, float32, cpu") and report["kernel"] in printed
-    assert report["lora"] == "merged into the weights"
-    assert "unstated 48.5" in printed and str(out) in printed
-
-
-def test_user_errors_are_sentences(
-    shared_tiny_project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = ["--cfg-path", str(shared_tiny_project.config)]
-    assert efficiency.main([*config, "--task", "singing"]) == 1
-    assert "singing" in capsys.readouterr().err
-    broken = tmp_path / "broken.wav"
-    broken.write_bytes(b"not audio")
-    assert efficiency.main([*config, "--clip", str(broken)]) == 1
-    assert "broken.wav" in capsys.readouterr().err
-    assert efficiency.main([*config, "--clip", "nowhere.wav"]) == 1
-    assert capsys.readouterr().err == "error: --clip nowhere.wav: no such file; expected an audio file\n"
-    assert efficiency.main([*config, "--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("error: [Errno 21] Is a directory")
-    assert efficiency.main([*config, "--device", "gpu"]) == 1
-    assert "'gpu': no such device" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        efficiency.main([*config, "--iterations", "0"])
-    assert "--iterations is 0" in capsys.readouterr().err
-
-
-def test_table_is_aligned() -> None:
-    table = format_table(["a", "long header"], [["x", None], ["wide cell", 1.5]])
-    assert len({len(line) for line in table.splitlines()}) == 1
-    assert "–" in table and "1.5" in table

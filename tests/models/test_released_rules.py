@@ -27,7 +27,6 @@ from models.checkpoint.released_names import own_name, released_name
 from models.connector.connector import Connector
 from models.decoding import beam_search, generation
 from models.decoding.scores import GenerateOptions
-from models.encoders.ced import CED, CEDConfig
 from models.encoders.frame_cache import FrameCache
 from models.frames import Frames
 from models.language.sequence import Assembled
@@ -444,14 +443,6 @@ def test_all_beams_stop_with_the_first_rows_best(monkeypatch):
     assert [len(row.tokens) for row in results] == [5, 5]
 
 
-def write_ced(path):
-    ced = CED(CEDConfig(embed_dim=64, depth=1, num_heads=1))
-    ced.init_bn["1"].running_mean.fill_(-20.0)
-    ced.init_bn["1"].running_var.fill_(400.0)
-    torch.save(ced.state_dict(), path)
-    return path
-
-
 def test_frozen_encoders_are_awake_in_training_under_exact_alone(tmp_path, project):
     file = torch.load(project.beats, weights_only=True)
     file["cfg"]["encoder_layerdrop"] = 1.0  # never a layer
@@ -469,7 +460,7 @@ def test_frozen_encoders_are_awake_in_training_under_exact_alone(tmp_path, proje
 
 
 def test_ced_takes_the_batchs_statistics_in_training_under_exact_alone(tmp_path, project):
-    ced = str(write_ced(tmp_path / "ced.pt"))
+    ced = str(tiny.write_ced(tmp_path / "ced.pt"))
     clips = torch.randn(2, 20_000) * 0.1, torch.tensor([20_000, 16_000])
     model = make(project, legacy="exact", beats_path="", ced_path=ced)
     statistics = "encoders.encoders.ced.init_bn.1.running_mean"
@@ -492,7 +483,7 @@ def test_ced_takes_the_batchs_statistics_in_training_under_exact_alone(tmp_path,
 
 
 def test_a_batch_of_one_is_the_same_in_both_modes_and_every_row_of_weights(tmp_path, project):
-    ced = str(write_ced(tmp_path / "ced.pt"))
+    ced = str(tiny.write_ced(tmp_path / "ced.pt"))
     clips, lengths = torch.randn(2, 24_000) * torch.tensor([[0.3], [1e-4]]), torch.tensor([24_000, 17_000])
     with torch.no_grad():
         heard = {}
@@ -509,7 +500,7 @@ def test_a_batch_of_one_is_the_same_in_both_modes_and_every_row_of_weights(tmp_p
 
 @pytest.mark.parametrize("legacy", ["weights", "exact"])
 def test_streams_of_different_rates_stand_side_by_side_by_index(tmp_path, project, legacy):
-    model = make(project, legacy=legacy, beats_path="", ced_path=str(write_ced(tmp_path / "ced.pt")))
+    model = make(project, legacy=legacy, beats_path="", ced_path=str(tiny.write_ced(tmp_path / "ced.pt")))
     with torch.no_grad():
         whisper, ced = model.encode_frames(torch.randn(1, 20_000) * 0.1, torch.tensor([20_000]))
         (fused,) = model.connector.fuse([whisper, ced]).frames
@@ -520,7 +511,7 @@ def test_streams_of_different_rates_stand_side_by_side_by_index(tmp_path, projec
 
 
 def test_ceds_statistics_come_from_the_file(tmp_path, project):
-    ced = str(write_ced(tmp_path / "ced.pt"))
+    ced = str(tiny.write_ced(tmp_path / "ced.pt"))
     model = make(project, beats_path="", ced_path=ced)
     state = released_state(model)
     state["ced.init_bn.1.running_mean"] = torch.randn(64)

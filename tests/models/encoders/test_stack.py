@@ -125,7 +125,7 @@ def test_streams_of_long_clips_do_not_drift_apart(stack: EncoderStack, seconds: 
 def test_parts_stand_where_they_are_in_time_at_odd_rates_too() -> None:
     """A network whose frames hold the time of their first sample, some missing at the end or one too many."""
 
-    class Clock(torch.nn.Module):
+    class Clock(base.AudioEncoder):
         dim, frame_rate_hz, max_samples, cut_grain = 1, 24.7, 10 * RATE, 320
 
         def __init__(self, surplus: int) -> None:

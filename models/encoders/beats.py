@@ -34,14 +34,13 @@ class BEATs(AudioEncoder):
     """Frames [B, N, D] in time order: 8 tokens for every 16 fbank frames (160 ms), from low to high mel bins.
 
     Weights and computation stay in float32 under any autocast: attention logits and the deep-norm residuals go beyond
-    float16's range. Layers are never dropped in training. A classifier in the file is loaded only on request.
+    float16's range. Layers are never dropped in training. The classifier of a fine-tuned file is left out.
     """
 
     def __init__(
         self,
         config: BEATsConfig,
         *,
-        head: bool = False,
         fbank_dtype: torch.dtype = torch.float32,
         layers: int | None = None,
     ) -> None:
@@ -62,7 +61,6 @@ class BEATs(AudioEncoder):
         self.encoder = TransformerEncoder(config)
         # The layers' residuals weigh by the depth that the network was trained at, so `config` keeps telling it.
         self.encoder.layers = self.encoder.layers[: kept_layers("BEATs", layers, config.encoder_layers)]
-        self.predictor = nn.Linear(width, config.predictor_class) if head else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -89,7 +87,6 @@ class BEATs(AudioEncoder):
         cls,
         path: str | Path,
         *,
-        head: bool = False,
         fbank_dtype: torch.dtype = torch.float32,
         layers: int | None = None,
         int8: bool = False,
@@ -97,8 +94,8 @@ class BEATs(AudioEncoder):
     ) -> BEATs:
         """Load a released file, pre-trained or fine-tuned, without executing pickled code.
 
-        `head=True` keeps a fine-tuned file's classifier. `fbank_dtype=torch.float64` computes the fbank as released
-        systems did. `layers` keeps that many layers, from the bottom. `int8` rounds the linear layers to 8 bits.
+        `fbank_dtype=torch.float64` computes the fbank as released systems did. `layers` keeps that many layers, from
+        the bottom. `int8` rounds the linear layers to 8 bits.
         Without `weights` the model is made on the meta device: by the file's `cfg`, or where there is no such file by
         the facts of configs/architectures.
 
@@ -112,18 +109,15 @@ class BEATs(AudioEncoder):
             config = BEATsConfig.from_released(file["cfg"])
         except UserError as error:
             raise UserError(f"BEATs: {str(path)!r}: {error}") from error
-        if head and not config.finetuned_model:
-            raise UserError(
-                f"BEATs: {str(path)!r} is a pre-trained file, without a classifier; expected a fine-tuned one"
-            )
         with META:
-            model = cls(config, head=head, fbank_dtype=fbank_dtype, layers=layers)
+            model = cls(config, fbank_dtype=fbank_dtype, layers=layers)
         if weights:
-            state = _current_names(file["model"])
-            if not head:
-                state = {name: value for name, value in state.items() if not name.startswith("predictor.")}
             kept = len(model.encoder.layers)
-            state = {name: value for name, value in state.items() if _layer_of(name) < kept}
+            state = {
+                name: value
+                for name, value in _current_names(file["model"]).items()
+                if not name.startswith("predictor.") and _layer_of(name) < kept
+            }
             load_strictly(model, state, f"BEATs: {str(path)!r}")
         model = model.float().eval()
         if int8:
@@ -132,7 +126,7 @@ class BEATs(AudioEncoder):
 
     def round_to_int8(self) -> None:
         """Keep the linear layers in 8 bits, but the gates of the position bias: they are small and matter much."""
-        round_linears(self, skip=("grep_linear", "predictor"))
+        round_linears(self, skip=("grep_linear",))
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write the released form, `{'cfg': dict, 'model': state dict}`.
@@ -143,8 +137,8 @@ class BEATs(AudioEncoder):
             isinstance(module, Int8Linear) for module in self.modules()
         ):
             raise ValueError("BEATs: the released form has all layers and no rounded weights; load the file whole")
-        config = dataclasses.replace(self.config, finetuned_model=self.predictor is not None)
         weights = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        config = dataclasses.replace(self.config, finetuned_model="predictor.weight" in weights)
         torch.save({"cfg": dataclasses.asdict(config), "model": weights}, path)
 
     def frame_count(self, samples: int) -> int:
@@ -201,15 +195,6 @@ class BEATs(AudioEncoder):
         if self.post_extract_proj is not None:
             tokens = self.post_extract_proj(tokens)
         return F.dropout(tokens, p=self.config.dropout_input, training=self.training)
-
-    def class_probabilities(self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral") -> Tensor:
-        """[B, T], [B] samples -> [B, classes]: the fine-tuned classifier's independent probabilities."""
-        if self.predictor is None:
-            raise ValueError("BEATs: no classifier; load a fine-tuned file with from_checkpoint(path, head=True)")
-        frames, frame_lengths = self(waveforms, lengths, padding)
-        with torch.autocast(frames.device.type, enabled=False):
-            logits = self.predictor(F.dropout(frames, p=self.config.predictor_dropout, training=self.training))
-            return torch.sigmoid(zero_after(logits, frame_lengths).sum(dim=1) / frame_lengths[:, None])
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ PATCH = 16
 BINS = DECIBEL_BINS // PATCH  # patches, and tokens, a time step
 RELEASED_HEAD_DIM = 64
 NORM_EPSILON = 1e-6
+WITHOUT_EFFECT = ("front_end.", "outputlayer.")  # the spectrogram's filters, which are computed, and the classifier
 
 Padding = Literal["neutral", "released"]
 
@@ -44,7 +45,6 @@ class CEDConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
-    outputdim: int = 527
     target_length: int = 1012
     """Spectrogram frames that the time positions span: 10.1 s."""
     rescale: bool = False
@@ -61,7 +61,7 @@ class CED(AudioEncoder):
     stored statistics in training too.
     """
 
-    def __init__(self, config: CEDConfig, *, head: bool = False) -> None:
+    def __init__(self, config: CEDConfig) -> None:
         super().__init__()
         self.config = config
         width = config.embed_dim
@@ -76,7 +76,6 @@ class CED(AudioEncoder):
         self.freq_pos_embed = nn.Parameter(0.02 * torch.randn(1, width, BINS, 1))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.outputlayer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.outputdim)) if head else None
         self.train(self.training)
 
     @classmethod
@@ -88,7 +87,6 @@ class CED(AudioEncoder):
         target_length: int | None = None,
         rescale: bool = False,
         frequency_major: bool = False,
-        head: bool = False,
         dtype: torch.dtype = torch.float32,
         token: str | None = None,
         weights: bool = True,
@@ -100,7 +98,6 @@ class CED(AudioEncoder):
             target_length: spectrogram frames that a piece may have; the file's time positions are cut to it, or
                 stretched for clips over 10 s in one piece.
             rescale, frequency_major: see `CEDConfig`.
-            head: keep the classifier.
             dtype: of the weights; the BatchNorm in front, whose input is in decibels, stays in float32.
             weights: False makes it on the meta device: by a file's tensors, else by the facts of configs/architectures.
 
@@ -110,8 +107,7 @@ class CED(AudioEncoder):
         if weights or Path(path).is_file():
             state, described = _read(path, token)
             state = {_released_name(name): value for name, value in state.items()}
-            dropped = ("front_end.",) if head else ("front_end.", "outputlayer.")
-            state = {name: value for name, value in state.items() if not name.startswith(dropped)}
+            state = {name: value for name, value in state.items() if not name.startswith(WITHOUT_EFFECT)}
             described |= _sizes_of(state, described, str(path))
         else:
             described = find_architecture(str(path), "ced").config
@@ -121,7 +117,7 @@ class CED(AudioEncoder):
             config, target_length=target_length or config.target_length, num_heads=num_heads or config.num_heads
         )
         with META:
-            model = cls(config, head=head)
+            model = cls(config)
         if weights:
             table = state["time_pos_embed"].float()
             state["time_pos_embed"] = _fit_positions(table, config.target_length // PATCH)
@@ -139,7 +135,8 @@ class CED(AudioEncoder):
         return decibel_frames(samples) // PATCH * BINS
 
     def settings(self) -> dict[str, Any]:
-        return {"encoder": "ced", **asdict(self.config)}
+        # The classifier that this never had: without it, frames kept under the old fingerprint would not be found.
+        return {"encoder": "ced", "outputdim": 0, **asdict(self.config)}
 
     def forward(
         self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral", features: Features | None = None
@@ -203,24 +200,6 @@ class CED(AudioEncoder):
         for block in self.blocks:
             tokens = block(tokens, keys)
         return self.norm(tokens)
-
-    def class_probabilities(self, waveforms: Tensor, padding: Padding = "neutral") -> Tensor:
-        """[B, T], clips of equal length -> [B, classes]: the classifier's independent probabilities.
-
-        Longer spectrograms than the time positions span are cut in pieces of that span, the last one filled with
-        zeros, and the pieces' probabilities averaged.
-        """
-        if self.outputlayer is None:
-            raise ValueError("CED: no classifier; load it with from_checkpoint(path, head=True)")
-        lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
-        spectrogram = self.normalise(decibel_spectrogram(waveforms, lengths, batch_floor=padding == "released"))
-        span = self.config.target_length
-        pieces = list(spectrogram.split(span, dim=-1))
-        if len(pieces) > 1:
-            pieces[-1] = F.pad(pieces[-1], (0, span - pieces[-1].shape[-1]))
-        steps = torch.full_like(lengths, pieces[0].shape[-1] // PATCH)
-        logits = [self.outputlayer(self.encode_spectrogram(piece, steps).mean(dim=1)) for piece in pieces]
-        return torch.stack(logits).sigmoid().mean(dim=0)
 
 
 class Block(nn.Module):
@@ -288,7 +267,6 @@ def _sizes_of(state: dict[str, Tensor], described: dict[str, Any], path: str) ->
         "depth": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
         "num_heads": described.get("num_heads", max(1, width // RELEASED_HEAD_DIM)),
         "mlp_ratio": inner / width,
-        "outputdim": len(state["outputlayer.1.bias"]) if "outputlayer.1.bias" in state else 0,
         "target_length": described.get("target_length") or _span_of(positions),
     }
 

@@ -9,6 +9,7 @@ import functools
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, WhisperForConditionalGeneration
 
 import dryrun
@@ -198,7 +199,9 @@ def parameters_of(facts: Architecture, **changes: int) -> int:
         if facts.kind == "beats":
             network = BEATs(BEATsConfig(**fields))
         elif facts.kind == "ced":
-            network = CED(CEDConfig(**fields), head=True)
+            classes = fields.pop("outputdim")
+            network = CED(CEDConfig(**fields))
+            network.outputlayer = nn.Sequential(nn.LayerNorm(network.dim), nn.Linear(network.dim, classes))
         else:
             config = AutoConfig.for_model(facts.config["model_type"], **fields)
             build = {"llm": AutoModelForCausalLM.from_config, "whisper": WhisperForConditionalGeneration}

@@ -26,6 +26,16 @@ def _load(parity_dir: Path, **options: object) -> CED:
     return CED.from_checkpoint(parity_dir / "ced" / "ced_10s.pt", num_heads=HEADS, **options)
 
 
+def _classifier(parity_dir: Path) -> torch.nn.Module:
+    """The classifier of the file, which the encoder leaves out: of the mean of a clip's tokens."""
+    weights = torch.load(parity_dir / "ced" / "ced_10s.pt", weights_only=True)
+    classes, width = weights["outputlayer.1.weight"].shape
+    head = torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, classes))
+    prefix = "outputlayer."
+    head.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items() if prefix in name})
+    return head
+
+
 def _close(ours: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) -> None:
     torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
 
@@ -44,21 +54,29 @@ def test_spectrogram(vectors: dict[str, torch.Tensor]) -> None:
 
 @torch.no_grad()
 def test_tokens_and_probabilities(parity_dir: Path, vectors: dict[str, torch.Tensor]) -> None:
-    model = _load(parity_dir, head=True)
-    frames, lengths = model(vectors["waveforms"], vectors["lengths"], padding="released")
+    frames, lengths = _load(parity_dir)(vectors["waveforms"], vectors["lengths"], padding="released")
     assert lengths.tolist() == [60, 60]
     _close(frames, _time_major(vectors["rm_tokens"]))
-    _close(model.class_probabilities(vectors["waveforms"], padding="released"), vectors["rm_probs"])
+    _close(_classifier(parity_dir)(frames.mean(dim=1)).sigmoid(), vectors["rm_probs"])
 
 
 @torch.no_grad()
 def test_probabilities_of_pieces(parity_dir: Path, vectors: dict[str, torch.Tensor]) -> None:
-    model, waveforms = _load(parity_dir, head=True, target_length=112), vectors["waveforms"]
-    _close(model.class_probabilities(waveforms, padding="released"), vectors["rm_chunked_probs"])
-    # The released code loses the last piece of a clip of just two spans, so that the first stands alone; we do not.
+    span = 112
+    model, classifier, waveforms = _load(parity_dir, target_length=span), _classifier(parity_dir), vectors["waveforms"]
+
+    def probabilities(piece: torch.Tensor) -> torch.Tensor:
+        steps = torch.full((len(piece),), piece.shape[-1] // 16)
+        return classifier(model.encode_spectrogram(piece, steps).mean(dim=1)).sigmoid()
+
+    # The released classifier cuts longer spectrograms in pieces, fills the last with zeros, and takes the mean.
+    spectrogram = model.normalise(decibel_spectrogram(waveforms, vectors["lengths"], batch_floor=True))
+    filled = torch.nn.functional.pad(spectrogram, (0, -spectrogram.shape[-1] % span))
+    pieces = [probabilities(piece) for piece in filled.split(span, dim=-1)]
+    _close(torch.stack(pieces).mean(dim=0), vectors["rm_chunked_probs"])
+    # It loses the last piece of a clip of just two spans, so that the first stands alone.
     spectrogram = decibel_spectrogram(waveforms[:, :35_680], torch.full((2,), 35_680), batch_floor=True)
-    first = model.encode_spectrogram(model.normalise(spectrogram[..., :112]), torch.full((2,), 7))
-    _close(model.outputlayer(first.mean(dim=1)).sigmoid(), vectors["rm_chunked_probs_exact_multiple"])
+    _close(probabilities(model.normalise(spectrogram[..., :span])), vectors["rm_chunked_probs_exact_multiple"])
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from data.prompts import load_prompts
 from dataset import AudioTextDataset
 from dryrun import absent_data, absent_weights, describe, describe_data, plan, planned_device
 from models.build import build_model
+from models.released_rules import rules_of
 from models.salmonn import SALMONN
 from runner import Runner, RunResult
 from support.command_line import is_for_user, quieten_libraries, require_writable
@@ -113,7 +114,7 @@ def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None
         augment=datasets.augmentation,
         join=datasets.join_clips,
         max_audio_s=datasets.max_audio_s,
-        as_released=config.model.legacy == "exact",
+        first_channel=rules_of(config.model).first_channel,
     )
     if datasets.valid_ann_path is None:
         return train_data, None

@@ -198,11 +198,6 @@ class ModelConfig:
     """On CUDA, in evaluation: run encoders, prefill and decode steps from CUDA graphs. Launching kernels one by one is
     most of a small model's time; false saves the memory that graphs keep."""
 
-    @property
-    def has_common_prompt(self) -> bool:
-        """Whether a batch of one task has one prompt, as in the public code without `multi_prompt`."""
-        return self.legacy == "exact" and not self.multi_prompt
-
     def __post_init__(self) -> None:
         if self.legacy is None:
             legacy = "weights" if (self.ckpt or "").endswith(".pth") else "off"

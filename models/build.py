@@ -20,7 +20,7 @@ from models.device import META, pick_device
 from models.encoders.stack import EncoderStack
 from models.encoders.table import ENCODERS
 from models.language.llm import LanguageModel
-from models.released_rules import rules_of
+from models.released_rules import Rules, rules_of
 from models.runtime import onednn_linear
 from models.runtime.host_memory import large_blocks_apart
 from models.salmonn import SALMONN
@@ -56,10 +56,10 @@ def build_model(
     rules = rules_of(config)
     paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]
     with large_blocks_apart(path for path in paths if path and weights):
-        encoders = rules.encoders.from_config(config, device, weights=weights, dtype=encoder_dtype)
+        encoders = EncoderStack.from_config(config, device, rules=rules.encoders, weights=weights, dtype=encoder_dtype)
         llm = LanguageModel.from_config(config, device, weights=weights)
         with nullcontext() if weights else META:
-            connector = build_connector(config, encoders, llm)
+            connector = build_connector(config, rules, encoders, llm)
         text = rules.text.from_config(config) if weights else None
         model = rules.model(encoders, connector, llm, text, config)
         freeze_connector(model, config)
@@ -103,12 +103,12 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
     return model
 
 
-def build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageModel) -> Connector:
+def build_connector(config: ModelConfig, rules: Rules, encoders: EncoderStack, llm: LanguageModel) -> Connector:
     """A fresh connector between these encoders and this language model."""
     if not config.use_speech_Qformer:
         raise UserError("model.use_speech_Qformer = false: the Q-Former is the only connector; set it to true.")
     rates_hz = encoders.frame_rates_hz
-    if config.legacy != "off":  # the public code lays streams side by side by index, whatever their rates
+    if rules.align_by_index:
         rates_hz = [max(rates_hz)] * len(rates_hz)
     return Connector(
         list(encoders.encoders),
@@ -123,7 +123,7 @@ def build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageMo
         dropout=config.qformer_dropout,
         window_s=config.second_per_window if config.window_level_Qformer else None,
         stride_s=config.second_stride,
-        keep_partial_window=config.legacy == "off",
+        keep_partial_window=rules.keep_partial_window,
         window_jitter=config.window_jitter,
         fusion=config.fusion,
     )

@@ -57,6 +57,8 @@ class SALMONN(nn.Module):
 
     halt_id: int | None = None
     """Token id by which the first row of a batch ends all rows; None where each ends by itself."""
+    merges_lora: bool = True
+    """Whether LoRA may be added into the weights for serving."""
 
     def __init__(
         self, encoders: EncoderStack, connector: Connector, llm: LanguageModel, text: TextProcessor, config: ModelConfig
@@ -283,12 +285,10 @@ class SALMONN(nn.Module):
     def merge_for_serving(self) -> str:
         """Add LoRA into the language model's weights where that rounds nothing anew, which spares its products in every
         layer and token; says where LoRA is. The model is for evaluation from then on.
-
-        Under `legacy: exact` it stays beside the weights, where the public code has it.
         """
         if not any(True for _ in self.llm.lora_layers()):
             return "none"
-        merged = self.config.legacy != "exact" and self.llm.merge_lora()
+        merged = self.merges_lora and self.llm.merge_lora()
         return "merged into the weights" if merged else "beside the weights"
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:

@@ -25,7 +25,8 @@ from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.annotations import load_annotations
 from data.audio import AudioError, load_clip
 from models.device import pick_device
-from models.encoders.frame_cache import FrameCache
+from models.encoders.frame_cache import FrameCache, why_not_cached
+from models.encoders.stack import EncoderStack
 from models.encoders.table import frozen_encoders
 from models.released_rules import rules_of
 from support.command_line import is_for_user
@@ -56,7 +57,7 @@ def _start(config: Config) -> None:
     torch.set_num_threads(1)  # the processes share the cores
     device = pick_device(config.run.device)
     model = training_model_config(config, device)  # the precision that training will ask for
-    stack = rules_of(model).encoders.from_config(model, device).eval()
+    stack = EncoderStack.from_config(model, device, rules=rules_of(model).encoders).eval()
     cache = FrameCache(config.datasets.cache_encoder_outputs, stack)
     _worker = _Worker(cache, config.datasets.max_audio_s)
 
@@ -103,7 +104,7 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
             f"{config.path}: datasets.augmentation makes another clip of each clip every time, so the cache would not "
             "be used; drop one of the two"
         )
-    reason = rules_of(config.model).encoders.why_not_cached(frozen_encoders(config.model))
+    reason = why_not_cached(frozen_encoders(config.model), rules_of(config.model).encoders)
     if reason is not None:  # found out before processes start
         raise ConfigError(f"{config.path}: {reason}")
     clips = clips_of(config)

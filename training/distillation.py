@@ -185,8 +185,7 @@ def describe_plan(config: Config, device: torch.device) -> str:
         raise UserError("\n  ".join(["distillation: teacher and student do not fit:", *problems]))
     paths = [entry.path_key for entry in ENCODERS.values()]
     same = all(getattr(config.model, key) == getattr(described, key) for key in paths)
-    shares = same and all(student.encoders.frozen.values()) and config.model.legacy == described.legacy
-    alike = shares and _settings(student.encoders) == _settings(teacher.encoders)
+    alike = same and _are_alike(student, teacher)
     return _description(config.distillation, teacher, tuple(student.encoders.encoders) if alike else ())
 
 
@@ -271,16 +270,21 @@ def _text_misfits(student: SALMONN, teacher: SALMONN, terms: str) -> list[str]:
 def share_encoders(student: SALMONN, teacher: SALMONN) -> bool:
     """Let the teacher use the student's encoders if both are frozen and alike in rules, settings and weights."""
     ours, theirs = student.encoders, teacher.encoders
-    if not all(ours.frozen.values()) or type(student) is not type(teacher) or type(ours) is not type(theirs):
-        return False
-    if _settings(ours) != _settings(theirs) or ours.fingerprint != theirs.fingerprint:
+    if not _are_alike(student, teacher) or ours.fingerprint != theirs.fingerprint:
         return False
     teacher.encoders = ours
     return True
 
 
-def _settings(encoders: EncoderStack) -> dict[str, dict]:
-    return {name: encoder.settings() for name, encoder in encoders.encoders.items()}
+def _are_alike(student: SALMONN, teacher: SALMONN) -> bool:
+    """Whether the encoders are frozen and, but for their weights, the same."""
+
+    def described(encoders: EncoderStack) -> list[object]:
+        settings = {name: encoder.settings() for name, encoder in encoders.encoders.items()}
+        return [settings, encoders.min_samples, encoders.rules.depends_on_batch]
+
+    ours, theirs = student.encoders, teacher.encoders
+    return all(ours.frozen.values()) and described(ours) == described(theirs)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import BoolTensor, LongTensor, Tensor, nn
+from torch import LongTensor, Tensor, nn
 
 from configs.architectures import find_architecture
 from models.device import META
@@ -26,8 +26,6 @@ from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 MAX_S = 30  # attention's memory grows with the square of this; released systems never went beyond
-
-Padding = Literal["neutral", "released"]
 
 
 class BEATs(AudioEncoder):
@@ -150,32 +148,17 @@ class BEATs(AudioEncoder):
         return described if kept == self.config.encoder_layers else described | {"layers_kept": kept}
 
     def forward(
-        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral", features: Features | None = None
+        self, waveforms: Tensor, lengths: LongTensor, features: Features | None = None
     ) -> tuple[Tensor, LongTensor]:
-        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B].
-
-        `padding="neutral"`: a clip's frames depend on its own samples alone, and are zero after its end.
-        `padding="released"`: as BEATs' code does with a padding mask. A clip's number of valid frames then follows from
-        the batch's length by repeated division, and frames after its end are not zero.
-        """
+        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B]."""
         device = self.patch_embedding.weight.device
         waveforms, lengths = waveforms.to(device), lengths.to(device)
+        self.check_lengths(lengths.tolist())
         with torch.autocast(device.type, enabled=False):
-            if padding == "released":
-                whole = torch.full_like(lengths, waveforms.shape[1])
-                fbank, _ = features or self.features(waveforms, whole)
-                frame_mask = reduce_padding(~length_mask(lengths, waveforms.shape[1]), fbank.shape[1])
-                tokens = self.embed_patches(fbank)
-                padded = reduce_padding(frame_mask, tokens.shape[1])
-            elif padding == "neutral":
-                self.check_lengths(lengths.tolist())
-                fbank, fbank_sizes = features or self.features(waveforms, lengths)
-                frame_lengths = fbank_sizes // self.config.input_patch_size * self.tokens_per_step
-                frames = self.through_network(self._encode, fbank, frame_lengths, axis=1)
-                return frames[:, : self.frame_count(waveforms.shape[1])], frame_lengths
-            else:
-                raise ValueError(f"BEATs: padding is {padding!r}; expected 'neutral' or 'released'")
-            return self.encoder(tokens, padded), (~padded).sum(dim=1)
+            fbank, fbank_sizes = features or self.features(waveforms, lengths)
+            frame_lengths = fbank_sizes // self.config.input_patch_size * self.tokens_per_step
+            frames = self.through_network(self._encode, fbank, frame_lengths, axis=1)
+            return frames[:, : self.frame_count(waveforms.shape[1])], frame_lengths
 
     def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
         """[B, T], [B] samples -> normalised fbank [B, F, M], its frames [B] of each clip."""
@@ -219,12 +202,6 @@ def _layer_of(name: str) -> int:
     """The layer that a weight belongs to; -1 for one outside the layers."""
     parts = name.split(".")
     return int(parts[2]) if parts[:2] == ["encoder", "layers"] and parts[2].isdecimal() else -1
-
-
-def reduce_padding(padded: BoolTensor, count: int) -> BoolTensor:
-    """[B, n] -> [B, count], BEATs' own rule: drop the last n % count, a run of the rest is padding if all of it is."""
-    size = padded.shape[1]
-    return padded[:, : size - size % count].unflatten(1, (count, -1)).all(dim=-1)
 
 
 def _current_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,6 @@ BINS = DECIBEL_BINS // PATCH  # patches, and tokens, a time step
 RELEASED_HEAD_DIM = 64
 NORM_EPSILON = 1e-6
 WITHOUT_EFFECT = ("front_end.", "outputlayer.")  # the spectrogram's filters, which are computed, and the classifier
-
-Padding = Literal["neutral", "released"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,43 +137,38 @@ class CED(AudioEncoder):
         return {"encoder": "ced", "outputdim": 0, **asdict(self.config)}
 
     def forward(
-        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral", features: Features | None = None
+        self, waveforms: Tensor, lengths: LongTensor, features: Features | None = None
     ) -> tuple[Tensor, LongTensor]:
-        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B].
-
-        `padding="released"`: as CED's code does, which knows no lengths and floors by the batch's loudest bin.
-        """
+        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B]."""
         device = self.time_pos_embed.device
         waveforms, lengths = waveforms.to(device), lengths.to(device)
-        if padding == "released":
-            spectrogram, _ = features or self.features(waveforms, lengths, batch_floor=True)
-            steps = torch.full_like(lengths, spectrogram.shape[-1] // PATCH)
-            tokens = self.encode_spectrogram(self.normalise(spectrogram), steps)
-        elif padding == "neutral":
-            self.check_lengths(lengths.tolist())
-            spectrogram, spectrogram_lengths = features or self.features(waveforms, lengths)
-            steps = spectrogram_lengths // PATCH
-            tokens = self.through_network(
-                self.encode_spectrogram,
-                self.normalise(spectrogram),
-                steps,
-                axis=2,
-                longest=self.config.target_length,
-            )
-        else:
-            raise ValueError(f"CED: padding is {padding!r}; expected 'neutral' or 'released'")
-        frames = tokens.unflatten(1, (BINS, -1))[:, :, : spectrogram.shape[-1] // PATCH].transpose(1, 2).flatten(1, 2)
+        self.check_lengths(lengths.tolist())
+        spectrogram, spectrogram_lengths = features or self.features(waveforms, lengths)
+        steps = spectrogram_lengths // PATCH
+        tokens = self.through_network(
+            self.encode_spectrogram,
+            self.normalise(spectrogram),
+            steps,
+            axis=2,
+            longest=self.config.target_length,
+        )
+        return self.in_order(tokens, steps, spectrogram.shape[-1] // PATCH)
+
+    def in_order(self, tokens: Tensor, steps: LongTensor, count: int) -> tuple[Tensor, LongTensor]:
+        """Tokens of `encode_spectrogram`, time steps [B] of each clip -> frames [B, N, D] of `count` steps, zero after
+        each clip's end, and frame_lengths [B]: in time order, or with `frequency_major` in the network's own."""
+        frames = tokens.unflatten(1, (BINS, -1))[:, :, :count].transpose(1, 2).flatten(1, 2)
         if self.config.frequency_major:
-            place = torch.arange(frames.shape[1], device=device)[None]
+            place = torch.arange(frames.shape[1], device=frames.device)[None]
             own = steps[:, None].clamp(min=1)  # a clip's own steps, so that its order is the one it has alone
             index = (place % own * BINS + place // own).clamp(max=frames.shape[1] - 1)
             frames = frames.gather(1, index[..., None].expand_as(frames))
         return zero_after(frames, steps * BINS), steps * BINS
 
-    def features(self, waveforms: Tensor, lengths: LongTensor, *, batch_floor: bool = False) -> Features:
+    def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
         """[B, T], [B] samples -> mel spectrogram [B, M, F] in dB, its frames [B] of each clip."""
         with span("features", self.name):
-            return decibel_spectrogram(waveforms, lengths, batch_floor=batch_floor), 1 + lengths // HOP
+            return decibel_spectrogram(waveforms, lengths), 1 + lengths // HOP
 
     def normalise(self, spectrogram: Tensor) -> Tensor:
         """[B, M, F] in dB -> [B, M, F], by the statistics of the training set, bin by bin."""

@@ -13,7 +13,7 @@ from models.checkpoint.adapter_folder import save_adapter
 from models.checkpoint.adapter_tensors import CheckpointError
 from models.checkpoint.released import load_legacy
 from tests import tiny
-from tests.models.test_released_rules import PROMPT, Malicious, make, pad_rows, released_state, write, write_ced
+from tests.models.test_released_rules import PROMPT, Malicious, make, pad_rows, released_state, write
 from tools.convert_checkpoint import main
 
 CLIPS = torch.randn(2, 30_000, generator=torch.Generator().manual_seed(1)) * 0.1
@@ -74,7 +74,7 @@ def test_the_folder_knows_where_the_file_has_low_rank_adapters(tmp_path, shared_
 
 
 def test_ceds_statistics_go_there_and_back(tmp_path):
-    ced = write_ced(tmp_path / "ced.pt")
+    ced = tiny.write_ced(tmp_path / "ced.pt")
     project = tiny.write_project(tmp_path / "project", model={"beats_path": "", "ced_path": str(ced)})
     source = make(project)
     state = released_state(source)

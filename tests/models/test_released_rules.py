@@ -30,7 +30,7 @@ from models.decoding.scores import GenerateOptions
 from models.encoders.frame_cache import FrameCache
 from models.frames import Frames
 from models.language.sequence import Assembled
-from models.released_rules import STOP_ID, ExactSALMONN, ReleasedText
+from models.released_rules import STOP_ID, ExactSALMONN, ReleasedText, rules_of
 from models.salmonn import SALMONN
 from tests import tiny
 
@@ -522,15 +522,15 @@ def test_ceds_statistics_come_from_the_file(tmp_path, project):
 
 
 def test_a_cache_of_encoder_outputs_is_refused_under_exact(tmp_path, project):
-    with pytest.raises(ValueError, match="encoders hear the batch"):
+    with pytest.raises(ValueError, match="encoder outputs depend on its batch"):
         FrameCache(tmp_path / "cache", make(project, legacy="exact").encoders)
 
 
 def test_one_prompt_a_batch_without_multi_prompt(project):
     config = load_config(project.config, ["model.multi_prompt=false", "model.legacy=exact"])
-    assert config.model.has_common_prompt
-    assert not replace(config.model, legacy="weights").has_common_prompt
-    assert not replace(config.model, multi_prompt=True).has_common_prompt
+    assert rules_of(config.model).common_prompt
+    assert not rules_of(replace(config.model, legacy="weights")).common_prompt
+    assert not rules_of(replace(config.model, multi_prompt=True)).common_prompt
 
     def sample(task, prompt):
         annotation = Annotation(path="x", text="", task=task, source="", index=0)
@@ -555,7 +555,7 @@ def test_clips_and_prompts_are_read_as_released_under_exact(project, tmp_path):
     with pytest.raises(PromptError, match="no 'Q'"):
         prompts_for([question], prompts, load_config(project.config))
     with pytest.raises(PromptError, match="no 'Q'"):
-        AudioTextDataset([question], prompts, training=True, as_released=True)
+        AudioTextDataset([question], prompts, training=True, first_channel=True)
 
 
 def test_special_tokens_stay_in_hypotheses_under_exact_alone(project):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.encoders.beats import BEATs, reduce_padding
+from models.encoders.beats import BEATs
 from models.encoders.features import kaldi_fbank
 from models.frames import length_mask, zero_after
+from models.released_rules import encode_released, reduce_padding
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +44,11 @@ def _close(ours: torch.Tensor, expected: torch.Tensor) -> None:
 @torch.no_grad()
 def test_features(parity_dir: Path, vectors: dict[str, torch.Tensor], file: str, prefix: str) -> None:
     model, waveforms, lengths = _load(parity_dir, file), vectors["waveforms"], vectors["lengths"]
-    frames, frame_lengths = model(waveforms, lengths, padding="released")
+    frames, frame_lengths = encode_released(model, waveforms, lengths)
     _close(frames, vectors[f"{prefix}features"])
     assert torch.equal(~length_mask(frame_lengths, frames.shape[1]), vectors["token_mask"])
     whole = torch.full_like(lengths, waveforms.shape[1])
-    _close(model(waveforms, whole, padding="released")[0], vectors[f"{prefix}features_nomask"])
+    _close(encode_released(model, waveforms, whole)[0], vectors[f"{prefix}features_nomask"])
     _close(model(waveforms, whole)[0], vectors[f"{prefix}features_nomask"])
 
 
@@ -79,7 +80,7 @@ def test_class_probabilities(parity_dir: Path, vectors: dict[str, torch.Tensor])
     def probabilities(frames: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(zero_after(model.predictor(frames), frame_lengths).sum(dim=1) / frame_lengths[:, None])
 
-    _close(probabilities(*model(vectors["waveforms"], lengths, padding="released")), vectors["ft_probs"])
+    _close(probabilities(*encode_released(model, vectors["waveforms"], lengths)), vectors["ft_probs"])
     whole = torch.full_like(lengths, vectors["waveforms"].shape[1])
     _close(probabilities(*model(vectors["waveforms"], whole)), vectors["ft_probs_nomask"])
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from models.encoders.ced import CED
 from models.encoders.features import decibel_spectrogram
+from models.released_rules import encode_released
 
 HEADS = 3  # a bare state dict does not say
 
@@ -54,7 +55,7 @@ def test_spectrogram(vectors: dict[str, torch.Tensor]) -> None:
 
 @torch.no_grad()
 def test_tokens_and_probabilities(parity_dir: Path, vectors: dict[str, torch.Tensor]) -> None:
-    frames, lengths = _load(parity_dir)(vectors["waveforms"], vectors["lengths"], padding="released")
+    frames, lengths = encode_released(_load(parity_dir), vectors["waveforms"], vectors["lengths"])
     assert lengths.tolist() == [60, 60]
     _close(frames, _time_major(vectors["rm_tokens"]))
     _close(_classifier(parity_dir)(frames.mean(dim=1)).sigmoid(), vectors["rm_probs"])
@@ -83,5 +84,5 @@ def test_probabilities_of_pieces(parity_dir: Path, vectors: dict[str, torch.Tens
 def test_as_second_encoder_of_a_published_system(parity_dir: Path, vectors: dict[str, torch.Tensor]) -> None:
     model = _load(parity_dir, target_length=3001, rescale=True, frequency_major=True)
     _close(model.time_pos_embed, vectors["n7_time_pos_embed"])
-    frames, _ = model(vectors["waveforms"], vectors["lengths"], padding="released")
+    frames, _ = encode_released(model, vectors["waveforms"], vectors["lengths"])
     _close(frames, vectors["n7_tokens"])

@@ -1,31 +1,19 @@
-"""Lets benchmarks of random weights run where only torch, transformers, peft and accelerate are installed.
+"""Reads YAML where OmegaConf is not installed, as on a GPU machine that has PyTorch and transformers but not all of
+requirements.txt. The systems' files are plain YAML: interpolations are not resolved here.
 
-The program imports soundfile and soxr, which read recordings, and omegaconf, which reads YAML. No recording is read
-here, and the systems' files are plain YAML: where a package is absent, a placeholder takes its place in this process.
-Import this module before the program's own.
+Imported by the package itself, before the program's own modules.
 """
 
 import importlib.util
 import sys
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-READERS = ("soundfile", "soxr")
-
-
-class _Absent(ModuleType):
-    """A package that is not installed: it can be imported, not used."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise ImportError(f"{self.__name__} is not installed here; install requirements.txt to read recordings")
-
 
 class PlainYaml:
-    """What the program uses of OmegaConf, without interpolations."""
+    """What configs/loading.py uses of OmegaConf, on plain dictionaries."""
 
     @staticmethod
     def create(content: Any) -> Any:
@@ -40,46 +28,40 @@ class PlainYaml:
         return content
 
     @staticmethod
-    def to_container(content: Any, **_: Any) -> Any:
+    def to_container(content: Any, *, resolve: bool = False) -> Any:
         return content
 
     @staticmethod
-    def from_dotlist(overrides: list[str]) -> dict[str, Any]:
-        nested: dict[str, Any] = {}
-        for override in overrides:
-            key, _, value = override.partition("=")
-            *sections, name = key.split(".")
-            place = nested
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[name] = yaml.safe_load(value) if value else ""
-        return nested
+    def from_dotlist(settings: list[str]) -> dict[str, Any]:
+        return {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in settings)}
+
+    @staticmethod
+    def update(content: dict[str, Any], key: str, value: Any) -> None:
+        *sections, name = key.split(".")
+        for section in sections:
+            content = content.setdefault(section, {})
+        content[name] = value
 
     @classmethod
-    def merge(cls, *contents: dict[str, Any]) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for content in contents:
-            for key, value in content.items():
-                both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-                merged[key] = cls.merge(merged[key], value) if both else value
+    def merge(cls, content: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """`settings` over `content`, section by section."""
+        merged = dict(content)
+        for key, value in settings.items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = cls.merge(merged[key], value) if both else value
         return merged
 
 
 def fill_in() -> list[str]:
-    """Put placeholders for what is not installed; returns the names."""
-    absent = [
-        name for name in (*READERS, "omegaconf") if name not in sys.modules and not importlib.util.find_spec(name)
-    ]
-    for name in absent:
-        if name in READERS:
-            sys.modules[name] = _Absent(name)
-    if "omegaconf" in absent:
-        package, errors = ModuleType("omegaconf"), ModuleType("omegaconf.errors")
-        package.OmegaConf = PlainYaml
-        errors.OmegaConfBaseException = yaml.YAMLError
-        sys.modules |= {"omegaconf": package, "omegaconf.errors": errors}
-    return absent
+    """Put `PlainYaml` in OmegaConf's place where that is not installed; the names of the packages replaced."""
+    if "omegaconf" in sys.modules or importlib.util.find_spec("omegaconf"):
+        return []
+    package, errors = ModuleType("omegaconf"), ModuleType("omegaconf.errors")
+    package.OmegaConf = PlainYaml
+    errors.OmegaConfBaseException = yaml.YAMLError
+    sys.modules |= {"omegaconf": package, "omegaconf.errors": errors}
+    return ["omegaconf"]
 
 
 ABSENT = fill_in()
-"""Packages that are placeholders in this process."""
+"""Packages that have a substitute in this process."""

@@ -1,6 +1,5 @@
-"""A language model's folder in 4 bits, in AutoGPTQ's format: for times and bytes, which ask for no calibration.
-
-Weights are rounded to the nearest value of their group; tools/quantize.py makes folders that are meant to be right.
+"""A language model's folder in 4 bits, in AutoGPTQ's format, for times and bytes alone: weights are rounded to the
+nearest value of their group, without calibration. tools/quantize.py makes folders to use.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from benchmarks import bare_machine  # noqa: F401 - before the program, whose readers of recordings may be absent
 from configs.sections import ModelConfig
 from models.quantization.gptq import GPTQSettings, StoredGPTQ
 from models.quantization.gptq_folder import save_folder
@@ -26,7 +24,7 @@ WEIGHT_FILES = ("*.safetensors*", "*.bin*", "config.json", "generation_config.js
 
 
 def write_in_4_bits(config: ModelConfig, folder: str | Path, *, small: bool = False) -> ModelConfig:
-    """The configuration that reads the language model of `config`, unquantised files that are there, in 4 bits."""
+    """Write the unquantised language model of `config` in 4 bits; the configuration that reads it."""
     source = Path(config.llama_path)
     group_size = SMALL_GROUP_SIZE if small else GROUP_SIZE
     made = write_gptq(source, Path(folder) / f"{source.name}_gptq", group_size=group_size)
@@ -35,7 +33,7 @@ def write_in_4_bits(config: ModelConfig, folder: str | Path, *, small: bool = Fa
 
 @torch.no_grad()
 def write_gptq(source: str | Path, folder: str | Path, *, group_size: int = GROUP_SIZE) -> Path:
-    """Write the language model of `source` to `folder` in 4 bits, with its tokenizer; a folder there is kept."""
+    """Write the language model of `source` to `folder` in 4 bits, with its tokenizer, unless that folder exists."""
     source, folder = Path(source), Path(folder)
     if folder.exists():
         return folder
@@ -57,7 +55,7 @@ def write_gptq(source: str | Path, folder: str | Path, *, group_size: int = GROU
 
 
 def rounded(layer: nn.Linear, settings: GPTQSettings) -> StoredGPTQ:
-    """The layer with each weight at the nearest of its group's sixteen values, which lie evenly up to the largest."""
+    """The layer with each weight rounded to the nearest of its group's sixteen evenly spaced values."""
     outputs, inputs = layer.weight.shape
     groups = settings.groups(inputs)
     size = inputs if settings.group_size == -1 else settings.group_size

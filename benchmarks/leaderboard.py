@@ -1,9 +1,9 @@
-"""Every system in one table, published and measured, ranked with memory and latency counting double.
+"""Every system in one table, published and measured, ranked; memory and latency count double.
 
     python -m benchmarks.leaderboard [--out FILE]
 
 Rows are the systems of configs/, the published figures (published.json) and the files under benchmarks/results. The
-formula is ours and stands in docs/leaderboard.md: a weighted geometric mean of how many times better a row is than the
+formula is ours (docs/leaderboard.md): a weighted geometric mean of how many times better a row is than the
 3B baseline on the same machine. A row without all figures has no score and no rank; a missing figure is a dash.
 """
 
@@ -20,14 +20,15 @@ from typing import Any
 
 import yaml
 
+from benchmarks.suite import RESULTS, ROOT
 from efficiency import report
+from support import command_line
+from support.command_line import UserError
+from support.tables import format_table
 
-FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parent
-RESULTS = FOLDER / "results"
 BASELINE = "salmonn_3b"
 WEIGHTS = {"asr": 1.0, "captions": 1.0, "memory": 2.0, "latency": 2.0}
-"""Term -> how often it counts."""
+"""Weight of each term."""
 LIGHT = ("memory", "latency")
 CAPTION_METRICS = ("SPIDEr", "CIDEr-D×100")
 """In this order; a figure is compared with the baseline's of the same metric only."""
@@ -62,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A row and what it comes to."""
+    """A row, its terms, scores and rank."""
 
     row: Row
     terms: dict[str, float]
@@ -103,9 +104,9 @@ def published_rows(path: Path = report.PUBLISHED) -> list[Row]:
 
 
 def result_rows(folder: Path = RESULTS) -> list[Row]:
-    """What the files of a folder hold: of gpu_suite, of evaluate_efficiency, or rows like the published ones.
+    """The rows of a folder's files: of gpu_suite, of evaluate_efficiency, or in the form of published.json.
 
-    Files of other benchmarks are passed over.
+    Files of other benchmarks are ignored.
     """
     rows: list[Row] = []
     for path in sorted(folder.glob("*.json")):
@@ -160,7 +161,7 @@ def collect(rows: Sequence[Row], configured: Sequence[Row]) -> list[Row]:
 
 
 def baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The 3B baseline on the row's machine: in the same file by the reference way, else as published there."""
+    """The 3B baseline on the row's machine: the reference model in the same file, else as published."""
     candidates = [other for other in rows if other.system == BASELINE and other.device == row.device]
     same_file = [other for other in candidates if other.source.partition(",")[0] == row.source.partition(",")[0]]
     reference = [other for other in same_file or candidates if other.source.endswith((", reference", "published"))]
@@ -168,7 +169,7 @@ def baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def terms_of(row: Row, baseline: Row | None, accuracy: Row | None) -> dict[str, float]:
-    """Times better than the baseline, term by term. `accuracy` is the baseline for scores: they know no machine."""
+    """Times better than the baseline, term by term. `accuracy` is the baseline of scores: no machine changes them."""
     terms: dict[str, float] = {}
     if accuracy is not None:
         if row.wer and accuracy.wer:
@@ -208,7 +209,6 @@ def ranked(rows: Sequence[Row]) -> list[Ranked]:
 
 def table(entries: Sequence[Ranked]) -> str:
     """Markdown; a dash is a figure that is missing."""
-    from support.tables import format_table
 
     def shown(value: float | None, digits: int) -> str | None:
         return None if value is None else f"{value:.{digits}f}"
@@ -237,13 +237,9 @@ def table(entries: Sequence[Ranked]) -> str:
     return format_table([*header, "light", "score", "missing"], lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Rank every system, memory and latency counting double.")
-    parser.add_argument("--results", default=str(RESULTS), help="folder of measured JSON files")
-    parser.add_argument("--out", help="JSON file to write")
-    arguments = parser.parse_args(argv)
+def work(arguments: argparse.Namespace) -> None:
     if not Path(arguments.results).is_dir():
-        parser.error(f"--results {arguments.results}: no such folder")
+        raise UserError(f"--results {arguments.results}: no such folder")
     rows = collect([*published_rows(), *result_rows(Path(arguments.results))], config_rows())
     entries = ranked(rows)
     print(table(entries))
@@ -258,7 +254,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "rows": [asdict(entry) | {"missing": entry.missing} for entry in entries],
         }
         Path(arguments.out).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Rank every system, memory and latency counting double.")
+    parser.add_argument("--results", default=str(RESULTS), help="folder of measured JSON files")
+    parser.add_argument("--out", help="JSON file to write")
+    return command_line.run(work, parser, argv)
 
 
 if __name__ == "__main__":

@@ -8,51 +8,51 @@ HQ (what `librosa.resample` calls), a 30 s log-mel per clip by transformers' `Wh
 whisper-large-v3-turbo takes them), and batches of these spectrograms and the padded waveforms, which BEATs needs.
 
 For mp3 nothing is claimed: decoding, the same on both sides, is most of our time there. Against the 80 mels of
-large-v2 (`--mels 80`, results/loader_80_mels.json) the claims hold but for flac at 44.1 kHz: 2.6 times.
+large-v2 (`--mels 80`, results/loader_80_mels.json) the claims are reached except for flac at 44.1 kHz: 2.6 times.
 
 Both run in one process, in turns, over the same files (read once before, so that the disk does not count), with the
 same batch size and number of workers, one thread each. What is counted is processor time of the main process and its
-workers together, so that other jobs on the machine matter little; clock time stands beside it. A ratio is the median of
+workers together, so that other jobs on the machine matter little; clock time is given as well. A ratio is the median of
 the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 import soxr
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
-from transformers import WhisperFeatureExtractor
 
+from benchmarks.suite import RESULTS, origin, write_report
 from data.annotations import Annotation
-from data.sampling import GlobalBatchSampler
-from dataset import AudioTextDataset, build_loader
-from support.provenance import commit, machine, versions
+from support import command_line
+from support.command_line import require_writable
 from support.units import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 CLIP_S = 10.0
 CD_RATE = 44_100  # Hz
 BATCH_SIZE = 8
 TURBO_MELS = 128
-OUR_PASSES = 4  # ours is quicker: more of it, so that the clock's grain matters as little
-RESULT = Path(__file__).parent / "results" / "loader.json"
+OUR_PASSES = 4  # ours is faster: more passes, so that the clock's resolution matters as little
+RESULT = RESULTS / "loader.json"
+TIME = "processor seconds of main process and workers"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A sort of file and the ratio that is claimed for it, if any."""
+    """A kind of file and the ratio that is claimed for it, if any."""
 
     name: str
     suffix: str
@@ -123,59 +123,6 @@ def write_clips(folder: Path, kind: Kind, count: int) -> list[Annotation]:
     return annotations
 
 
-# -- the two loaders -------------------------------------------------------------------------------------------------
-
-
-class FeatureDataset(Dataset):
-    """Decode, resample, and compute the padded 30 s log-mel `[M, 3000]` of each clip."""
-
-    def __init__(self, annotations: Sequence[Annotation], mels: int) -> None:
-        self.annotations = annotations
-        self.extractor = WhisperFeatureExtractor(feature_size=mels)
-
-    def __len__(self) -> int:
-        return len(self.annotations)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        samples, rate_hz = soundfile.read(self.annotations[index].path)
-        if samples.ndim == 2:
-            samples = samples[:, 0]
-        if rate_hz != SAMPLE_RATE:
-            samples = soxr.resample(samples, rate_hz, SAMPLE_RATE, quality="HQ")
-        features = self.extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"][0]
-        return features, torch.from_numpy(samples).float()
-
-
-def collate_features(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Spectrograms `[B, M, 3000]`, padded waveforms `[B, T]` and their lengths `[B]`."""
-    features, waveforms = zip(*samples, strict=True)
-    return {
-        "spectrogram": torch.stack(features),
-        "raw_wav": pad_sequence(waveforms, batch_first=True),
-        "lengths": torch.tensor([len(waveform) for waveform in waveforms]),
-    }
-
-
-def feature_loader(annotations: Sequence[Annotation], workers: int, mels: int) -> DataLoader:
-    """The loader to compare with."""
-    return DataLoader(
-        FeatureDataset(annotations, mels),
-        batch_size=BATCH_SIZE,
-        shuffle=True,
-        collate_fn=collate_features,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=lambda _: torch.set_num_threads(1),
-    )
-
-
-def our_loader(annotations: Sequence[Annotation], workers: int) -> DataLoader:
-    """The loader that training uses, as a plain `DataLoader` whose worker processes can be timed."""
-    data = AudioTextDataset(annotations, {"asr": "<Speech><SpeechHere></Speech> Write it down."}, training=True)
-    sampler = GlobalBatchSampler(data.durations(), batch_size=BATCH_SIZE)
-    return build_loader(data, sampler, num_workers=workers).torch_loader
-
-
 # -- measurement -----------------------------------------------------------------------------------------------------
 
 
@@ -199,32 +146,40 @@ def timed_passes(loader: DataLoader, passes: int) -> tuple[float, float]:
 
 
 def consume(batches: Iterable) -> None:
-    """Run through all batches and keep none."""
+    """Iterate over all batches."""
     for _ in batches:
         pass
 
 
-@contextmanager
-def one_thread():
-    """PyTorch on one thread, so that a figure is a core's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def our_loader(annotations: Sequence[Annotation], workers: int) -> DataLoader:
+    """The loader that training uses, as a plain `DataLoader` whose worker processes can be timed."""
+    from data.sampling import GlobalBatchSampler
+    from dataset import AudioTextDataset, build_loader
+
+    data = AudioTextDataset(annotations, {"asr": "<Speech><SpeechHere></Speech> Write it down."}, training=True)
+    sampler = GlobalBatchSampler(data.durations(), batch_size=BATCH_SIZE)
+    return build_loader(data, sampler, num_workers=workers).torch_loader
 
 
 def measure(kind: Kind, folder: Path, *, clips: int, rounds: int, workers: int, mels: int) -> Row:
     """Both loaders over the same fresh files of one kind, in turns."""
+    import torch
+
+    from benchmarks.feature_loader import feature_loader
+
     annotations = write_clips(folder, kind, clips)
-    with one_thread():
-        ours, features = our_loader(annotations, workers), feature_loader(annotations, workers, mels)
-        consume(ours), consume(features)  # workers start, files come into memory, filters are planned
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that a figure is one core's
+    try:
+        ours = our_loader(annotations, workers)
+        features = feature_loader(annotations, workers, mels, batch_size=BATCH_SIZE)
+        consume(ours), consume(features)  # start workers, read the files, plan the filters
         our_s, feature_s = [], []
         for _ in range(rounds):
             our_s.append([seconds / OUR_PASSES for seconds in timed_passes(ours, OUR_PASSES)])
             feature_s.append(timed_passes(features, 1))
+    finally:
+        torch.set_num_threads(threads)
 
     def rate(times: list[Sequence[float]], clock: int) -> float:
         return clips / statistics.median(seconds[clock] for seconds in times)
@@ -246,7 +201,7 @@ def run(
     *, clips: int = 32, rounds: int = 5, workers: int = 1, mels: int = TURBO_MELS, kinds: Sequence[Kind] = KINDS,
     report: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:  # fmt: skip
-    """Measure every kind; `report` hears of each row as it comes."""
+    """Measure every kind; `report` is called with each row as it comes."""
     rows = []
     for kind in kinds:
         with tempfile.TemporaryDirectory(prefix="smolt-loader-") as folder:
@@ -255,46 +210,44 @@ def run(
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def show(row: Row) -> None:
+    claimed = "-" if row.claimed_ratio is None else f"{row.claimed_ratio:.0f}x"
+    print(
+        f"{row.kind:<22}{row.clips_per_core_s:>9.1f}{row.features_clips_per_core_s:>9.1f}{row.ratio:>7.1f}x"
+        f"{claimed:>9}{'' if row.reached else '  not reached'}",
+        flush=True,
+    )
+
+
+def work(arguments: argparse.Namespace) -> int:
+    settings = {name: getattr(arguments, name) for name in ("clips", "rounds", "workers", "mels")}
+    require_writable(str(arguments.out.parent), "--out")
+    print(f"{CLIP_S:g} s clips a second and core, batches of {BATCH_SIZE}, {arguments.workers} worker(s)")
+    print(f"{'files':<22}{'Smolt':>9}{'log-mel':>9}{'ratio':>8}{'claimed':>9}")
+    rows = run(**settings, report=show)
+    about = origin("cpu")
+    report = {
+        "benchmark": "loader",
+        "higher_is_better": True,
+        "settings": settings | {"clip_s": CLIP_S, "batch_size": BATCH_SIZE, "time": TIME},
+        "rows": [{**asdict(row), "reached": row.reached} for row in rows],
+        **about,
+        "versions": about["versions"] | {"soundfile": soundfile.__version__, "soxr": soxr.__version__},
+    }
+    write_report(arguments.out, report)
+    print(f"written to {arguments.out}")
+    return 0 if all(row.reached for row in rows) else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--clips", type=int, default=32, help="files of each kind")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="processes that load; 0 loads in the main one")
     parser.add_argument("--mels", type=int, default=TURBO_MELS, help="mel bins of the compared loader")
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON to write")
-    options = parser.parse_args(arguments)
-
-    print(f"{CLIP_S:g} s clips a second and core, batches of {BATCH_SIZE}, {options.workers} worker(s)")
-    print(f"{'files':<22}{'Smolt':>9}{'log-mel':>9}{'ratio':>8}{'claimed':>9}")
-
-    def report(row: Row) -> None:
-        claimed = "-" if row.claimed_ratio is None else f"{row.claimed_ratio:.0f}x"
-        print(
-            f"{row.kind:<22}{row.clips_per_core_s:>9.1f}{row.features_clips_per_core_s:>9.1f}{row.ratio:>7.1f}x"
-            f"{claimed:>9}{'' if row.reached else '  not reached'}",
-            flush=True,
-        )
-
-    rows = run(clips=options.clips, rounds=options.rounds, workers=options.workers, mels=options.mels, report=report)
-    result = {
-        "benchmark": "loader",
-        "higher_is_better": True,
-        "settings": {
-            **{name: getattr(options, name) for name in ("clips", "rounds", "workers", "mels")},
-            "clip_s": CLIP_S,
-            "batch_size": BATCH_SIZE,
-            "time": "processor seconds of main process and workers",
-        },
-        "rows": [{**asdict(row), "reached": row.reached} for row in rows],
-        "commit": commit(),
-        "versions": {**versions(), "soundfile": soundfile.__version__, "soxr": soxr.__version__},
-        "machine": machine(torch.device("cpu")),
-    }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {options.out}")
-    return 0 if all(row.reached for row in rows) else 1
+    return command_line.run(work, parser, argv)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

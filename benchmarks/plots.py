@@ -13,6 +13,7 @@ matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 
 from benchmarks.leaderboard import Row, published_rows
+from benchmarks.suite import measured_points
 
 CURVES = {
     "ttft": ("ttft_s", "time to first token, s"),
@@ -27,7 +28,7 @@ def draw(report: dict[str, Any], folder: Path) -> list[str]:
     """Write the pictures that the report has figures for; their names."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    points = [point for point in report.get("grid", {}).get("points", []) if "ttft_s" in point]
+    points = measured_points(report.get("grid", {}))
     if points:
         made += [_curves(points, name, report, folder) for name in CURVES]
     variants = pareto_points(report)
@@ -41,18 +42,16 @@ def pareto_points(report: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for axis in ("back_ends", "encoders"):
         for name, row in report.get(axis, {}).items():
-            point = next((point for point in row.get("points", []) if "ttft_s" in point), None)
-            if point is None:
-                continue
             scores = [score["value"] for score in row.get("scores", {}).values() if score["value"] is not None]
-            found.append(
+            found += [
                 {
                     "name": name,
                     "memory_gib": row["peak_with_loading_gib"],
                     "latency_s": point["ttft_s"] + point["tpot_s"],
                     "score": scores[0] if scores else None,
                 }
-            )
+                for point in measured_points(row)
+            ]
     return found
 
 

@@ -24,7 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from efficiency.memory_plan import part_sizes
-from models.decoding import engine
 from models.decoding.kv_cache import KeyValueCache
 from models.quantization import int8
 from models.runtime import onednn_linear
@@ -243,7 +242,7 @@ def count_kernels(model: SALMONN, token: Tensor, cache: KeyValueCache) -> int | 
     if model.device.type != "cuda" or ProfilerActivity.CUDA not in supported_activities():
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        engine.decode_step(model.llm, token, cache)
+        model.engine.step(token, cache)
         torch.cuda.synchronize(model.device)
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events()) or None
 
@@ -271,7 +270,7 @@ def count_work(model: SALMONN, first_token: Callable[[], tuple[Tensor, KeyValueC
     """
     parts: dict[str, nn.Module] = {f"encoder.{name}": module for name, module in model.encoders.encoders.items()}
     parts |= {"connector": model.connector}
-    with model.kernel_by_kernel():  # a captured graph shows neither
+    with model.without_cuda_graphs():  # a captured graph shows neither
         with counted_flops(model.spans) as flops:
             token, cache = first_token()
         context = int(cache.lengths[0]) + decode_steps // 2

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from configs.sections import GenerateConfig
-from models.decoding.engine import decode_step, prefill
 from models.decoding.kv_cache import KeyValueCache
 from models.language.text import TextBatch
 from models.salmonn import SALMONN
@@ -208,7 +207,7 @@ def _decode(
     sequence = assembled.embeds.shape[1]
     capacity = sequence + options.max_new_tokens - 1
     cache = KeyValueCache(1, sequence if options.num_beams > 1 else capacity, CPU)
-    logits = prefill(model.llm, assembled, cache)
+    logits = model.engine.prefill(assembled, cache)
     if options.num_beams > 1:
         cache.select(torch.zeros(options.num_beams, dtype=torch.long), capacity)
         logits = logits.repeat_interleave(options.num_beams, dim=0)
@@ -220,7 +219,7 @@ def _decode(
     _choose(logits)
     if options.num_beams > 1:
         cache.reorder(torch.arange(options.num_beams), sequence)
-    logits = decode_step(model.llm, torch.zeros(options.num_beams, dtype=torch.long), cache)
+    logits = model.engine.step(torch.zeros(options.num_beams, dtype=torch.long), cache)
     _choose(logits)
     activations["decode"] = tracker.peak
     return cache.nbytes

@@ -40,7 +40,6 @@ from torch import Tensor
 
 from efficiency.gauges import Memory, clock
 from efficiency.limits import CALIBRATION_S, count_work, measure_peak_rates, roofline_limits
-from models.decoding import engine
 from models.decoding.hypothesis import Generation
 from models.decoding.kv_cache import KeyValueCache
 from models.encoders.base import AudioEncoder, Features, FeatureSource
@@ -121,7 +120,7 @@ def first_token(
     tokens, mask = model.encode_audio(None, None, frames)
     assembled = model.assemble(tokens, mask, model.text.batch([work.prompt] * work.batch))
     cache = KeyValueCache(work.batch, assembled.embeds.shape[1] + work.decode_steps, assembled.embeds.device)
-    return engine.prefill(model.llm, assembled, cache).argmax(dim=-1), cache
+    return model.engine.prefill(assembled, cache).argmax(dim=-1), cache
 
 
 @torch.no_grad()
@@ -129,7 +128,7 @@ def reuse_prefix(model: SALMONN, work: TimedClip) -> int:
     """Have keys and values of the fixed text before the audio kept; of how many tokens they are."""
     before = tuple(model.text.batch([work.prompt]).before[0].tolist())
     for _ in range(2):  # kept from the second time on
-        kept = model.llm.prefixes.of_rows(model.llm, [before])
+        kept = model.engine.prefixes.of_rows(model.llm, [before])
     return len(kept[0]) if kept else 0
 
 
@@ -139,7 +138,7 @@ def decode(model: SALMONN, token: Tensor, cache: KeyValueCache, steps: int, now:
     seconds = []
     start = now()
     for _ in range(steps):
-        token = engine.decode_step(model.llm, token, cache).argmax(dim=-1)
+        token = model.engine.step(token, cache).argmax(dim=-1)
         token.tolist()  # generation reads every token to see whether it ends the text
         seconds.append(-start + (start := now()))
     return seconds
@@ -172,7 +171,7 @@ def contest_features(model: SALMONN, work: TimedClip) -> list[Features]:
 
 def warmup_rounds(model: SALMONN, asked: int) -> int:
     """Rounds before the clock counts: as asked, or until every CUDA graph is captured."""
-    return max(asked, CAPTURED_AFTER) if model.device.type == "cuda" and model.llm.captures else asked
+    return max(asked, CAPTURED_AFTER) if model.device.type == "cuda" and model.engine.captures else asked
 
 
 def contest_times(model: SALMONN, work: TimedClip, now: Callable[[], float]) -> tuple[list[float], list[float]]:

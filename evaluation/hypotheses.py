@@ -161,7 +161,7 @@ def evaluate_annotations(
             bar.update(min(len(predictions) * processes.size, bar.total - bar.n))
 
         for number, generation in model.generate_each(
-            feed, at_once=config.run.batch_size_eval, frames=frames, **options
+            feed, at_once=config.run.batch_size_eval, frame_source=frames, **options
         ):
             keep([*map(describe.failed, feed.take_bad()), describe.answered(feed.heard.pop(number), generation)])
         keep([*map(describe.failed, feed.take_bad())])

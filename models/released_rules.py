@@ -9,6 +9,7 @@ program take these values and know nothing of `model.legacy`.
   float64, CED takes 30 s in one piece and its tokens stay in the network's order.
 - Encoder outputs are put next to each other by index, whatever their rates. A last window that is not full is dropped.
 - An answer and the end symbol are tokenised as one string, and cut together.
+- Token id 2 ends a clip, whichever token that is; with beams, where the best running beam has generated it.
 
 `exact`: its bugs too, by which a row's answer depends on its batch.
 
@@ -16,7 +17,7 @@ program take these values and know nothing of `model.legacy`.
   reads their output for padding as well: the masks of audio are all ones.
 - Texts after the audio are filled with `[PAD]` before the answer; the positions count these pads in training and skip
   them in generation, where a shorter row continues from its last pad.
-- All rows stop when the first, or its best running beam, has generated token id 2, whichever token that is.
+- All rows stop when the first, or its best running beam, has generated token id 2.
 - In training frozen encoders behave as if they trained: BEATs leaves layers out, CED's BatchNorm takes the batch's
   statistics, and its own drift.
 - Hypotheses keep special tokens; only the end symbol, as text, ends them.
@@ -24,7 +25,7 @@ program take these values and know nothing of `model.legacy`.
   their first channel, and `{}` stays in prompts; in training the former.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from configs.sections import ModelConfig
 from models.checkpoint.adapter_tensors import loaded_names
+from models.decoding.continuous_batching import ContinuousBatch
+from models.decoding.hypothesis import Generation
+from models.decoding.scores import GenerateOptions
 from models.encoders.base import AudioEncoder, FeatureSource
 from models.encoders.beats import BEATs
 from models.encoders.ced import CED, PATCH
@@ -43,7 +47,7 @@ from models.frames import Frames, length_mask
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import span, spanned
-from models.salmonn import IGNORED, SALMONN, check_clips
+from models.salmonn import IGNORED, SALMONN, Clips, check_clips, halving_on_oom
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
@@ -70,10 +74,15 @@ class ExactText(ReleasedText):
         return text.split(self.end_sym, 1)[0] if self.end_sym else text
 
 
-class ExactSALMONN(SALMONN):
-    """SALMONN as the public code runs it, batches and all."""
+class ReleasedSALMONN(SALMONN):
+    """A clip stops at the public code's stop id too."""
 
     halt_id = STOP_ID
+
+
+class ExactSALMONN(ReleasedSALMONN):
+    """SALMONN as the public code runs it, batches and all."""
+
     merges_lora = False
 
     def encode_frames(
@@ -127,6 +136,28 @@ class ExactSALMONN(SALMONN):
             positions=positions,
             labels=labels,
             ends=ends,
+        )
+
+    def _decoded(self, assembled: Assembled, settings: GenerateOptions) -> list[Generation]:
+        """All rows stop where the first one, or its best running beam, has generated the stop id."""
+        batch = ContinuousBatch(self.engine, self.text, settings, len(assembled))
+        done = dict(batch.add(assembled, range(len(assembled))))
+        while len(batch):
+            first = batch.running().get(0)
+            if first is None and settings.num_beams == 1:
+                first = done[0].tokens
+            halts = first is not None and first[-1] == self.halt_id
+            done |= batch.halt() if halts else batch.step()
+        return [done[row] for row in range(len(assembled))]
+
+    def _decoded_each(
+        self, prompted: Callable[..., Assembled], batches: Iterable[Clips], settings: GenerateOptions, at_once: int
+    ) -> Iterator[tuple[int, Generation]]:
+        """Each batch by itself."""
+        return enumerate(
+            result
+            for clips in batches
+            for result in halving_on_oom(lambda *part: self._decoded(prompted(*part), settings), *clips)
         )
 
     def _keep_statistics(self, name: str, encoder: CED) -> None:
@@ -228,7 +259,13 @@ RELEASED_ENCODERS = EncoderRules(
     ced_options={"target_length": 3001, "rescale": True, "frequency_major": True},  # those of nlp-07
     min_samples=MIN_SAMPLES,
 )
-WEIGHTS = Rules(text=ReleasedText, encoders=RELEASED_ENCODERS, align_by_index=True, keep_partial_window=False)
+WEIGHTS = Rules(
+    model=ReleasedSALMONN,
+    text=ReleasedText,
+    encoders=RELEASED_ENCODERS,
+    align_by_index=True,
+    keep_partial_window=False,
+)
 EXACT = replace(
     WEIGHTS,
     model=ExactSALMONN,

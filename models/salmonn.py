@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from configs.sections import GenerateConfig, ModelConfig
 from models.connector.connector import Connector
-from models.decoding import continuous_batching, generation
+from models.decoding.continuous_batching import decode_each, split
+from models.decoding.engine import DecodeEngine
+from models.decoding.generation import generate, stream
 from models.decoding.hypothesis import Generation
 from models.decoding.scores import GenerateOptions
 from models.encoders.base import FeatureSource
@@ -56,7 +58,7 @@ class SALMONN(nn.Module):
     """
 
     halt_id: int | None = None
-    """Token id by which the first row of a batch ends all rows; None where each ends by itself."""
+    """A token that ends a clip besides the end-of-sequence ids: `ContinuousBatch`."""
     merges_lora: bool = True
     """Whether LoRA may be added into the weights for serving."""
 
@@ -69,13 +71,25 @@ class SALMONN(nn.Module):
         self.llm = llm
         self.text = text
         self.config = config
-        self.encoders.captures = self.llm.captures = config.cuda_graphs
+        self.engine = DecodeEngine(llm, captures=config.cuda_graphs)
+        self.encoders.captures = config.cuda_graphs
         self.generate_defaults = GenerateConfig()
         """What `generate`, `generate_each` and `stream` take for options that they are not given."""
 
     @property
     def device(self) -> torch.device:
         return self.connector.to_llm.weight.device
+
+    def train(self, mode: bool = True) -> "SALMONN":
+        super().train(mode)
+        if mode:  # training needs the memory
+            self.engine.clear()
+        return self
+
+    def _apply(self, *arguments, **options) -> "SALMONN":
+        """`.to()` and casts pass here: drop what was computed with the weights as they were."""
+        self.engine.clear()
+        return super()._apply(*arguments, **options)
 
     @property
     def spans(self) -> list[str]:
@@ -207,36 +221,38 @@ class SALMONN(nn.Module):
         settings = self._options(options)
         with self._evaluating():
             assembled = self._prompted(waveforms, lengths, prompts, frames)
-            generations = generation.generate(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
-        return generations if return_details else [generation.text for generation in generations]
+            generations = self._decoded(assembled, settings)
+        return generations if return_details else [each.text for each in generations]
 
     @torch.no_grad()
     def generate_each(
-        self, batches: Iterable[Clips], *, at_once: int, frames: FrameSource | None = None, **options: object
+        self, batches: Iterable[Clips], *, at_once: int, frame_source: FrameSource | None = None, **options: object
     ) -> Iterator[tuple[int, Generation]]:
         """The hypothesis of every clip of many batches, with its number among all clips, in the order they finish.
 
         A batch is encoded together; its clips are decoded `at_once` at a time, and where one has finished, the next
-        takes its place. Under `legacy: exact` each batch is decoded by itself instead. Texts are those of `generate`
-        for one clip after another. What the GPU's memory does not hold at once is done in parts.
+        takes its slot. Texts are those of `generate` for one clip after another. A batch that does not fit into the
+        GPU's memory is divided. `frame_source` gives encoder outputs, from a cache.
         """
         settings = self._options(options)
 
         def prompted(*clips: Tensor | list[str]) -> Assembled:
-            return self._prompted(*clips, frames(*clips[:2]) if frames else None)
-
-        def rows() -> Iterator[Assembled]:
-            for clips in batches:
-                yield from in_parts(lambda *part: continuous_batching.split(prompted(*part)), *clips)
-
-        def decoded(*clips: Tensor | list[str]) -> list[Generation]:
-            return generation.generate(self.llm, prompted(*clips), self.text, settings, halt_id=self.halt_id)
+            return self._prompted(*clips, frame_source(*clips[:2]) if frame_source else None)
 
         with self._evaluating():
-            if self.halt_id is None:
-                yield from continuous_batching.decode_each(self.llm, self.text, settings, rows(), at_once=at_once)
-            else:
-                yield from enumerate(result for clips in batches for result in in_parts(decoded, *clips))
+            yield from self._decoded_each(prompted, batches, settings, at_once)
+
+    def _decoded(self, assembled: Assembled, settings: GenerateOptions) -> list[Generation]:
+        return generate(self.engine, assembled, self.text, settings, halt_id=self.halt_id)
+
+    def _decoded_each(
+        self, prompted: Callable[..., Assembled], batches: Iterable[Clips], settings: GenerateOptions, at_once: int
+    ) -> Iterator[tuple[int, Generation]]:
+        def rows() -> Iterator[Assembled]:
+            for clips in batches:
+                yield from halving_on_oom(lambda *part: split(prompted(*part)), *clips)
+
+        return decode_each(self.engine, self.text, settings, rows(), at_once=at_once, halt_id=self.halt_id)
 
     @torch.no_grad()
     def stream(self, waveform: Tensor, prompt: str, **options: object) -> Iterator[str]:
@@ -245,7 +261,7 @@ class SALMONN(nn.Module):
         settings = self._options({"num_beams": 1, **options})
         with self._evaluating():
             assembled = self._prompted(waveform[None], torch.tensor([waveform.shape[-1]]), [prompt], None)
-            yield from generation.stream(self.llm, assembled, self.text, settings, halt_id=self.halt_id)
+            yield from stream(self.engine, assembled, self.text, settings, halt_id=self.halt_id)
 
     def _prompted(
         self, waveforms: Tensor | None, lengths: Tensor | None, prompts: list[str], frames: list[Frames] | None
@@ -267,20 +283,22 @@ class SALMONN(nn.Module):
             self.train(was_training)
 
     @contextmanager
-    def kernel_by_kernel(self) -> Iterator[None]:
-        """Without CUDA graphs while the context is open, so that what a call does can be counted."""
-        encoders = list(self.encoders.encoders.values())
-        captured = self.encoders.captures, self.llm.captures, self.llm.graphs, [each.replays for each in encoders]
-        self.encoders.captures = self.llm.captures = False
-        self.llm.graphs = None
-        for encoder in encoders:
+    def without_cuda_graphs(self) -> Iterator[None]:
+        """Run kernel by kernel while the context is open, so that what a call does can be counted."""
+        parts = [self.encoders, self.engine]
+        captured = [part.captures for part in parts]
+        replays = {encoder: encoder.replays for encoder in self.encoders.encoders.values()}
+        for part in parts:
+            part.captures = False
+        for encoder in replays:
             encoder.replays = None
         try:
             yield
         finally:
-            self.encoders.captures, self.llm.captures, self.llm.graphs, replays = captured
-            for encoder, kept in zip(encoders, replays, strict=True):
-                encoder.replays = kept
+            for part, before in zip(parts, captured, strict=True):
+                part.captures = before
+            for encoder, before in replays.items():
+                encoder.replays = before
 
     def merge_for_serving(self) -> str:
         """Add LoRA into the language model's weights where that rounds nothing anew, which spares its products in every
@@ -304,7 +322,7 @@ class SALMONN(nn.Module):
         return [*rows, size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
 
 
-def in_parts(
+def halving_on_oom(
     work: Callable[[Tensor, Tensor, list[str]], list[Result]], waveforms: Tensor, lengths: Tensor, prompts: list[str]
 ) -> list[Result]:
     """What `work` makes of each clip; of halves of the batch where the GPU's memory does not hold the whole of it."""
@@ -318,7 +336,7 @@ def in_parts(
     results: list[Result] = []
     for rows in (slice(0, half), slice(half, None)):
         longest = int(lengths[rows].max())
-        results += in_parts(work, waveforms[rows, :longest], lengths[rows], prompts[rows])
+        results += halving_on_oom(work, waveforms[rows, :longest], lengths[rows], prompts[rows])
     return results
 
 

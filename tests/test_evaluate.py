@@ -518,7 +518,7 @@ class Echo:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
 
-    def generate_each(self, batches, *, at_once, frames=None, **options):
+    def generate_each(self, batches, *, at_once, frame_source=None, **options):
         results = []
         for waveforms, lengths, _ in batches:
             assert waveforms.shape[1] == lengths.max() and len(lengths) <= at_once

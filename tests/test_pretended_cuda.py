@@ -15,7 +15,8 @@ import evaluate
 import evaluate_efficiency
 import train
 from benchmarks import gpu_suite
-from benchmarks.sides import Job, run_job
+from benchmarks.jobs import run_job
+from benchmarks.suite import Job
 from configs.schema import load_config
 from configs.sections import ModelConfig
 from efficiency import limits
@@ -177,7 +178,7 @@ def test_rows_that_finish_early_make_no_graphs_anew(config: ModelConfig) -> None
         model.text.eos_ids |= ends
         for _ in range(3):
             assert [row.tokens for row in model.generate(*clips, **options)] == expected
-        assert {rows for rows, *_ in model.llm.graphs._places} == {3}
+        assert {rows for rows, *_ in model.engine.graphs._buffers} == {3}
 
 
 def test_streamed_text(config: ModelConfig) -> None:

@@ -3,12 +3,13 @@
 from support.lazy_names import lazy_names
 
 _HOMES = {
+    "DecodeEngine": "models.decoding.engine",
     "GenerateOptions": "models.decoding.scores",
     "Generation": "models.decoding.hypothesis",
     "KeyValueCache": "models.decoding.kv_cache",
-    "decode_step": "models.decoding.engine",
+    "decode_step": "models.decoding.steps",
     "generate": "models.decoding.generation",
-    "prefill": "models.decoding.engine",
+    "prefill": "models.decoding.steps",
     "stream": "models.decoding.generation",
 }
 

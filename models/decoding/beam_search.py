@@ -1,4 +1,4 @@
-"""Beam search over prefill and decode step: transformers' own hypotheses, with less work.
+"""Beam search: transformers' own hypotheses, with less work.
 
 The scoring follows `GenerationMixin._beam_search` of transformers 5 (early_stopping=False) step by step, the order of
 its float32 operations included. Different here: the prompt is run once a clip, not once a beam; only the generated part
@@ -12,12 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.decoding.engine import decode_step, prefill
 from models.decoding.hypothesis import hits_stop_string
-from models.decoding.kv_cache import KeyValueCache
 from models.decoding.scores import GenerateOptions, draw, process_scores, seeded_rows
-from models.language.llm import LanguageModel
-from models.language.sequence import Assembled
 from models.language.text import TextProcessor
 
 NEVER = -1.0e9  # a score that no hypothesis reaches
@@ -80,8 +76,8 @@ class _Candidates:
 
 
 @dataclass
-class Running:
-    """The beams of clips that are equally far on."""
+class RunningBeams:
+    """The beams of clips that have generated equally many tokens."""
 
     state: _Beams
     text: TextProcessor
@@ -91,7 +87,7 @@ class Running:
     """Generated so far."""
 
     @classmethod
-    def start(cls, clips: int, text: TextProcessor, options: GenerateOptions, device: torch.device) -> "Running":
+    def start(cls, clips: int, text: TextProcessor, options: GenerateOptions, device: torch.device) -> "RunningBeams":
         state = _Beams.start(clips, options.num_beams, options.max_new_tokens, device)
         return cls(state, text, options, seeded_rows(options, clips, device))
 
@@ -100,73 +96,43 @@ class Running:
         """`[B·P]`, the last token of each running beam."""
         return self.state.tokens[:, :, -1].flatten()
 
-    def advance(self, logits: Tensor) -> tuple[Tensor, list[bool]]:
-        """Continue each clip by a token from `logits` `[B·P, V]`: the beams that were continued, `[B, P]`, and which
-        clips are done."""
+    def advance(self, logits: Tensor, halt_id: int | None = None) -> tuple[Tensor, list[bool], list[bool]]:
+        """Continue each clip by a token from `logits` `[B·P, V]`: the beams that were continued, `[B, P]`, which clips
+        are done, and which of them because their best running beam has generated `halt_id`; their running beams then
+        count as finished."""
         last_step = self.tokens + 1 == self.options.max_new_tokens
         candidates = _candidates(logits, self.state, self.text, self.options, last_step, self.generators)
         self.tokens += 1
         _collect_done(self.state, candidates, self.tokens, self.options)
         sources = _continue(self.state, candidates)
         done = ~_can_improve(self.state, self.tokens, self.options) | candidates.ended.all(dim=1)
-        return sources, done.tolist()
+        halted = torch.zeros_like(done)
+        if halt_id is not None:
+            halted = (self.state.tokens[:, 0, -1] == halt_id) & ~done
+            self.close(halted)
+        return sources, (done | halted).tolist(), halted.tolist()
 
-    def close(self) -> None:
-        """Take the running beams into the finished hypotheses."""
-        _close(self.state, self.tokens, self.options)
+    def close(self, clips: Tensor) -> None:
+        """Take the running beams of these clips, `[B]` bool, into the finished hypotheses."""
+        running = _Candidates(
+            sources=torch.zeros_like(self.state.done_lengths),
+            tokens=self.state.tokens,
+            logprobs=self.state.logprobs,
+            scores=self.state.scores,
+            ended=clips[:, None].expand_as(self.state.is_done),
+        )
+        _collect_done(self.state, running, self.tokens, self.options)
 
-    def best(self, clip: int = 0) -> tuple[list[int], list[float]]:
-        """The best finished hypothesis: its ids and their log-probabilities."""
-        return _best(self.state, clip)
+    def best(self, clip: int) -> tuple[list[int], list[float]]:
+        """The best finished hypothesis of a clip: its ids and their log-probabilities."""
+        length = int(self.state.done_lengths[clip, 0])
+        ids, logprobs = self.state.done_tokens[clip, 0, :length], self.state.done_logprobs[clip, 0, :length]
+        return ids.tolist(), logprobs.tolist()
 
     def keep(self, clips: list[int]) -> None:
+        """Go on with these clips only."""
         self.state.select(torch.tensor(clips, device=self.state.scores.device))
         self.generators = self.generators if len(self.generators) == 1 else [self.generators[clip] for clip in clips]
-
-
-def beam_search(
-    llm: LanguageModel,
-    assembled: Assembled,
-    text: TextProcessor,
-    options: GenerateOptions,
-    *,
-    halt_id: int | None = None,
-) -> list[tuple[list[int], list[float], bool]]:
-    """The best hypothesis of each row: its ids, their log-probabilities, and whether the first row ended it.
-
-    With `halt_id` the search ends for all rows where the first row's best running beam has that token; running beams
-    then count as finished.
-    """
-    device = assembled.embeds.device
-    clips, beams, prompt_span = len(assembled), options.num_beams, assembled.embeds.shape[1]
-    cache = KeyValueCache(clips, prompt_span, device)
-    logits = prefill(llm, assembled, cache)
-    shared = int(cache.lengths.min())  # up to here the beams of any clip have equal keys
-    cache.select(torch.arange(clips, device=device).repeat_interleave(beams), prompt_span + options.max_new_tokens - 1)
-    logits = logits.repeat_interleave(beams, dim=0)
-
-    running = Running.start(clips, text, options, device)
-    alive = list(range(clips))  # the clip behind each clip of the state
-    results: dict[int, tuple[list[int], list[float], bool]] = {}
-    while True:
-        sources, done = running.advance(logits)
-        halted = halt_id is not None and 0 not in results and int(running.next_ids[0]) == halt_id
-        for index, clip in enumerate(alive):
-            if done[index] and clip not in results:
-                results[clip] = (*running.best(index), False)
-        if halted:
-            running.close()
-            results |= {clip: (*running.best(i), True) for i, clip in enumerate(alive) if clip not in results}
-        kept = [index for index, clip in enumerate(alive) if clip not in results]
-        if not kept:
-            return [results[clip] for clip in range(clips)]
-        rows = (torch.arange(len(alive), device=device)[:, None] * beams + sources).flatten()
-        cache.reorder(rows, shared)
-        if llm.shrinks_batches and 2 * len(kept) <= len(alive):
-            running.keep(kept)
-            cache.select(rows_of(kept, beams, device))
-            alive = [alive[position] for position in kept]
-        logits = decode_step(llm, running.next_ids, cache)
 
 
 def rows_of(clips: Sequence[int], beams: int, device: torch.device) -> Tensor:
@@ -238,28 +204,11 @@ def _collect_done(state: _Beams, candidates: _Candidates, length: int, options: 
         setattr(state, name, _gather(torch.cat([getattr(state, name), new], dim=1), chosen))
 
 
-def _close(state: _Beams, length: int, options: GenerateOptions) -> None:
-    """Take the running beams into the finished hypotheses."""
-    running = _Candidates(
-        sources=torch.zeros_like(state.done_lengths),
-        tokens=state.tokens,
-        logprobs=state.logprobs,
-        scores=state.scores,
-        ended=torch.ones_like(state.is_done),
-    )
-    _collect_done(state, running, length, options)
-
-
 def _can_improve(state: _Beams, length: int, options: GenerateOptions) -> Tensor:
     """`[B]` bool: a running beam might still beat the worst finished one; transformers' early_stopping=False."""
     best_running = state.scores[:, 0] / length**options.length_penalty
     worst_done = torch.where(state.is_done, state.done_scores.amin(dim=1, keepdim=True), NEVER)
     return (best_running[:, None] > worst_done).any(dim=1)
-
-
-def _best(state: _Beams, clip: int) -> tuple[list[int], list[float]]:
-    length = int(state.done_lengths[clip, 0])
-    return state.done_tokens[clip, 0, :length].tolist(), state.done_logprobs[clip, 0, :length].tolist()
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

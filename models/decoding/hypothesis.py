@@ -1,7 +1,7 @@
 """A clip's text while it is decoded and once it has ended."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from models.language.text import TextProcessor
 
@@ -32,24 +32,19 @@ class Generation:
 class Hypothesis:
     """A row while it is being decoded."""
 
-    tokens: list[int]
-    logprobs: list[float]
-    done: bool = False
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+def ends_row(tokens: Sequence[int], text: TextProcessor, halt_id: int | None = None) -> bool:
+    """Whether the last token ends a row: an end-of-sequence id, `halt_id`, or the end of a stop string."""
+    return tokens[-1] in text.eos_ids or tokens[-1] == halt_id or hits_stop_string(tokens, text)
 
 
 def finished(tokens: list[int], logprobs: list[float], text: TextProcessor, halted: bool = False) -> Generation:
-    """The result for a row that stopped, with why it did; `halted` where the first row ended it."""
+    """The result for a row that stopped, with the reason; `halted`: by another token than the text's own ends."""
     if halted or (tokens and tokens[-1] in text.eos_ids):
         reason = "end"
     else:
         reason = "stop_string" if hits_stop_string(tokens, text) else "length"
     return Generation(text.decode(tokens), tokens, logprobs, reason)
-
-
-def append_token(row: Hypothesis, token: int, logprob: float, text: TextProcessor) -> None:
-    """Note the token that was chosen for a row, unless the row is done."""
-    if row.done:
-        return
-    row.tokens.append(token)
-    row.logprobs.append(logprob)
-    row.done = token in text.eos_ids or hits_stop_string(row.tokens, text)

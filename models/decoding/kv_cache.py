@@ -21,8 +21,8 @@ class Beginning(Protocol):
 class KeyValueCache(Cache):
     """Keys and values of all layers, preallocated, with a write position per row.
 
-    Rows of different length lie side by side from slot 0 on; a row's next token goes to the slot after its own last
-    token, over what padding left there. So a row's keys are the same whatever stands beside it.
+    Rows of different length all begin at slot 0; a row's next token is written behind its own last token, over the
+    padding there. So a row's keys are the same in any batch.
     """
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
@@ -40,8 +40,8 @@ class KeyValueCache(Cache):
         self.keys: list[Tensor] = []  # a layer: [B, heads, S, head width]
         self.values: list[Tensor] = []
         self._slots = self.lengths[:, None]  # [B, L] of the tokens being written
-        self._level = True  # all rows end at `span`
-        self._level_before = True  # and did before the tokens being written: plain slices will do
+        self._uniform = True  # all rows end at `span`
+        self._uniform_before = True  # and did before the tokens being written: plain slices are enough
         self._asks = True  # whether the device may be asked; not while its work is recorded
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class KeyValueCache(Cache):
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
 
     def start(self, beginnings: Sequence[Beginning]) -> int:
-        """Begin each row with keys and values at hand, as many slots as the shortest of them has: their number."""
+        """Begin each row with cached keys and values, as many slots as the shortest one has: their number."""
         assert self.span == 0 and len(beginnings) == len(self.lengths)
         width = min(map(len, beginnings))
         alike = all(beginning is beginnings[0] for beginning in beginnings)
@@ -73,9 +73,9 @@ class KeyValueCache(Cache):
         assert self.span + width <= self.capacity, (self.span, width, self.capacity)
         steps = torch.arange(width, device=mask.device)
         self._slots = self.lengths[:, None] + steps
-        self._level_before = self._level
-        if width > 1 and self._level:  # asked once, of the prompt; a step adds one token to every row
-            self._level = self._asks and bool(mask.all())
+        self._uniform_before = self._uniform
+        if width > 1 and self._uniform:  # asked once, of the prompt; a step adds one token to every row
+            self._uniform = self._asks and bool(mask.all())
         self.valid.scatter_(1, self._slots, mask)
         self.lengths = self.lengths + ((steps + 1) * mask).amax(dim=1)
         self.span += width
@@ -87,7 +87,7 @@ class KeyValueCache(Cache):
             self.keys.append(self._allocate(key_states))
             self.values.append(self._allocate(value_states))
         for stored, new in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
-            if self._level_before:
+            if self._uniform_before:
                 stored[:, :, self.span - new.shape[2] : self.span] = new
             else:
                 stored[self._rows, :, self._slots] = new.transpose(1, 2)
@@ -115,26 +115,26 @@ class KeyValueCache(Cache):
     def put(self, rows: Tensor, other: "KeyValueCache") -> None:
         """Replace these rows by the rows of another cache, which fit into the capacity."""
         assert other.span <= self.capacity and len(other.keys) == len(self.keys), (other.span, self.capacity)
-        missing = self.capacity - other.span  # of what the row held before, which may have been longer, nothing stays
+        missing = self.capacity - other.span  # overwrite the whole row; its old content may be longer
         for stored, new in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
             stored.index_copy_(0, rows, F.pad(new[:, :, : other.span], (0, 0, 0, missing)))
         self.valid.index_copy_(0, rows, F.pad(other.valid[:, : other.span], (0, missing)))
         self.lengths = self.lengths.index_copy(0, rows, other.lengths)
         self.next_positions = self.next_positions.index_copy(0, rows, other.next_positions)
         self.span = max(self.span, other.span)
-        self._level = False
+        self._uniform = False
 
-    def vacate(self, rows: Tensor) -> None:
-        """Empty these rows. Tokens written to one go to its first slot on."""
+    def free(self, rows: Tensor) -> None:
+        """Empty these rows; the next tokens of one are written from its first slot on."""
         self.valid[rows] = False
         self.lengths = self.lengths.index_fill(0, rows, 0)
         self.next_positions = self.next_positions.index_fill(0, rows, 0)
-        self._level = False
+        self._uniform = False
 
     def attend_to(self, span: int) -> None:
-        """Take the first `span` slots for those in use. Masks tell which of them hold content."""
+        """Attend to the first `span` slots; masks say which of them have content."""
         assert span <= self.capacity, (span, self.capacity)
-        self._level = self._level and span == self.span
+        self._uniform = self._uniform and span == self.span
         self.span = span
 
     def widen(self, capacity: int) -> None:
@@ -144,27 +144,27 @@ class KeyValueCache(Cache):
             self._empty(capacity)
 
     def forget(self) -> None:
-        """Begin anew, in memory of its own."""
+        """Empty the cache; it takes new memory of its own."""
         self._empty(self.capacity)
 
-    def borrow(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
+    def use_memory(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
         """Write to this memory, all zeros, of as many rows; only before the first token."""
         assert self.span == 0 and valid.shape[0] == len(self.lengths)
         self.keys, self.values, self.valid = list(keys), list(values), valid
         self.capacity = valid.shape[1]
 
     def move(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
-        """Go on in this memory, all zeros, of as many rows and no fewer slots."""
+        """Move the content to this memory, all zeros, of as many rows and no fewer slots."""
         for own, given in zip((*keys, *values), (*self.keys, *self.values), strict=True):
             own[:, :, : self.span] = given[:, :, : self.span]
         valid[:, : self.span] = self.valid[:, : self.span]
         self.keys, self.values, self.valid = list(keys), list(values), valid
         self.capacity = valid.shape[1]
-        self.settle()
+        self.freeze_layout()
 
-    def settle(self, level: bool = False) -> None:
-        """From now on, tensors alone tell where to write, but for the next tokens where rows are `level`."""
-        self._level = level
+    def freeze_layout(self, uniform: bool = False) -> None:
+        """Fix the layout: writes follow the tensors alone; the next tokens' may be plain slices if `uniform`."""
+        self._uniform = uniform
         self._asks = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

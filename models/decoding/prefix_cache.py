@@ -7,16 +7,13 @@ ids, and all entries go as soon as any weight has changed, been replaced, merged
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from models.decoding.kv_cache import KeyValueCache
+from models.language.llm import LanguageModel
 from models.runtime.weight_watch import WeightWatch
-
-if TYPE_CHECKING:
-    from models.language.llm import LanguageModel
 
 MAX_BYTES = 32 * 2**20
 MAX_TEXTS_NOTED = 1024  # texts seen once are noted by their ids alone
@@ -41,13 +38,13 @@ class PrefixCache:
     """The prefixes of one language model, those used last, up to `max_bytes`.
 
     A text is computed apart the second time it is met (twice in one batch will do), so that a question asked of one
-    clip only costs nothing extra. A copy of the cache, as of its model, starts empty.
+    clip only costs nothing extra. Copies start empty.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
         self.hits = 0
-        """Rows that were given keys and values at hand."""
+        """Rows that began with a cached prefix."""
         self._entries: OrderedDict[tuple, Prefix] = OrderedDict()
         self._met: OrderedDict[tuple, int] = OrderedDict()  # how often
         self._weights = WeightWatch()
@@ -66,8 +63,10 @@ class PrefixCache:
         self._entries.clear()
         self._met.clear()
 
-    def of_rows(self, llm: "LanguageModel", texts: Sequence[tuple[int, ...]] | None) -> list[Prefix] | None:
+    def of_rows(self, llm: LanguageModel, texts: Sequence[tuple[int, ...]] | None) -> list[Prefix] | None:
         """A prefix for each row's `texts`, ids from position 0 on; None if a row has none, or gradients are taken."""
+        if llm.training:
+            self.clear()
         if not texts or not all(texts) or self.max_bytes <= 0 or torch.is_grad_enabled() or llm.training:
             return None
         if self._weights.changed(llm):
@@ -84,7 +83,7 @@ class PrefixCache:
         self.hits += len(keys)
         return [found[key] for key in keys]
 
-    def _entry(self, llm: "LanguageModel", key: tuple) -> Prefix:
+    def _entry(self, llm: LanguageModel, key: tuple) -> Prefix:
         if key not in self._entries:
             ids = torch.tensor([key[0]], device=llm.device)
             cache = KeyValueCache(1, ids.shape[1], llm.device)

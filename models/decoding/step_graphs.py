@@ -1,9 +1,9 @@
-"""Prefill and decode steps captured in CUDA graphs: one launch in place of one for each of their kernels.
+"""Prefill and decode steps captured in CUDA graphs: one launch instead of one for each of their kernels.
 
-`LanguageModel` switches it on for itself, on CUDA and in evaluation (`model.cuda_graphs`). A graph replays kernels on
-fixed memory: so keys and values lie in memory that is kept from one generation to the next, a step attends to a
-multiple of `SPAN_STEP` slots and a prompt is padded to a multiple of `PROMPT_STEP` tokens, masked. Neither changes what
-a row gives: masks and positions are told for each row.
+`DecodeEngine` uses them on CUDA, in evaluation (`model.cuda_graphs`). A graph replays kernels on fixed memory: so keys
+and values are kept in the same memory from one generation to the next, a step attends to a multiple of `SPAN_STEP`
+slots, and a prompt is padded to a multiple of `PROMPT_STEP` tokens, masked. Neither changes the result of a row: it has
+its own mask and positions.
 """
 
 import weakref
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.decoding.kv_cache import Beginning, KeyValueCache
-from models.decoding.steps import run_prompt, single_step
+from models.decoding.steps import decode_step, run_prompt
 from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
 from models.runtime.cuda_graphs import Body, Capture, CudaCapture, precision, round_up, still_works
@@ -24,15 +24,15 @@ SPAN_STEP = 64  # slots
 PROMPT_STEP = 32  # tokens
 PROMPT_TOKENS = 2048  # of all rows: a longer prompt keeps the device busy by itself
 CAPACITY_STEP = 256  # slots
-PLACES_KEPT = 2  # one for each number of rows and capacity
+BUFFERS_KEPT = 2  # one for each number of rows and capacity
 
 
 class StepGraphs:
-    """The captured steps of one language model. A copy, as of its model, starts without any."""
+    """The captured steps of one language model. Copies start empty."""
 
     def __init__(self, capture: Capture | None = None) -> None:
         self._capture = capture or CudaCapture()
-        self._places: OrderedDict[tuple, _Place] = OrderedDict()
+        self._buffers: OrderedDict[tuple, GraphBuffers] = OrderedDict()
         self._weights = WeightWatch()
         self._works = True
 
@@ -42,85 +42,85 @@ class StepGraphs:
     def prefill(
         self, llm: LanguageModel, assembled: Assembled, cache: KeyValueCache, known: Sequence[Beginning] | None
     ) -> Tensor | None:
-        """What `prefill` does and gives; None where it must be done without a graph, in the cache's own memory.
+        """`steps.prefill` as a graph; None where it must be done without one, in the cache's own memory.
 
-        `known` are keys and values that the rows begin with.
+        `known` are the cached prefixes that the rows begin with.
         """
         rows, width = assembled.mask.shape
         if not self._works or torch.is_grad_enabled() or assembled.ends is not None or rows * width > PROMPT_TOKENS:
             return None
         if self._weights.changed(llm):  # graphs read weights where they were when captured
-            self._places.clear()
+            self._buffers.clear()
         cache.widen(round_up(cache.capacity, CAPACITY_STEP))
-        place = self._places.get(self._key(cache))
-        if place is None or place.owner is not None:
-            return None  # the first step makes this cache's memory a place
-        place.lend(cache)
+        buffers = self._buffers.get(self._key(cache))
+        if buffers is None or buffers.owner is not None:
+            return None  # the first step makes this cache's memory a `GraphBuffers`
+        buffers.attach(cache)
         if known:
             cache.start(known)
         try:
-            return place.prefill(llm, assembled, cache, self._capture)
+            return buffers.prefill(llm, assembled, cache, self._capture)
         except RuntimeError as error:
             self._give_up(error)
-            cache.forget()  # it goes on in memory of its own
+            cache.forget()  # it continues in memory of its own
             return None
 
     def step(self, llm: LanguageModel, token_ids: Tensor, cache: KeyValueCache) -> Tensor | None:
-        """What `decode_step` does and gives; None, with nothing done, where it must be done without a graph."""
+        """`steps.decode_step` as a graph; None, with nothing done, where it must be done without one."""
         if not self._works or torch.is_grad_enabled():
             return None
-        place = next((place for place in self._places.values() if place.owner is cache), None)
-        if place is None:
-            place = self._place_for(llm, cache)
-        if place is None:
+        buffers = next((buffers for buffers in self._buffers.values() if buffers.owner is cache), None)
+        if buffers is None:
+            buffers = self._buffers_for(llm, cache)
+        if buffers is None:
             return None
         try:
-            return place.step(llm, token_ids, cache, self._capture)
+            return buffers.step(llm, token_ids, cache, self._capture)
         except RuntimeError as error:
             self._give_up(error)
             return None
 
     def clear(self) -> None:
-        """Give up all memory. A cache that lies there keeps what is its own."""
-        self._places.clear()
+        """Free all buffers; a cache that uses some keeps its own tensors."""
+        self._buffers.clear()
 
-    def _place_for(self, llm: LanguageModel, cache: KeyValueCache) -> "_Place | None":
-        """A place with the cache's content in it; None where another cache that is in use lies there."""
+    def _buffers_for(self, llm: LanguageModel, cache: KeyValueCache) -> "GraphBuffers | None":
+        """Buffers with the cache's content in them; None where another cache that is in use has them."""
         if self._weights.changed(llm):
-            self._places.clear()
+            self._buffers.clear()
         key = self._key(cache)
-        if key not in self._places:
-            free = [other for other, place in self._places.items() if place.owner is None]
-            if len(self._places) >= PLACES_KEPT:
+        if key not in self._buffers:
+            free = [other for other, buffers in self._buffers.items() if buffers.owner is None]
+            if len(self._buffers) >= BUFFERS_KEPT:
                 if not free:
                     return None
-                del self._places[free[0]]
-            self._places[key] = _Place(cache, capacity=key[1])
-            return self._places[key]
-        place = self._places[key]
-        self._places.move_to_end(key)
-        if place.owner is not None:
+                del self._buffers[free[0]]
+            self._buffers[key] = GraphBuffers(cache, capacity=key[1])
+            return self._buffers[key]
+        buffers = self._buffers[key]
+        self._buffers.move_to_end(key)
+        if buffers.owner is not None:
             return None
-        place.adopt(cache)
-        return place
+        buffers.move_in(cache)
+        return buffers
 
     def _key(self, cache: KeyValueCache) -> tuple:
         return len(cache.lengths), round_up(cache.capacity, CAPACITY_STEP), precision(cache.lengths.device)
 
     def _give_up(self, error: RuntimeError) -> None:
-        self._places.clear()
+        self._buffers.clear()
         self._works = still_works(error, "decoding")
 
 
-class _Place:
+class GraphBuffers:
     """Memory for a cache of some rows and slots, and the graphs that read and write it: steps for each span, prompts
     for each width."""
 
     def __init__(self, cache: KeyValueCache, capacity: int) -> None:
-        """The cache's own memory, where it has that many slots; else memory of its own, to which the cache moves."""
+        """Take the cache's own memory, where it has that many slots; else new memory, to which the cache moves."""
         if cache.capacity != capacity:
             cache.select(torch.arange(len(cache.lengths), device=cache.lengths.device), capacity)
-        cache.settle()
+        cache.freeze_layout()
         self.capacity = capacity
         self.keys, self.values, self.valid = list(cache.keys), list(cache.values), cache.valid
         self.lengths = cache.lengths.clone()
@@ -133,24 +133,24 @@ class _Place:
 
     @property
     def owner(self) -> KeyValueCache | None:
-        """The cache that lies here, while anything still uses it."""
+        """The cache that uses these buffers, while anything still uses it."""
         cache = self._owner()
         return cache if cache is not None and cache.keys and cache.keys[0] is self.keys[0] else None
 
-    def lend(self, cache: KeyValueCache) -> None:
-        """Let an empty cache fill this memory."""
+    def attach(self, cache: KeyValueCache) -> None:
+        """Attach an empty cache to these buffers."""
         self._clear()
-        cache.borrow(self.keys, self.values, self.valid)
+        cache.use_memory(self.keys, self.values, self.valid)
         self._owner = weakref.ref(cache)
 
-    def adopt(self, cache: KeyValueCache) -> None:
-        """Move the cache's content here; it goes on working as before."""
+    def move_in(self, cache: KeyValueCache) -> None:
+        """Move the cache's content here; the cache works as before."""
         self._clear()
         cache.move(self.keys, self.values, self.valid)
         self._owner = weakref.ref(cache)
 
     def _clear(self) -> None:
-        # A masked slot weighs nothing, but nothing times NaN is NaN: of what another generation left, none may stay.
+        # A masked slot has weight 0, but 0 times NaN is NaN: nothing of another generation may stay.
         torch._foreach_zero_([*self.keys, *self.values])
         self.valid.zero_()
 
@@ -197,15 +197,15 @@ class _Place:
     def _hand_over(self, cache: KeyValueCache, span: int) -> None:
         cache.lengths, cache.next_positions = self.lengths, self.positions
         cache.attend_to(span)
-        cache.settle()
+        cache.freeze_layout()
 
     def _run_step(self, llm: LanguageModel, span: int) -> Tensor:
         """A step over the first `span` slots; changes `lengths` and `positions` in place."""
         cache = self._owner()
         cache.lengths, cache.next_positions = self.lengths, self.positions
         cache.attend_to(span - 1)
-        cache.settle()
-        return self._noted(single_step(llm, self.ids, cache), cache)
+        cache.freeze_layout()
+        return self._noted(decode_step(llm, self.ids, cache), cache)
 
     def _run_prompt(self, llm: LanguageModel, inputs: Sequence[Tensor], start: int) -> Tensor:
         """The prompt behind the first `start` slots; sets `lengths` and `positions` in place."""
@@ -213,7 +213,7 @@ class _Place:
         self.valid[:, start:] = False
         cache.lengths = torch.full_like(self.lengths, start)
         cache.attend_to(start)
-        cache.settle(level=True)
+        cache.freeze_layout(uniform=True)
         return self._noted(run_prompt(llm, *inputs, cache), cache)
 
     def _noted(self, logits: Tensor, cache: KeyValueCache) -> Tensor:

@@ -7,7 +7,7 @@ training computes them only where a target stands and prefill only for the last 
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -17,8 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from configs.architectures import find_architecture
 from configs.sections import ModelConfig
-from models.decoding.kv_cache import KeyValueCache
-from models.decoding.prefix_cache import PrefixCache
 from models.device import META, named_dtype
 from models.hub import loading_problem, split_revision
 from models.quantization import backends, report
@@ -27,15 +25,19 @@ from models.runtime.file_pages import release_weights
 from support.command_line import UserError
 from support.units import dtype_name
 
-if TYPE_CHECKING:
-    from models.decoding.step_graphs import StepGraphs
-
 logger = logging.getLogger(__name__)
 
-# Families whose embedding scale, masks and logits are held against transformers' own forward in the tests. Any other
+# Families whose embedding scale, masks and logits the tests compare with transformers' own forward. Any other
 # family is checked the same way, on a few tokens, each time it is loaded.
 VERIFIED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_text"})
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+
+class StepCache(Protocol):
+    """What `LanguageModel.forward` asks of a cache, besides being one of transformers' (see `KeyValueCache`)."""
+
+    def begin(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Make room for tokens with `mask` `[B, L]`: their slots `[B, L]`, and the slots with content `[B, span]`."""
 
 
 class LanguageModel(nn.Module):
@@ -48,10 +50,6 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.backend = backend
-        self.prefixes = PrefixCache()
-        self.captures = True
-        """Whether prefill and decode steps are captured in CUDA graphs, in evaluation on such a device."""
-        self.graphs: StepGraphs | None = None
         self.config: PreTrainedConfig = model.config.get_text_config()
         self._layer_types = _layer_types(self.config)
         self.kernel = report.kernel_report(model, backend, self.device, self.dtype)
@@ -167,12 +165,6 @@ class LanguageModel(nn.Module):
     def vocab_size(self) -> int:
         return self.model.get_output_embeddings().weight.shape[0]
 
-    @property
-    def shrinks_batches(self) -> bool:
-        """Whether rows that finished leave a batch before all have. Captured steps are of one number of rows; each
-        other number would be captured anew, and idle rows cost a GPU next to nothing."""
-        return self.graphs is None
-
     def add_lora(self, *, rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> None:
         """Put trainable low-rank float32 layers beside the linear layers of these names in every block."""
         linears = {name.rsplit(".", 1)[-1] for name, module in self._decoder.named_modules() if _is_linear(module)}
@@ -209,38 +201,19 @@ class LanguageModel(nn.Module):
                 layer.merge(safe_merge=True)
         return True
 
-    def unmerge_lora(self) -> None:
-        for layer in self.lora_layers():
-            if layer.merged:
-                layer.unmerge()
-
     def train(self, mode: bool = True) -> "LanguageModel":
         """Only LoRA's dropout ever trains; the frozen base stays in eval, where it has no dropout."""
         super().train(False)
         self.training = mode
-        if mode:
-            self.prefixes.clear()
-        if mode or not self.captures:
-            self.graphs = None
-        elif self.graphs is None and self.device.type == "cuda":
-            from models.decoding.step_graphs import StepGraphs  # it knows this module
-
-            self.graphs = StepGraphs()
         for layer in self.lora_layers():
             layer.lora_dropout.train(mode)
         return self
-
-    def _apply(self, *arguments, **options) -> "LanguageModel":
-        """What moves or converts all weights ends here."""
-        self.prefixes.clear()
-        self.graphs = None
-        return super()._apply(*arguments, **options)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids `[...]` to embeddings `[..., H]` in the very space that `forward` takes (Gemma's are scaled here)."""
         return self.model.get_input_embeddings()(ids)
 
-    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: StepCache | None = None) -> Tensor:
         """Hidden states `[B, L, H]` of embeddings `[B, L, H]`, with `mask` `[B, L]` bool and `positions` `[B, L]`.
 
         Without a cache, token i sees tokens 0..i of its row that the mask holds. With one, the new keys and values go

@@ -19,6 +19,17 @@ def test_clips_are_what_they_are_called(tmp_path: Path) -> None:
         assert info.duration == pytest.approx(loader.CLIP_S)
 
 
+def test_a_run_is_written_with_its_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "loader.json"
+    status = loader.main(["--clips", "1", "--rounds", "1", "--workers", "0", "--out", str(out)])
+    result, committed = json.loads(out.read_text()), json.loads(loader.RESULT.read_text())
+    assert result.keys() == committed.keys() and result["settings"].keys() == committed["settings"].keys()
+    assert [row.keys() for row in result["rows"]] == [row.keys() for row in committed["rows"]]
+    assert result["settings"]["clips"] == 1 and result["versions"]["soxr"]
+    assert status == int(not all(row["reached"] for row in result["rows"]))
+    assert f"written to {out}" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_claimed_ratios_hold() -> None:
     claimed = [kind for kind in loader.KINDS if kind.claimed_ratio is not None]

@@ -10,6 +10,8 @@ import torch
 
 from benchmarks import random_weights
 from benchmarks.bare_machine import PlainYaml
+from benchmarks.weights import write_weights
+from configs import loading
 from configs.schema import load_config
 from models import build_model
 
@@ -19,10 +21,10 @@ PROMPT = "<Speech><SpeechHere></Speech> Write down what is said."
 
 def test_a_small_system_is_written_once_and_generates(tmp_path: Path) -> None:
     config = dataclasses.replace(load_config(ROOT / "configs/salmonn_3b/evaluate.yaml").model, dtype="float32")
-    written = random_weights.write_weights(config, tmp_path, small=True)
+    written = write_weights(config, tmp_path, small=True)
     whisper = Path(written.whisper_path)
     before = {file: file.stat().st_mtime_ns for file in whisper.iterdir()}
-    assert random_weights.write_weights(config, tmp_path, small=True) == written
+    assert write_weights(config, tmp_path, small=True) == written
     assert before == {file: file.stat().st_mtime_ns for file in whisper.iterdir()}
 
     model = build_model(written)
@@ -37,16 +39,16 @@ def test_sizes_of_a_family_have_folders_of_their_own(tmp_path: Path) -> None:
     names = ("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-3B-Instruct")
     config = load_config(ROOT / "configs/nlp07/evaluate.yaml").model
     paths = [
-        random_weights.write_weights(dataclasses.replace(config, llama_path=name), tmp_path, small=True).llama_path
-        for name in names
+        write_weights(dataclasses.replace(config, llama_path=name), tmp_path, small=True).llama_path for name in names
     ]
     assert len(set(paths)) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_ced_and_frozen_types(dtype: torch.dtype) -> None:
+def test_ced_and_frozen_types(dtype: torch.dtype, tmp_path: Path) -> None:
     config = load_config(ROOT / "configs/nlp07/evaluate.yaml").model
-    model = random_weights.build_random(config, small=True, dtype=dtype)
+    config = dataclasses.replace(config, dtype=str(dtype).removeprefix("torch."))
+    model = build_model(write_weights(config, tmp_path, small=True))
     assert list(model.encoders.encoders) == ["whisper", "ced"]
     assert model.llm.dtype == model.encoders.encoders["whisper"].conv1.weight.dtype == dtype
     assert model.connector.dtype == torch.float32
@@ -56,10 +58,20 @@ def test_quantised_copies_are_refused(tmp_path: Path) -> None:
     config = load_config(ROOT / "configs/nlp07/evaluate.yaml").model
     config = dataclasses.replace(config, llama_path="unsloth/Qwen2.5-0.5B-Instruct-bnb-4bit")
     with pytest.raises(ValueError, match=r"model\.llama_path.*stored as nf4"):
-        random_weights.write_weights(config, tmp_path, small=True)
+        write_weights(config, tmp_path, small=True)
 
 
-def test_yaml_without_omegaconf() -> None:
-    content = PlainYaml.create("model:\n  lora: true\nrun: {seed: 1}")
-    merged = PlainYaml.merge(content, PlainYaml.from_dotlist(["model.dtype=float16", "run.seed=2", "model.ckpt="]))
-    assert merged == {"model": {"lora": True, "dtype": "float16", "ckpt": ""}, "run": {"seed": 2}}
+def test_the_command_names_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--cfg-path", str(ROOT / "configs/nlp07/evaluate.yaml"), "--out", str(tmp_path), "--small"]
+    assert random_weights.main([*arguments, "--dtype", "float32"]) == 0
+    written = [line.split(": ", 1) for line in capsys.readouterr().out.splitlines()]
+    assert [key for key, _ in written] == ["model.llama_path", "model.whisper_path", "model.ced_path", "model.ckpt"]
+    assert all(Path(path).exists() for _, path in written)
+
+
+@pytest.mark.parametrize("system", ["nlp07", "smolt", "cv16", "salmonn_3b"])
+def test_yaml_without_omegaconf(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ROOT / f"configs/{system}/evaluate.yaml", ["model.dtype=float16", "run.seed=2", "model.ckpt="]
+    expected = load_config(*arguments)
+    monkeypatch.setattr(loading, "OmegaConf", PlainYaml)
+    assert load_config(*arguments) == expected

@@ -17,7 +17,7 @@ from efficiency import timing
 from efficiency.gauges import Memory
 from efficiency.limits import count_work
 from models import SALMONN, build_model
-from models.decoding import engine
+from models.decoding.engine import DecodeEngine
 from models.decoding.step_graphs import StepGraphs
 from models.encoders import beats, whisper
 from models.encoders.base import Features
@@ -84,19 +84,19 @@ def test_every_iteration_tokenises_the_prompt_and_reuses_the_fixed_text(
     monkeypatch.setattr(
         model.text.tokenizer, "encode", lambda text, **options: encoded.append(text) or original(text, **options)
     )
-    model.llm.prefixes.clear()
+    model.engine.prefixes.clear()
     reused = timing.reuse_prefix(model, work)
     before, after = (
         piece[0] for piece in (model.text.batch([work.prompt]).before, model.text.batch([work.prompt]).after)
     )
     assert reused == len(before) > 0
     encoded.clear()
-    hits = model.llm.prefixes.hits
+    hits = model.engine.prefixes.hits
     for _ in range(3):
         timing.first_token(model, work)
-    assert len(encoded) == 3 * 2 and model.llm.prefixes.hits == hits + 3
+    assert len(encoded) == 3 * 2 and model.engine.prefixes.hits == hits + 3
     counted = count_work(model, lambda: timing.first_token(model, work), STEPS)
-    model.llm.prefixes.clear()
+    model.engine.prefixes.clear()
     whole = count_work(model, lambda: timing.first_token(model, work), STEPS)
     assert counted.flops["prefill"] < whole.flops["prefill"] and len(after) > 0
 
@@ -106,13 +106,13 @@ def test_decode_runs_real_steps_and_the_cache_grows(
 ) -> None:
     expected = greedy(model, work, STEPS)
     fed: list[int] = []
-    original = engine.decode_step
+    original = DecodeEngine.step
 
-    def watched(llm: object, token: torch.Tensor, cache: object) -> torch.Tensor:
+    def watched(engine: DecodeEngine, token: torch.Tensor, cache: object) -> torch.Tensor:
         fed.append(token.item())
-        return original(llm, token, cache)
+        return original(engine, token, cache)
 
-    monkeypatch.setattr(engine, "decode_step", watched)
+    monkeypatch.setattr(DecodeEngine, "step", watched)
     token, cache = timing.first_token(model, work)
     before = int(cache.lengths[0])
     seconds = timing.decode(model, token, cache, STEPS, time.perf_counter)
@@ -227,7 +227,7 @@ def test_every_round_goes_through_the_same_graphs(
         kind = "step" if changed else "prompt"
         return lambda: (replays.append(kind), body())[1]
 
-    monkeypatch.setattr(model.llm, "graphs", StepGraphs(capture))
+    monkeypatch.setattr(model, "engine", DecodeEngine(model.llm, graphs=StepGraphs(capture)))
     monkeypatch.setattr(timing, "warmup_rounds", lambda *_: timing.CAPTURED_AFTER - 1)
     timing.contest_times(model, work, time.perf_counter)
     rounds = timing.CAPTURED_AFTER - 1 + work.iterations

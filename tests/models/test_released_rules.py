@@ -25,12 +25,12 @@ from models.checkpoint.pad_rows import EMBEDDING_ROW, HEAD_ROW
 from models.checkpoint.released import load_legacy
 from models.checkpoint.released_names import own_name, released_name
 from models.connector.connector import Connector
-from models.decoding import beam_search, generation
+from models.decoding import continuous_batching
 from models.decoding.scores import GenerateOptions
 from models.encoders.frame_cache import FrameCache
 from models.frames import Frames
 from models.language.sequence import Assembled
-from models.released_rules import STOP_ID, ExactSALMONN, ReleasedText, rules_of
+from models.released_rules import RULES, STOP_ID, ExactSALMONN, ReleasedSALMONN, ReleasedText, rules_of
 from models.salmonn import SALMONN
 from tests import tiny
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_named_in_the_configuration(project, model, file):
     config = load_config(project.config, [f"model.ckpt={file}"]).model
     assert config.legacy == "weights"
     built = build_model(config)
-    assert type(built) is SALMONN
+    assert type(built) is ReleasedSALMONN
     assert isinstance(built.text, ReleasedText)
     load_legacy(model, file)
     clip = torch.randn(1, 20_000) * 0.1, torch.tensor([20_000]), [PROMPT], ["a fish"]
@@ -374,34 +374,37 @@ def test_exact_refuses_prompts_that_begin_differently(project):
         model.assemble(tokens, torch.ones(2, 3, dtype=torch.bool), batch)
 
 
-def scripted(monkeypatch, rows, beams=1):
+def scripted(monkeypatch, rows, beams=1, legacy="exact"):
     """A search over 20 tokens whose logits are written down: `rows[row][step]` is {token: logit}; the last repeats."""
     held, steps = list(range(len(rows))), itertools.count()
 
     class Cache:
         def __init__(self, *arguments):
-            self.lengths = torch.ones(len(rows), dtype=torch.long)
+            pass
 
         def select(self, index, *arguments):
-            held[:] = [held[place] for place in index.tolist()]
+            held[:] = [held[slot] for slot in index.tolist()]
 
-        def reorder(self, *arguments):
+        def ignore(self, *arguments):
             pass
+
+        reorder = attend_to = free = ignore
 
     def logits(*arguments):
         step, made = next(steps), torch.full((len(held), 20), -50.0)
-        for place, row in enumerate(held):
+        for slot, row in enumerate(held):
             for token, logit in rows[row][min(step, len(rows[row]) - 1)].items():
-                made[place, token] = logit
+                made[slot, token] = logit
         return made
 
-    for module in (generation, beam_search):
-        for name, stand_in in (("prefill", logits), ("decode_step", logits), ("KeyValueCache", Cache)):
-            monkeypatch.setattr(module, name, stand_in)
+    monkeypatch.setattr(continuous_batching, "KeyValueCache", Cache)
+    language_model = SimpleNamespace(device=torch.device("cpu"))
+    engine = SimpleNamespace(llm=language_model, prefill=logits, step=logits, shrinks_batches=True)
+    model = SimpleNamespace(engine=engine, text=NoEnd(), halt_id=STOP_ID)
     mask = torch.ones(len(rows), 1, dtype=torch.bool)
     assembled = Assembled(embeds=torch.zeros(len(rows), 1, 4), mask=mask, positions=None)
     options = GenerateOptions(max_new_tokens=5, num_beams=beams, min_length=0)
-    return generation.generate(SimpleNamespace(shrinks_batches=True), assembled, NoEnd(), options, halt_id=STOP_ID)
+    return RULES[legacy].model._decoded(model, assembled, options)
 
 
 class NoEnd:
@@ -441,6 +444,34 @@ def test_all_beams_stop_with_the_first_rows_best(monkeypatch):
     second_best = [{5: 9.0, 6: 8.0}, {7: 9.0, STOP_ID: 8.5}, {7: 9.0}]  # in a beam that is not the best
     results = scripted(monkeypatch, [second_best, plain], beams=2)
     assert [len(row.tokens) for row in results] == [5, 5]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_under_weights_a_row_stops_as_it_would_alone_under_exact(monkeypatch, beams):
+    halting = [{5: 9.0, 6: 8.0}, {STOP_ID: 9.0, 7: 8.5}, {7: 9.0}]
+    later = [{5: 9.0, 6: 8.0}, {6: 9.0, 7: 8.5}, {7: 9.0}, {STOP_ID: 9.0, 8: 8.0}]
+    ending = [{5: 9.0, 6: 8.0}, {9: 9.0, 7: 2.0}]
+    rows = [later, halting, ending]
+    together = scripted(monkeypatch, rows, beams, legacy="weights")
+    assert together == [scripted(monkeypatch, [row], beams)[0] for row in rows]
+    assert together[1].tokens == [5, STOP_ID] and together[1].stop_reason == "end"
+    assert len(together[0].tokens) == 4
+
+
+def test_the_stop_id_ends_a_clip_in_every_way_to_decode(project):
+    """Token 2 as an ordinary piece: with the end-of-sequence ids of another family it would not end an answer."""
+    clips = torch.randn(2, 20_000) * 0.1, torch.tensor([20_000, 16_000])
+    options = {"max_new_tokens": 6, "num_beams": 1, "min_length": 0}
+    model = make(project).eval()
+    model.text.eos_ids = frozenset({model.llm.vocab_size + 1})
+    free = model.generate(*clips, [PROMPT] * 2, return_details=True, **options)
+    model.halt_id = free[0].tokens[2]  # whichever token that is
+    cut = model.generate(*clips, [PROMPT] * 2, return_details=True, **options)
+    assert cut[0].tokens == free[0].tokens[: free[0].tokens.index(model.halt_id) + 1] and cut[0].stop_reason == "end"
+    each = dict(model.generate_each([(*clips, [PROMPT] * 2)], at_once=1, **options))
+    assert [each[row].tokens for row in range(2)] == [result.tokens for result in cut]
+    assert "".join(model.stream(clips[0][0], PROMPT, **options)) == cut[0].text
+    assert SALMONN.halt_id is None and type(model).halt_id == STOP_ID
 
 
 def test_frozen_encoders_are_awake_in_training_under_exact_alone(tmp_path, project):

@@ -9,8 +9,8 @@ from configs.schema import load_config
 from models import build_model, load_model, pick_device
 from models.checkpoint.adapter_folder import load_adapter, save_adapter
 from models.checkpoint.adapter_tensors import CheckpointError
-from models.decoding.engine import prefill
 from models.decoding.kv_cache import KeyValueCache
+from models.decoding.steps import prefill
 from models.frames import Frames
 from tests import tiny
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from configs.sections import ModelConfig
+from models.decoding.engine import DecodeEngine
 from models.decoding.generation import generate
 from models.decoding.scores import GenerateOptions
 from models.language.llm import LanguageModel
@@ -77,7 +78,9 @@ def test_greedy_ids_in_one_batch_are_those_of_each_clip_alone(llm, config, refer
     positions = torch.arange(longest).expand(2, -1)
     mask = positions < torch.tensor([[len(row)] for row in rows])
     options = GenerateOptions(max_new_tokens=24, num_beams=1)
-    results = generate(llm, Assembled(embeds, mask, positions), TextProcessor.from_config(config), options)
+    results = generate(
+        DecodeEngine(llm), Assembled(embeds, mask, positions), TextProcessor.from_config(config), options
+    )
     for result, wanted in zip(results, expected, strict=True):
         assert result.tokens == wanted["tokens"][0]
     assert [result.stop_reason for result in results] == ["end", "length"]

@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.decoding import continuous_batching
-from models.decoding.continuous_batching import Pool, decode_each, join, split
+from models.decoding.continuous_batching import ContinuousBatch, decode_each, join, split
+from models.decoding.engine import DecodeEngine
 from models.decoding.generation import generate
 from models.decoding.scores import GenerateOptions
 from models.language.llm import LanguageModel
 from models.language.text import TextProcessor
 from tests import tiny
-from tests.models.decoding.test_generation import ENDS, prompts, row_of
+from tests.decoding import ENDS, prompts, row_of
 
 LENGTHS = (17, 3, 26, 9, 12, 33, 5)  # a longer one after shorter ones, some beyond Gemma's window of 16
 
@@ -42,7 +42,7 @@ SEARCHES = {
 
 def ending_early(llm, assembled, options):
     """A text processor for which some of the answers end before the others, whatever a random model says."""
-    free = generate(llm, assembled, TextProcessor(llm.tokenizer), options)
+    free = generate(DecodeEngine(llm), assembled, TextProcessor(llm.tokenizer), options)
     ends = [token for row in (1, 4, 5) for token in free[row].tokens[5:8]]
     if options.num_beams > 1:  # a search is over when it has as many hypotheses
         ends += range(0, llm.vocab_size, 4)
@@ -54,10 +54,10 @@ def test_texts_are_those_of_one_clip_after_another(llm, search):
     options = options_of(**SEARCHES[search])
     assembled = prompts(llm, LENGTHS)
     text = ending_early(llm, assembled, options)
-    alone = [generate(llm, row_of(assembled, row), text, options)[0] for row in range(len(LENGTHS))]
+    alone = [generate(DecodeEngine(llm), row_of(assembled, row), text, options)[0] for row in range(len(LENGTHS))]
     assert len({len(generation.tokens) for generation in alone}) > 1
     for at_once in (1, 3, 8) if options.num_beams == 1 else (3, 8):
-        results = dict(decode_each(llm, text, options, split(assembled), at_once=at_once))
+        results = dict(decode_each(DecodeEngine(llm), text, options, split(assembled), at_once=at_once))
         for row, expected in enumerate(alone):
             got = results[row]
             assert (got.tokens, got.text, got.stop_reason) == (expected.tokens, expected.text, expected.stop_reason)
@@ -65,11 +65,11 @@ def test_texts_are_those_of_one_clip_after_another(llm, search):
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_a_finished_rows_place_is_taken_at_once(llm, monkeypatch, beams):
+def test_a_finished_rows_slot_is_taken_at_once(llm, monkeypatch, beams):
     text = TextProcessor(llm.tokenizer, extra_eos_ids=ENDS)
     sizes, asked_for = [], []
-    step = Pool.step
-    monkeypatch.setattr(Pool, "step", lambda self: sizes.append(len(self)) or step(self))
+    step = ContinuousBatch.step
+    monkeypatch.setattr(ContinuousBatch, "step", lambda self: sizes.append(len(self)) or step(self))
 
     def arriving():
         for number, prompt in enumerate(split(prompts(llm, LENGTHS))):
@@ -77,9 +77,9 @@ def test_a_finished_rows_place_is_taken_at_once(llm, monkeypatch, beams):
             yield prompt
 
     for done, _ in enumerate(
-        decode_each(llm, text, options_of(min_length=2, num_beams=beams), arriving(), at_once=3), start=1
+        decode_each(DecodeEngine(llm), text, options_of(min_length=2, num_beams=beams), arriving(), at_once=3), start=1
     ):
-        assert len(asked_for) <= 3 + done  # no prompt is run, or held, before there is a place for it
+        assert len(asked_for) <= 3 + done  # no prompt is run, or kept, before there is a slot for it
     assert done == len(LENGTHS)
     full = sizes.count(3)
     assert full > 9 and sizes[:full] == [3] * full and sizes == sorted(sizes, reverse=True)
@@ -89,34 +89,32 @@ def test_fewer_rows_where_memory_does_not_hold_them(llm, monkeypatch):
     text = TextProcessor(llm.tokenizer, extra_eos_ids=ENDS)
     options = options_of(do_sample=True, seed=1)  # a row is drawn anew from its prompt, with the same draws
     rows = split(prompts(llm, LENGTHS))
-    expected = dict(decode_each(llm, text, options, rows, at_once=4))
-    limit, step = 2, continuous_batching.decode_step
-    forgotten: list[None] = []
+    expected = dict(decode_each(DecodeEngine(llm), text, options, rows, at_once=4))
+    limit, freed = 2, []
+    graphs = SimpleNamespace(prefill=lambda *_: None, step=lambda *_: None, clear=lambda: freed.append(None))
+    engine = DecodeEngine(llm, graphs=graphs)  # the memory that graphs work in is freed as well
+    step = DecodeEngine.step
 
-    def forget():
-        forgotten.append(None)  # the memory that graphs work in goes as well
-
-    def limited(llm, ids, cache):
+    def limited(self, ids, cache):
         if len(ids) > limit:
             raise torch.cuda.OutOfMemoryError("too much")
-        return step(llm, ids, cache)
+        return step(self, ids, cache)
 
-    monkeypatch.setattr(continuous_batching, "decode_step", limited)
-    monkeypatch.setattr(llm, "graphs", SimpleNamespace(prefill=lambda *_: None, step=lambda *_: None, clear=forget))
-    got = list(decode_each(llm, text, options, rows, at_once=6))
-    assert sorted(number for number, _ in got) == list(range(len(LENGTHS))) and len(forgotten) == 2
+    monkeypatch.setattr(DecodeEngine, "step", limited)
+    got = list(decode_each(engine, text, options, rows, at_once=6))
+    assert sorted(number for number, _ in got) == list(range(len(LENGTHS))) and len(freed) == 2
     assert {number: result.tokens for number, result in got} == {n: result.tokens for n, result in expected.items()}
     limit = 0
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        list(decode_each(llm, text, options, rows, at_once=4))
+        list(decode_each(engine, text, options, rows, at_once=4))
 
 
 def test_one_token_each_and_no_rows(llm):
     text = TextProcessor(llm.tokenizer)
     rows = split(prompts(llm, LENGTHS))
-    results = dict(decode_each(llm, text, options_of(max_new_tokens=1), rows, at_once=2))
+    results = dict(decode_each(DecodeEngine(llm), text, options_of(max_new_tokens=1), rows, at_once=2))
     assert {len(result.tokens) for result in results.values()} == {1} and len(results) == len(rows)
-    assert list(decode_each(llm, text, options_of(), [], at_once=2)) == []
+    assert list(decode_each(DecodeEngine(llm), text, options_of(), [], at_once=2)) == []
 
 
 def test_rows_are_split_and_joined_as_they_were(llm):
@@ -127,6 +125,6 @@ def test_rows_are_split_and_joined_as_they_were(llm):
     assert torch.equal(again.positions[again.mask], assembled.positions[assembled.mask])
 
 
-def test_a_pool_without_places_is_refused(llm):
-    with pytest.raises(ValueError, match="places=0"):
-        Pool(llm, TextProcessor(llm.tokenizer), options_of(), 0)
+def test_a_batch_without_slots_is_refused(llm):
+    with pytest.raises(ValueError, match="slots=0"):
+        ContinuousBatch(DecodeEngine(llm), TextProcessor(llm.tokenizer), options_of(), 0)

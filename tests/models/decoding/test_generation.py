@@ -8,18 +8,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from models.decoding.engine import decode_step, prefill
+from models.decoding.engine import DecodeEngine
 from models.decoding.generation import generate, stream
 from models.decoding.hypothesis import hits_stop_string
 from models.decoding.kv_cache import KeyValueCache
 from models.decoding.scores import GenerateOptions, process_scores
+from models.decoding.steps import decode_step, prefill
 from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
 from models.language.text import TextProcessor
 from tests import tiny
+from tests.decoding import ENDS, LENGTHS, prompts, row_of
 
-LENGTHS = (3, 37, 17, 26)  # beyond Gemma's window of 16 tokens, and below it
-ENDS = (2, 9, 21, 33, 47, 60, 71, 88, 93)  # several, so that a random model does end some answers
 NEW_TOKENS = 20
 
 
@@ -39,22 +39,6 @@ def llama(tmp_path_factory):
 
     llm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     return llm, AutoTokenizer.from_pretrained(folder)
-
-
-def prompts(llm, lengths=LENGTHS, seed=0):
-    """Random prompts of these lengths, right-padded; the padding is junk, which must not matter."""
-    generator = torch.Generator().manual_seed(seed)
-    longest = max(lengths)
-    ids = torch.randint(100, 300, (len(lengths), longest), generator=generator)
-    positions = torch.arange(longest).expand(len(lengths), -1)
-    with torch.no_grad():
-        return Assembled(llm.embed(ids), positions < torch.tensor(lengths)[:, None], positions)
-
-
-def row_of(assembled, row):
-    length = int(assembled.lengths[row])
-    cut = slice(row, row + 1), slice(0, length)
-    return Assembled(assembled.embeds[cut], assembled.mask[cut], assembled.positions[cut])
 
 
 def of_library(llm, assembled, row, **options):
@@ -88,11 +72,11 @@ VARIANTS = {
 def assert_same_as_library(llm, text, search):
     assembled = prompts(llm)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=0, **search)
-    batch = generate(llm, assembled, text, options)
+    batch = generate(DecodeEngine(llm), assembled, text, options)
     for row in range(len(LENGTHS)):
         expected = of_library(llm, assembled, row, **search)
         assert batch[row].tokens == expected, row
-        (alone,) = generate(llm, row_of(assembled, row), text, options)
+        (alone,) = generate(DecodeEngine(llm), row_of(assembled, row), text, options)
         assert (alone.tokens, alone.text, alone.stop_reason) == (expected, batch[row].text, batch[row].stop_reason)
 
 
@@ -113,7 +97,7 @@ def test_least_length_forbids_an_early_end(llama, search):
     text = TextProcessor(tokenizer, extra_eos_ids=ENDS)
     assembled = prompts(llm, seed=4)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=12, **SEARCHES[search])
-    for row, generation in enumerate(generate(llm, assembled, text, options)):
+    for row, generation in enumerate(generate(DecodeEngine(llm), assembled, text, options)):
         assert generation.tokens == of_library(llm, assembled, row, min_new_tokens=12, **SEARCHES[search])
         assert len(generation.tokens) > 12
 
@@ -123,17 +107,17 @@ def test_all_rules_together_are_those_of_the_library(family, search):
     llm, text = family
     assembled = prompts(llm, (12, 33), seed=2)
     rules = {"repetition_penalty": 1.4, "max_new_tokens": 12, **SEARCHES[search]}
-    free = generate(llm, assembled, text, GenerateOptions(min_length=0, **rules))[1]
+    free = generate(DecodeEngine(llm), assembled, text, GenerateOptions(min_length=0, **rules))[1]
     letters = re.findall("[a-z]{1,2}", text.decode_raw(free.tokens[len(free.tokens) // 2 :]))
     stop = letters[0] if letters else "e"
     stopping = TextProcessor(text.tokenizer, extra_eos_ids=ENDS, stop_strings=(stop,))
-    batch = generate(llm, assembled, stopping, GenerateOptions(min_length=3, **rules))
+    batch = generate(DecodeEngine(llm), assembled, stopping, GenerateOptions(min_length=3, **rules))
     for row, generation in enumerate(batch):
         expected = of_library(
             llm, assembled, row, min_new_tokens=3, stop_strings=[stop], tokenizer=text.tokenizer, **rules
         )
         assert generation.tokens == expected, (row, stop)
-        (alone,) = generate(llm, row_of(assembled, row), stopping, GenerateOptions(min_length=3, **rules))
+        (alone,) = generate(DecodeEngine(llm), row_of(assembled, row), stopping, GenerateOptions(min_length=3, **rules))
         assert alone.tokens == expected, (row, stop)
 
 
@@ -154,7 +138,12 @@ def test_the_prompt_is_run_once_a_clip_and_its_head_for_the_last_position(llama,
     rows, longest = len(LENGTHS), max(LENGTHS)
     for beams in (1, 3):
         bodies.clear(), heads.clear()
-        generate(llm, prompts(llm), TextProcessor(tokenizer), GenerateOptions(max_new_tokens=2, num_beams=beams))
+        generate(
+            DecodeEngine(llm),
+            prompts(llm),
+            TextProcessor(tokenizer),
+            GenerateOptions(max_new_tokens=2, num_beams=beams),
+        )
         assert bodies == [(rows, longest), (rows * beams, 1)]
         assert heads == [(rows,), (rows * beams,)]
 
@@ -165,7 +154,7 @@ def test_rows_that_have_ended_leave_the_batch(llama, monkeypatch, beams):
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=0, num_beams=beams)
     text = TextProcessor(tokenizer, extra_eos_ids=range(0, tokenizer.vocab_size, 5))  # each step ends a fifth of them
     bodies, _ = watched(monkeypatch)
-    results = generate(llm, prompts(llm), text, options)
+    results = generate(DecodeEngine(llm), prompts(llm), text, options)
     sizes = [rows // beams for rows, _ in bodies[1:]]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < len(LENGTHS)
     if beams == 1:  # copying the cache pays once half of it is idle
@@ -208,7 +197,7 @@ def test_log_probabilities_are_the_models_own(llama):
     assembled = prompts(llm)
     for beams in (1, 4):
         options = GenerateOptions(max_new_tokens=8, num_beams=beams, repetition_penalty=1.3)
-        for row, generation in enumerate(generate(llm, assembled, text, options)):
+        for row, generation in enumerate(generate(DecodeEngine(llm), assembled, text, options)):
             alone = row_of(assembled, row)
             ids = torch.tensor(generation.tokens)
             with torch.no_grad():
@@ -225,10 +214,10 @@ def test_stop_string_ends_a_row_and_is_not_shown(llama, beams):
     free = TextProcessor(tokenizer)
     assembled = prompts(llm)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, num_beams=beams, length_penalty=-3.0)
-    whole = generate(llm, assembled, free, options)[1].text
+    whole = generate(DecodeEngine(llm), assembled, free, options)[1].text
     stop = whole[len(whole) // 2 :][:3]
     text = TextProcessor(tokenizer, stop_strings=(stop,))
-    results = generate(llm, assembled, text, options)
+    results = generate(DecodeEngine(llm), assembled, text, options)
     stopped = [result for result in results if result.stop_reason == "stop_string"]
     assert stopped
     assert all(stop not in result.text for result in results)
@@ -257,13 +246,14 @@ def test_sampling_follows_its_seed(llama):
 
     def sample(seed, **options):
         settings = GenerateOptions(max_new_tokens=12, do_sample=True, seed=seed, **{"num_beams": 1, **options})
-        return [result.tokens for result in generate(llm, assembled, text, settings)]
+        return [result.tokens for result in generate(DecodeEngine(llm), assembled, text, settings)]
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
     assert sample(1, num_beams=3) == sample(1, num_beams=3)
     greedy = [
-        result.tokens for result in generate(llm, assembled, text, GenerateOptions(max_new_tokens=12, num_beams=1))
+        result.tokens
+        for result in generate(DecodeEngine(llm), assembled, text, GenerateOptions(max_new_tokens=12, num_beams=1))
     ]
     assert sample(5, top_k=1) == greedy
     assert sample(5, top_p=1e-6) == greedy
@@ -277,9 +267,11 @@ def test_what_a_row_samples_does_not_depend_on_its_batch(llama, beams):
     options = GenerateOptions(max_new_tokens=12, do_sample=True, seed=7, num_beams=beams, temperature=0.7)
     lengths = (12, 5, 33, 12, 7, 20)
     assembled = prompts(llm, lengths)
-    together = [result.tokens for result in generate(llm, assembled, text, options)]
+    together = [result.tokens for result in generate(DecodeEngine(llm), assembled, text, options)]
     assert len({len(tokens) for tokens in together}) > 1  # rows leave the batch while others go on
-    alone = [generate(llm, row_of(assembled, row), text, options)[0].tokens for row in range(len(lengths))]
+    alone = [
+        generate(DecodeEngine(llm), row_of(assembled, row), text, options)[0].tokens for row in range(len(lengths))
+    ]
     assert together == alone
 
 
@@ -299,12 +291,12 @@ def test_streamed_pieces_join_to_the_generated_text(llama):
     llm, tokenizer = llama
     assembled = prompts(llm)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, num_beams=1)
-    whole = generate(llm, row_of(assembled, 1), TextProcessor(tokenizer), options)[0].text
+    whole = generate(DecodeEngine(llm), row_of(assembled, 1), TextProcessor(tokenizer), options)[0].text
     for stops in ((), (whole[10:14],)):
         text = TextProcessor(tokenizer, extra_eos_ids=ENDS, stop_strings=stops)
         for row in range(len(LENGTHS)):
-            pieces = list(stream(llm, row_of(assembled, row), text, options))
-            assert "".join(pieces) == generate(llm, row_of(assembled, row), text, options)[0].text
+            pieces = list(stream(DecodeEngine(llm), row_of(assembled, row), text, options))
+            assert "".join(pieces) == generate(DecodeEngine(llm), row_of(assembled, row), text, options)[0].text
             assert all(piece for piece in pieces)
 
 
@@ -332,19 +324,21 @@ def test_streaming_never_shows_half_a_character_or_a_stop_string():
 def test_streaming_beams_is_refused(llama):
     llm, tokenizer = llama
     with pytest.raises(ValueError, match="num_beams=1"):
-        next(stream(llm, prompts(llm), TextProcessor(tokenizer), GenerateOptions(num_beams=4)))
+        next(stream(DecodeEngine(llm), prompts(llm), TextProcessor(tokenizer), GenerateOptions(num_beams=4)))
 
 
 def test_one_new_token_and_no_rows(llama):
     llm, tokenizer = llama
     text = TextProcessor(tokenizer)
     for beams in (1, 4):
-        (result,) = generate(llm, prompts(llm, (5,)), text, GenerateOptions(max_new_tokens=1, num_beams=beams))
+        (result,) = generate(
+            DecodeEngine(llm), prompts(llm, (5,)), text, GenerateOptions(max_new_tokens=1, num_beams=beams)
+        )
         assert len(result.tokens) == 1
         empty = Assembled(
             torch.empty(0, 0, 32), torch.empty(0, 0, dtype=torch.bool), torch.empty(0, 0, dtype=torch.long)
         )
-        assert generate(llm, empty, text, GenerateOptions(num_beams=beams)) == []
+        assert generate(DecodeEngine(llm), empty, text, GenerateOptions(num_beams=beams)) == []
 
 
 @pytest.mark.parametrize("wrong", [{"num_beams": 0}, {"max_new_tokens": 0}, {"temperature": 0.0}, {"top_p": 0.0}])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from models.decoding.engine import decode_step, prefill
+from models.decoding.engine import DecodeEngine
 from models.decoding.kv_cache import KeyValueCache
 from models.decoding.prefix_cache import PrefixCache
 from models.language.llm import LanguageModel
@@ -19,14 +19,14 @@ TEXTS = ((1, 120, 130, 140), tuple(range(200, 222)), (1, 120, 130, 140))  # the 
 LENGTHS = (9, 31, 25)
 
 
-def with_lora(folder) -> LanguageModel:
+def with_lora(folder) -> DecodeEngine:
     llm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     llm.add_lora(rank=2, alpha=4, dropout=0.0, target_modules=("q_proj", "k_proj", "v_proj"))
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in llm.lora_parameters():
             parameter.normal_(0, 0.2, generator=noise)
-    return llm.eval()
+    return DecodeEngine(llm.eval())
 
 
 @pytest.fixture(scope="module", params=["qwen2", "gemma3_text"])
@@ -35,28 +35,28 @@ def family(request, tmp_path_factory):
 
 
 @pytest.fixture
-def llm(tmp_path_factory):
+def engine(tmp_path_factory):
     return with_lora(tiny.write_llm(tmp_path_factory.mktemp("llama") / "llm", layers=1))
 
 
-def prompted(llm, texts=TEXTS, lengths=LENGTHS):
+def prompted(engine, texts=TEXTS, lengths=LENGTHS):
     """Prompts that begin with `texts` and go on with something of each row's own."""
     noise = torch.Generator().manual_seed(0)
     positions = torch.arange(max(lengths)).expand(len(texts), -1)
     with torch.no_grad():
-        embeds = torch.randn(len(texts), max(lengths), llm.hidden_size, generator=noise)
+        embeds = torch.randn(len(texts), max(lengths), engine.llm.hidden_size, generator=noise)
         for row, text in enumerate(texts):
-            embeds[row, : len(text)] = llm.embed(torch.tensor(text))
+            embeds[row, : len(text)] = engine.llm.embed(torch.tensor(text))
     return Assembled(embeds, positions < torch.tensor(lengths)[:, None], positions, prefixes=tuple(texts))
 
 
 @torch.no_grad()
-def run(llm, assembled, steps=3):
+def run(engine, assembled, steps=3):
     """Logits of the prefill and of some steps after it, `[1 + steps, B, V]`."""
-    cache = KeyValueCache(len(assembled), assembled.embeds.shape[1] + steps, llm.device)
-    logits = [prefill(llm, assembled, cache)]
+    cache = KeyValueCache(len(assembled), assembled.embeds.shape[1] + steps, engine.llm.device)
+    logits = [engine.prefill(assembled, cache)]
     for step in range(steps):
-        logits.append(decode_step(llm, torch.full((len(assembled),), 100 + step), cache))
+        logits.append(engine.step(torch.full((len(assembled),), 100 + step), cache))
     return torch.stack(logits)
 
 
@@ -87,8 +87,8 @@ def test_logits_are_those_of_the_whole_prompt(family):
     assert family.prefixes.hits == 6
 
 
-def test_a_text_met_once_costs_nothing_and_met_again_runs_only_what_follows(llm, monkeypatch):
-    assembled = row_of(prompted(llm), 1)
+def test_a_text_met_once_costs_nothing_and_met_again_runs_only_what_follows(engine, monkeypatch):
+    assembled = row_of(prompted(engine), 1)
     widths = []
     forward = LanguageModel.forward
 
@@ -98,7 +98,7 @@ def test_a_text_met_once_costs_nothing_and_met_again_runs_only_what_follows(llm,
 
     monkeypatch.setattr(LanguageModel, "forward", counted)
     for _ in range(3):
-        run(llm, assembled, steps=0)
+        run(engine, assembled, steps=0)
     before, after = len(TEXTS[1]), LENGTHS[1] - len(TEXTS[1])
     assert widths == [before + after, before, after, after]
 
@@ -128,62 +128,65 @@ def changes(llm, tmp_path):
         for each in llm.lora_layers():
             each.enable_adapters(False)
 
+    def unmerge():
+        for each in llm.lora_layers():
+            each.unmerge()
+
     def rescale():
         layer.scale_layer(3.0)
 
     return [
-        learn, write_past_the_count, llm.merge_lora, llm.unmerge_lora, lambda: layer.merge(), lambda: layer.unmerge(),
+        learn, write_past_the_count, llm.merge_lora, unmerge, lambda: layer.merge(), lambda: layer.unmerge(),
         replace_parameter, load, rescale, disable, llm.double, llm.float,
     ]  # fmt: skip
 
 
-def test_keys_and_values_of_other_weights_are_never_used(llm, tmp_path):
-    assembled = prompted(llm)
-    for change in changes(llm, tmp_path):
+def test_keys_and_values_of_other_weights_are_never_used(engine, tmp_path):
+    assembled = prompted(engine)
+    for change in changes(engine.llm, tmp_path):
         for _ in range(2):
-            run(llm, assembled)
-        assert len(llm.prefixes) == 2
+            run(engine, assembled)
+        assert len(engine.prefixes) == 2
         change()
-        expected = run(llm, without(assembled))
-        assert torch.equal(run(llm, assembled), expected)
-        assert len(llm.prefixes) == 0  # one text has been met once since
-        assert_close(run(llm, assembled), expected, tolerance=5e-5)  # some changes make scores that differ widely
+        expected = run(engine, without(assembled))
+        assert torch.equal(run(engine, assembled), expected)
+        assert len(engine.prefixes) == 0  # one text has been met once since
+        assert_close(run(engine, assembled), expected, tolerance=5e-5)  # some changes make scores that differ widely
 
 
-def test_training_neither_uses_nor_keeps_them(llm):
-    assembled = prompted(llm)
+def test_training_neither_uses_nor_keeps_them(engine):
+    assembled = prompted(engine)
     for _ in range(2):
-        run(llm, assembled)
-    llm.train()
-    assert len(llm.prefixes) == 0
-    run(llm, assembled)
-    run(llm, assembled)
-    assert len(llm.prefixes) == 0
-    llm.eval()
-    cache = KeyValueCache(len(assembled), assembled.embeds.shape[1], llm.device)
-    prefill(llm, assembled, cache)  # with gradients
-    assert len(llm.prefixes) == 0 and llm.prefixes.hits == 3
+        run(engine, assembled)
+    engine.llm.train()
+    run(engine, assembled)
+    run(engine, assembled)
+    assert len(engine.prefixes) == 0
+    engine.llm.eval()
+    cache = KeyValueCache(len(assembled), assembled.embeds.shape[1], engine.llm.device)
+    engine.prefill(assembled, cache)  # with gradients
+    assert len(engine.prefixes) == 0 and engine.prefixes.hits == 3
 
 
-def test_those_used_last_are_kept_within_the_bound(llm):
+def test_those_used_last_are_kept_within_the_bound(engine):
     def meet(text):
-        run(llm, prompted(llm, (text, text), (len(text) + 2,) * 2), steps=0)
+        run(engine, prompted(engine, (text, text), (len(text) + 2,) * 2), steps=0)
 
     texts = [tuple(range(start, start + 8)) for start in (10, 30, 50)]
     meet(texts[0])
-    one = llm.prefixes.nbytes
-    llm.prefixes.max_bytes = 2 * one
+    one = engine.prefixes.nbytes
+    engine.prefixes.max_bytes = 2 * one
     meet(texts[1])
     meet(texts[0])
     meet(texts[2])
-    assert len(llm.prefixes) == 2 and llm.prefixes.nbytes == 2 * one
-    llm.prefixes.hits = 0
-    run(llm, prompted(llm, (texts[0],), (12,)), steps=0)
-    run(llm, prompted(llm, (texts[1],), (12,)), steps=0)
-    assert llm.prefixes.hits == 1
-    llm.prefixes.max_bytes = 0
+    assert len(engine.prefixes) == 2 and engine.prefixes.nbytes == 2 * one
+    engine.prefixes.hits = 0
+    run(engine, prompted(engine, (texts[0],), (12,)), steps=0)
+    run(engine, prompted(engine, (texts[1],), (12,)), steps=0)
+    assert engine.prefixes.hits == 1
+    engine.prefixes.max_bytes = 0
     meet(texts[2])
-    assert llm.prefixes.hits == 1
+    assert engine.prefixes.hits == 1
 
 
 def test_a_copy_starts_empty():
@@ -196,10 +199,11 @@ def test_weights_that_do_not_count_writes_are_not_trusted(tmp_path):
     folder = tiny.write_llm(tmp_path / "llm", layers=1)
     with torch.inference_mode():
         llm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-        assembled = prompted(llm)
+        engine = DecodeEngine(llm)
+        assembled = prompted(engine)
         for parameter in llm.parameters():  # the library makes them outside
             parameter.data = parameter.data.clone()
         llm.model.lm_head.weight = torch.nn.Parameter(llm.model.lm_head.weight.clone(), requires_grad=False)
         for _ in range(3):
-            run(llm, assembled, steps=0)
-    assert len(llm.prefixes) == 0
+            run(engine, assembled, steps=0)
+    assert len(engine.prefixes) == 0

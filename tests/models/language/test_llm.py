@@ -64,7 +64,8 @@ def test_merged_lora_gives_the_same_and_can_be_taken_out(config):
         before = logits_of(llm, *batch())
         assert llm.merge_lora()
         torch.testing.assert_close(logits_of(llm, *batch()), before, atol=1e-4, rtol=0)
-        llm.unmerge_lora()
+        for layer in llm.lora_layers():
+            layer.unmerge()
         torch.testing.assert_close(logits_of(llm, *batch()), before, atol=1e-4, rtol=0)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from configs.schema import load_config
 from models import SALMONN, build_model
+from models.decoding.engine import DecodeEngine
 from models.decoding.step_graphs import StepGraphs
 from models.encoders.base import REPLAYED_FRAMES, AudioEncoder
 from models.encoders.beats import BEATs
@@ -241,19 +242,18 @@ def test_graphs_can_be_switched_off(shared_tiny_project: tiny.TinyProject) -> No
     for wanted in (True, False):
         config = load_config(shared_tiny_project.config, overrides=[f"model.cuda_graphs={wanted}"]).model
         model = build_model(config)
-        assert model.llm.captures is model.encoders.captures is wanted
-    model.llm.graphs = StepGraphs(replaying([]))
-    model.eval()
-    assert model.llm.graphs is None
+        assert model.engine.captures is model.encoders.captures is wanted
+    model.engine = DecodeEngine(model.llm, captures=False, graphs=StepGraphs(replaying([])))
+    assert model.eval().engine.graphs is None
 
 
 def test_graphs_are_back_after_counting(model: SALMONN) -> None:
     encoders = list(model.encoders.encoders.values())
-    model.llm.graphs, encoders[0].replays = cuda_graphs, replays = StepGraphs(replaying([])), Replays(replaying([]))
-    with model.kernel_by_kernel():
+    model.engine._graphs, encoders[0].replays = cuda_graphs, replays = StepGraphs(replaying([])), Replays(replaying([]))
+    with model.without_cuda_graphs():
         model.eval()
-        assert model.llm.graphs is None and all(encoder.replays is None for encoder in encoders)
-    assert model.llm.graphs is cuda_graphs and encoders[0].replays is replays and encoders[1].replays is None
+        assert model.engine.graphs is None and all(encoder.replays is None for encoder in encoders)
+    assert model.engine.graphs is cuda_graphs and encoders[0].replays is replays and encoders[1].replays is None
     model.train().eval()
 
 
@@ -307,18 +307,18 @@ def test_texts_are_the_same_with_every_cache_and_graph(model: SALMONN, tmp_path,
     waveforms, lengths = mixed_clips(seed=1)
     options = {"num_beams": beams, "max_new_tokens": 8, "repetition_penalty": 1.2, "min_length": 3}
     bare = copy.deepcopy(model).train().eval()  # gives back every graph
-    bare.llm.prefixes.max_bytes = 0
+    bare.engine.prefixes.max_bytes = 0
     expected = [
         bare.generate(*alone(waveforms, lengths, row), PROMPTS[row : row + 1], **options)[0] for row in range(8)
     ]
     captured: list = []
-    model.llm.graphs = StepGraphs(replaying(captured))
+    model.engine = DecodeEngine(model.llm, graphs=StepGraphs(replaying(captured)))
     for encoder in model.encoders.encoders.values():
         encoder.replays = Replays(replaying(captured))
     cache = FrameCache(tmp_path, model.encoders)
     batches = [(waveforms[rows], lengths[rows], PROMPTS[rows]) for rows in (slice(0, 3), slice(3, 8))]
     for frames in (None, cache.encode, cache.encode):
-        results = dict(model.generate_each(batches, at_once=3, frames=frames, **options))
+        results = dict(model.generate_each(batches, at_once=3, frame_source=frames, **options))
         assert [results[row].text for row in range(8)] == expected
         assert model.generate(waveforms, lengths, PROMPTS, **options) == expected
         for row in (0, 5):
@@ -326,4 +326,4 @@ def test_texts_are_the_same_with_every_cache_and_graph(model: SALMONN, tmp_path,
             if beams == 1:
                 pieces = model.stream(alone(waveforms, lengths, row)[0][0], PROMPTS[row], **options)
                 assert "".join(pieces) == expected[row]
-    assert len(captured) > 4 and model.llm.prefixes.hits > 0
+    assert len(captured) > 4 and model.engine.prefixes.hits > 0

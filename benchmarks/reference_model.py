@@ -1,15 +1,15 @@
-"""The way that the public systems of this family run, written plainly on transformers and peft, to measure against.
+"""The public systems of this family, written plainly on transformers and peft: what ours is compared with.
 
 - Whisper's log-mel spectrogram is computed on the CPU by the library's feature extractor, every clip padded to 30 s,
-  and its encoder, loaded as a part of the whole Whisper, hears the full window.
-- The window-level Q-Former is BLIP-2's; a last window that is not full is dropped, the streams are laid side by side by
-  index.
-- The language model answers through the library's `generate` with its dynamic cache. LoRA is peft's, unmerged.
-- On CUDA encoders and connector hold float32 and run under autocast to float16; the language model is float16, or NF4.
+  and its encoder, loaded as a part of the whole Whisper, encodes the full window.
+- The window-level Q-Former is BLIP-2's. A last window that is not full is dropped; encoder outputs are joined frame by
+  frame.
+- The language model generates through the library's `generate` with its dynamic cache. LoRA is peft's, unmerged.
+- On CUDA encoders and connector are float32 and run under autocast to float16; the language model is float16, or NF4.
 
-BEATs and CED, which no package has, are this program's, by the public code's rules; what is quicker in ours than in
-theirs counts for the reference. Adapters are read from our files; in float32 the tokens are those of `model.legacy:
-weights`, which the tests hold.
+BEATs and CED, which no package has, are this program's, by the public code's rules; where ours are faster than theirs,
+the reference is measured as faster too. Adapters are read from our files. In float32 its tokens are those of
+`model.legacy: weights`; a test compares them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from transformers import (
     WhisperModel,
 )
 
-from benchmarks import bare_machine  # noqa: F401 - before the program, whose readers of recordings may be absent
 from configs.sections import ModelConfig
 from models.checkpoint.adapter_folder import ADAPTER_FILE
 from models.checkpoint.released_names import released_name
@@ -47,15 +46,15 @@ from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 WINDOW_S = 30.0
-WHISPER_FRAMES = 1500  # of 30 s
+WHISPER_FRAMES = 1500  # in 30 s
 IGNORED = -100
 
 
 class ReferenceModel(nn.Module):
-    """Whisper and at most one encoder beside it, Q-Former, LLM; names are those of the public code.
+    """Whisper and at most one other encoder, Q-Former, LLM; names are those of the public code.
 
     Raises:
-        ValueError: the configuration has no Whisper, several other encoders, or a quantisation other than NF4.
+        UserError: the configuration has no Whisper, several other encoders, or a quantisation other than NF4.
     """
 
     def __init__(self, config: ModelConfig, device: torch.device | str = "cpu") -> None:
@@ -65,9 +64,10 @@ class ReferenceModel(nn.Module):
         self.max_txt_len, self.end_sym = config.max_txt_len, config.end_sym
         others = [name for name, entry in ENCODERS.items() if name != "whisper" and getattr(config, entry.path_key)]
         if not config.whisper_path or len(others) > 1:
-            raise UserError(f"the reference way has Whisper and one encoder beside it; got {others or 'no Whisper'}")
+            given = others or "no Whisper"
+            raise UserError(f"the reference model has Whisper and at most one other encoder; got {given}")
         if config.quantization not in ("none", "nf4"):
-            raise UserError(f"the reference way has no quantisation {config.quantization!r}, only nf4")
+            raise UserError(f"the reference model has no quantisation {config.quantization!r}, only nf4")
 
         whisper_config = WhisperConfig.from_pretrained(config.whisper_path)
         self.extractor = WhisperFeatureExtractor(feature_size=whisper_config.num_mel_bins)
@@ -134,7 +134,7 @@ class ReferenceModel(nn.Module):
         return get_peft_model(base, lora)
 
     def load_adapter(self, file: Path) -> None:
-        """Take connector and LoRA from an adapter file of ours."""
+        """Load connector and LoRA from an adapter file of ours."""
         own = self.state_dict()
         state = {}
         for name, tensor in load_file(file).items():
@@ -147,7 +147,8 @@ class ReferenceModel(nn.Module):
             name for name in own if name.startswith(("ln_", "speech_Q", "speech_q", "speech_l")) or "lora_" in name
         ]
         if set(needed) != set(state):
-            raise UserError(f"{file} does not fit: {sorted(set(needed) ^ set(state))[:6]}")
+            differing = sorted(set(needed) ^ set(state))[:6]
+            raise UserError(f"{file}: expected the weights of this configuration; in one of the two only: {differing}")
         self.load_state_dict(state, strict=False)
 
     def _autocast(self) -> torch.autocast:
@@ -170,16 +171,16 @@ class ReferenceModel(nn.Module):
             if audio is not None:
                 audio = self.ln_audio(audio)
                 longest = max(fused.shape[1], audio.shape[1])
-                streams = [F.pad(stream, (0, 0, 0, longest - stream.shape[1])) for stream in (fused, audio)]
-                fused = torch.cat(streams, dim=-1)
+                padded = [F.pad(output, (0, 0, 0, longest - output.shape[1])) for output in (fused, audio)]
+                fused = torch.cat(padded, dim=-1)
             batch = fused.shape[0]
             windows = fused.unfold(1, self.kernel, self.stride).transpose(2, 3).flatten(0, 1)  # [B * W, K, D]
             mask = torch.ones(windows.shape[:2], dtype=torch.long, device=self.device)
             queries = self.speech_query_tokens.expand(len(windows), -1, -1)
-            heard = self.speech_Qformer(
+            tokens = self.speech_Qformer(
                 query_embeds=queries, encoder_hidden_states=windows, encoder_attention_mask=mask
             ).last_hidden_state
-            return self.speech_llama_proj(heard).unflatten(0, (batch, -1)).flatten(1, 2)
+            return self.speech_llama_proj(tokens).unflatten(0, (batch, -1)).flatten(1, 2)
 
     def _embed(self, ids: Tensor) -> Tensor:
         return self.llama_model.get_input_embeddings()(ids.to(self.device))
@@ -225,11 +226,11 @@ class ReferenceModel(nn.Module):
         tokens = self.encode(features, waveforms)
         on_stage("encode")
         embeds, mask = self.wrap(tokens, prompts)
-        watch = StoppingCriteriaList([_Watch(on_stage)])
+        watch = StoppingCriteriaList([_TokenWatch(on_stage)])
         return self.llama_model.generate(inputs_embeds=embeds, attention_mask=mask, stopping_criteria=watch, **options)
 
     def forward(self, waveforms: Sequence[Tensor], prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
-        """The loss of the answers, with logits at every position, as the library computes it."""
+        """The loss of the answers, computed by the library: with logits at every position."""
         embeds, mask = self.wrap(self.encode(self.features(waveforms), waveforms), prompts)
         answers = self.tokenizer(
             [text + self.end_sym for text in texts],
@@ -250,8 +251,8 @@ class ReferenceModel(nn.Module):
         return output.loss
 
 
-class _Watch(StoppingCriteria):
-    """Stops nothing; says that a token is there."""
+class _TokenWatch(StoppingCriteria):
+    """Reports every token and never stops."""
 
     def __init__(self, on_stage: Callable[[str], None]) -> None:
         self.on_stage = on_stage

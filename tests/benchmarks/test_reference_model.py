@@ -1,4 +1,4 @@
-"""The reference way computes what the program computes under the public code's rules; only the way differs."""
+"""The reference model computes what the program computes under the public code's rules; only the way differs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.random_weights import write_weights
-from benchmarks.reference_way import ReferenceModel
+from benchmarks.reference_model import ReferenceModel
+from benchmarks.weights import write_weights
 from configs.schema import load_config
 from models import build_model
 

@@ -1,96 +1,45 @@
-"""One side of a comparison, ours or the reference way, measured in a process of its own.
+"""What a job measures: ours or the reference model, in this process.
 
-    python -m benchmarks.sides JOB.json RESULT.json
+    python -m benchmarks.jobs RESULT.json < JOB
 
-A job names the model's files (random_weights.py), what is measured and how often. Peak memory is the whole process',
-loading included (on CUDA the allocator's); a process of its own keeps one side's leavings out of the other's peak.
+A job (suite.py), pickled on the standard input, names the model's files, what is measured and how often. Peak memory is
+that of the whole process, loading included (on CUDA that of the allocator); in a process of its own it includes nothing
+of another job.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
+import pickle
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from benchmarks import bare_machine  # noqa: F401 - before the program, whose readers of recordings may be absent
-from benchmarks.reference_way import ReferenceModel
+from benchmarks.reference_model import ReferenceModel
+from benchmarks.suite import Job
 from configs.schema import Config
-from configs.sections import GenerateConfig, ModelConfig, RunConfig
+from configs.sections import GenerateConfig, RunConfig
 from efficiency.gauges import Memory, clock
-from efficiency.limits import CALIBRATION_S
 from efficiency.timing import TimedClip, decode, first_token, measure, reuse_prefix, synthetic_clip, warmup_rounds
 from models.build import build_model
 from support.command_line import quieten_libraries
+from support.units import GIB
 
-ROOT = Path(__file__).resolve().parent.parent
-PROMPT = "<Speech><SpeechHere></Speech> Recognize the speech and give me the transcription."
 ANSWER = " ".join(f"w{number}" for number in range(10, 50))
 LEARNING_RATE = 3e-5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a process measures."""
-
-    name: str
-    side: Literal["ours", "reference"]
-    task: Literal["latency", "grid", "evaluation", "training"]
-    model: dict[str, Any]
-    """The fields of `ModelConfig`, with paths of files that are there."""
-    device: str = "cpu"
-    clip_s: float = 10.0
-    decode_steps: int = 32
-    iterations: int = 3
-    warmup: int = 1
-    calibration_s: float = CALIBRATION_S
-    """For each rate of the device; ours only."""
-    annotations: str | None = None
-    """Of the clips to evaluate."""
-    batch: int = 1
-    """Clips at once, in evaluation and training."""
-    num_beams: int = 1
-    """In evaluation."""
-    batches: tuple[int, ...] = ()
-    clips_s: tuple[float, ...] = ()
-    """Of the grid: every number of clips with every length."""
-    point_s: float = 60.0
-    """Points of the grid that would take longer, judging by smaller ones, are left out."""
-    prefix: str | None = None
-    prompt: str = PROMPT
-    """With `annotations`, a grid is scored: the folder that clip paths start from, and their prompt."""
-
-    @classmethod
-    def of(cls, config: ModelConfig, **fields: Any) -> Job:
-        """A job on `config`, whose token stays behind: jobs are files."""
-        return cls(model=dataclasses.asdict(dataclasses.replace(config, token=None)), **fields)
-
-    @classmethod
-    def read(cls, path: Path) -> Job:
-        """From a JSON file, where tuples are lists."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
-
-    @property
-    def config(self) -> ModelConfig:
-        lists = {key: tuple(value) for key, value in self.model.items() if isinstance(value, list)}
-        return ModelConfig(**(self.model | lists))
-
-
 def run_job(job: Job) -> dict[str, Any]:
-    """Load the job's side and measure it, in this process."""
+    """The figures of a job: load its side and measure it."""
     device = torch.device(job.device)
     torch.manual_seed(0)
     memory = Memory(device)
@@ -103,7 +52,7 @@ def run_job(job: Job) -> dict[str, Any]:
         about = {"kernel": model.llm.kernel, "lora_merged": merged}
     else:
         model = ReferenceModel(job.config, device)
-        about = {"kernel": "transformers generate, dynamic cache, LoRA beside", "lora_merged": False}
+        about = {"kernel": "transformers generate, dynamic cache, LoRA unmerged", "lora_merged": False}
     load_s = time.perf_counter() - start
     load_peak = memory.peak_gib()
     measured = MEASURES[job.side, job.task](model, job, memory)
@@ -115,7 +64,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "before_load_gib": before,
         "load_peak_gib": load_peak,
         "peak_with_loading_gib": peak,
-        "peak_with_loading_bytes": round(peak * 2**30),
+        "peak_with_loading_bytes": round(peak * GIB),
         "memory_kind": memory.kind,
         "threads": torch.get_num_threads(),
     }
@@ -124,7 +73,7 @@ def run_job(job: Job) -> dict[str, Any]:
 def _our_latency(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
     work = TimedClip(
         waveform=synthetic_clip(job.clip_s),
-        prompt=PROMPT,
+        prompt=job.prompt,
         decode_steps=job.decode_steps,
         iterations=job.iterations,
         warmup=job.warmup,
@@ -138,13 +87,13 @@ def _reference_latency(model: ReferenceModel, job: Job, memory: Memory) -> dict[
     now = clock(model.device)
     waveform = synthetic_clip(job.clip_s)
     length = job.decode_steps + 1
-    rounds: list[dict[str, float]] = []
+    rounds = []
     memory.reset()
     for iteration in range(job.warmup + job.iterations):
         marks: list[tuple[str, float]] = [("start", now())]
         model.generate(
             [waveform],
-            [PROMPT],
+            [job.prompt],
             on_stage=lambda stage, marks=marks: marks.append((stage, now())),
             max_new_tokens=length,
             min_new_tokens=length,
@@ -152,29 +101,33 @@ def _reference_latency(model: ReferenceModel, job: Job, memory: Memory) -> dict[
         )
         if iteration >= job.warmup:
             rounds.append(_stages(marks))
-    medians = {name: statistics.median(marks[name] for marks in rounds) for name in rounds[0]}
-    parts = {name.removeprefix("part."): seconds for name, seconds in medians.items() if name.startswith("part.")}
-    figures = {name: seconds for name, seconds in medians.items() if not name.startswith("part.")}
+    figures, parts = (
+        {name: statistics.median(part[name] for part in measured) for name in measured[0]}
+        for measured in zip(*rounds, strict=True)
+    )
     return {**figures, "ttft_parts_s": parts, "peak_gib": memory.peak_gib()}
 
 
-def _stages(marks: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Times of one pass, from when each of its stages was over."""
+def _stages(marks: Sequence[tuple[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Times of one pass and the parts of its TTFT, from the ends of its stages."""
     start, features, encoded = (at for _, at in marks[:3])
     tokens = [at for stage, at in marks if stage == "token"]
-    return {
+    figures = {
         "ttft_s": tokens[0] - start,
         "tpot_s": (tokens[-1] - tokens[0]) / (len(tokens) - 1),
         "contest_ttft_s": tokens[0] - features,
         "contest_tpot_s": tokens[1] - tokens[0],
-        "part.features.whisper": features - start,
-        "part.encoders and connector": encoded - features,
-        "part.prefill": tokens[0] - encoded,
     }
+    parts = {
+        "features.whisper": features - start,
+        "encoders and connector": encoded - features,
+        "prefill": tokens[0] - encoded,
+    }
+    return figures, parts
 
 
 def _grid(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
-    """Every point of the grid, small ones first; what would take too long or too much memory is left out, and why."""
+    """Every point of the grid, small ones first; one that would take too long or too much memory says so."""
     points: list[dict[str, Any]] = []
     for batch, clip_s in sorted(itertools.product(job.batches, job.clips_s), key=math.prod):
         point = {"batch": batch, "clip_s": clip_s}
@@ -223,46 +176,32 @@ def _point(model: Any, job: Job, memory: Memory, batch: int, clip_s: float) -> d
     }
 
 
-def _scores(model: Any, job: Job) -> dict[str, Any]:
-    """Task -> its metric, the value and the number of clips."""
+def _evaluation(model: Any, job: Job, **limits: int) -> Callable[..., Any]:
+    """`evaluate_annotations` of the job's clips, ready to be called."""
     from data.annotations import load_annotations
     from evaluation.hypotheses import evaluate_annotations
 
     annotations = load_annotations(job.annotations, prefix=job.prefix)
     config = Config(
         model=job.config,
-        generate=GenerateConfig(num_beams=job.num_beams),
+        generate=GenerateConfig(num_beams=job.num_beams, **limits),
         run=RunConfig(batch_size_eval=job.batch, num_workers=0, device=job.device),
     )
     prompts = dict.fromkeys((annotation.task for annotation in annotations), job.prompt)
-    result = evaluate_annotations(model, annotations, prompts, config, java=False)
+    return partial(evaluate_annotations, model, annotations, prompts, config)
+
+
+def _scores(model: Any, job: Job) -> dict[str, Any]:
+    """Task -> its metric, the value and the number of clips."""
     return {
         task: {"metric": row.primary, "value": row.values.get(row.primary), "clips": row.clips}
-        for task, row in result.tasks.items()
+        for task, row in _evaluation(model, job)(java=False).tasks.items()
     }
 
 
 def _our_evaluation(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
-    from data.annotations import load_annotations
-    from evaluation.hypotheses import evaluate_annotations
-
-    annotations = load_annotations(job.annotations)
-    length = job.decode_steps
-    config = Config(
-        model=job.config,
-        generate=GenerateConfig(num_beams=job.num_beams, max_new_tokens=length, min_length=length),
-        run=RunConfig(batch_size_eval=job.batch, num_workers=0, device=job.device),
-    )
-    now = clock(model.device)
-    memory.reset()
-    start, worked = now(), time.process_time()
-    result = evaluate_annotations(model, annotations, {"asr": PROMPT}, config, scoring=False, progress=job.name)
-    return {
-        "seconds": now() - start,
-        "processor_s": time.process_time() - worked,  # of all threads; what else runs on the machine hardly counts
-        "clips": len(result.predictions),
-        "peak_gib": memory.peak_gib(),
-    }
+    evaluate = _evaluation(model, job, max_new_tokens=job.decode_steps, min_length=job.decode_steps)
+    return _timed(lambda: len(evaluate(scoring=False, progress=job.name).predictions), model, memory)
 
 
 def _reference_evaluation(model: ReferenceModel, job: Job, memory: Memory) -> dict[str, Any]:
@@ -271,26 +210,36 @@ def _reference_evaluation(model: ReferenceModel, job: Job, memory: Memory) -> di
     from data.audio import load_waveform
 
     annotations = load_annotations(job.annotations)
+
+    def evaluate() -> int:
+        texts: list[str] = []
+        for first in range(0, len(annotations), job.batch):
+            batch = annotations[first : first + job.batch]
+            ids = model.generate(
+                [load_waveform(annotation.path) for annotation in batch],
+                [job.prompt] * len(batch),
+                num_beams=job.num_beams,
+                max_new_tokens=job.decode_steps,
+                min_new_tokens=job.decode_steps,
+                do_sample=False,
+            )
+            texts += model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            print(f"{job.name}: {len(texts)} of {len(annotations)} clips", file=sys.stderr)
+        return len(texts)
+
+    return _timed(evaluate, model, memory)
+
+
+def _timed(evaluate: Callable[[], int], model: Any, memory: Memory) -> dict[str, Any]:
+    """Time and memory of `evaluate`, which returns how many clips it did."""
     now = clock(model.device)
-    texts: list[str] = []
     memory.reset()
     start, worked = now(), time.process_time()
-    for first in range(0, len(annotations), job.batch):
-        batch = annotations[first : first + job.batch]
-        ids = model.generate(
-            [load_waveform(annotation.path) for annotation in batch],
-            [PROMPT] * len(batch),
-            num_beams=job.num_beams,
-            max_new_tokens=job.decode_steps,
-            min_new_tokens=job.decode_steps,
-            do_sample=False,
-        )
-        texts += model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        print(f"{job.name}: {len(texts)} of {len(annotations)} clips, {now() - start:.0f} s", file=sys.stderr)
+    clips = evaluate()
     return {
         "seconds": now() - start,
-        "processor_s": time.process_time() - worked,
-        "clips": len(texts),
+        "processor_s": time.process_time() - worked,  # of all threads; other programs hardly count
+        "clips": clips,
         "peak_gib": memory.peak_gib(),
     }
 
@@ -300,14 +249,14 @@ def _our_training(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
     lengths = torch.full((job.batch,), waveforms.shape[1])
 
     def loss() -> torch.Tensor:
-        return model(waveforms, lengths, [PROMPT] * job.batch, [ANSWER] * job.batch).loss
+        return model(waveforms, lengths, [job.prompt] * job.batch, [ANSWER] * job.batch).loss
 
     return _training(model, loss, job, memory)
 
 
 def _reference_training(model: ReferenceModel, job: Job, memory: Memory) -> dict[str, Any]:
     waveforms = [synthetic_clip(job.clip_s)] * job.batch
-    return _training(model, lambda: model(waveforms, [PROMPT] * job.batch, [ANSWER] * job.batch), job, memory)
+    return _training(model, lambda: model(waveforms, [job.prompt] * job.batch, [ANSWER] * job.batch), job, memory)
 
 
 def _training(model: Any, loss: Callable[[], torch.Tensor], job: Job, memory: Memory) -> dict[str, Any]:
@@ -337,35 +286,12 @@ MEASURES: dict[tuple[str, str], Callable[[Any, Job, Memory], dict[str, Any]]] = 
 }
 
 
-def run_apart(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
-    """`run_job` in a process of its own; `{"error": why}` where it failed or took longer than `timeout_s`."""
-    with tempfile.TemporaryDirectory(prefix="job_") as folder:
-        given, made = Path(folder, "job.json"), Path(folder, "result.json")
-        given.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
-        command = [sys.executable, "-m", "benchmarks.sides", str(given), str(made)]
-        try:
-            status = subprocess.run(command, cwd=ROOT, timeout=timeout_s, check=False).returncode
-        except subprocess.TimeoutExpired:
-            return {"error": f"stopped after {timeout_s:.0f} s, the time it was given"}
-        if not made.exists():
-            return {"error": f"its process ended with status {status} and no result (memory?)"}
-        return json.loads(made.read_text(encoding="utf-8"))
-
-
-def ratio(slow: dict[str, Any] | None, fast: dict[str, Any] | None, figure: str) -> float | None:
-    """How many times smaller `figure` is in `fast`; None where one of the two was not measured."""
-    if not slow or not fast or slow.get(figure) is None or not fast.get(figure):
-        return None
-    return slow[figure] / fast[figure]
-
-
 def main(argv: Sequence[str]) -> int:
-    given, made = argv
+    (made,) = argv
     quieten_libraries()
-    job = Job.read(Path(given))
     try:
-        result = run_job(job)
-    except Exception as error:  # whatever it was, the parent has other jobs to run and says what became of this one
+        result = run_job(pickle.load(sys.stdin.buffer))
+    except Exception as error:  # the parent continues with other jobs and reports this one as failed
         traceback.print_exc()
         result = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
     Path(made).write_text(json.dumps(result), encoding="utf-8")

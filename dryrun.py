@@ -17,12 +17,13 @@ from configs.sections import GenerateConfig, ModelConfig
 from data.batch import Batch
 from data.prompts import PromptError, load_prompts
 from dataset import AudioTextDataset
-from efficiency.memory_plan import InferencePlan, PlannedClip, TrainingPlan, part_sizes, plan_inference, plan_training
+from efficiency.memory_plan import InferencePlan, PlannedClip, TrainingPlan, plan_inference, plan_training
 from efficiency.report import published_rows
 from models.build import build_model
 from models.device import pick_device
 from models.encoders.table import ENCODERS
 from models.salmonn import SALMONN
+from models.sizes import part_sizes
 from support.units import GIB, SAMPLE_RATE
 from training.precision import training_model_config
 

@@ -20,11 +20,11 @@ from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.audio import load_waveform
 from data.prompts import load_prompts
 from efficiency.gauges import Memory, clock
-from efficiency.memory_plan import part_sizes
 from efficiency.report import comparison, published_rows, summary
 from efficiency.timing import TimedClip, measure, synthetic_clip
 from models.build import build_model
 from models.device import pick_device
+from models.sizes import part_sizes
 from support import provenance
 from support.command_line import UserError, is_for_user, quieten_libraries
 from support.tables import format_table

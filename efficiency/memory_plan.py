@@ -23,7 +23,7 @@ from configs.sections import GenerateConfig
 from models.decoding.kv_cache import KeyValueCache
 from models.language.text import TextBatch
 from models.salmonn import SALMONN
-from models.sizes import PartSize
+from models.sizes import part_sizes
 from support.units import SAMPLE_RATE
 
 CPU = torch.device("cpu")
@@ -141,37 +141,6 @@ class TrainingPlan:
     @property
     def peak(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.activations
-
-
-def part_sizes(model: SALMONN) -> list[PartSize]:
-    """`model.parameter_table()`, its bytes completed by buffers and by what quantised weights keep beside them."""
-    rows = []
-    for row in model.parameter_table()[:-1]:
-        extra = {}
-        for name, module in model.named_modules():
-            if _part_of(name) == row.part:
-                extra |= {tensor.untyped_storage()._cdata: tensor for tensor in _beside_parameters(module)}
-        size = row.bytes + sum(tensor.numel() * tensor.element_size() for tensor in extra.values())
-        rows.append(PartSize(row.part, row.parameters, row.trainable, size))
-    sums = [sum(getattr(row, name) for row in rows) for name in ("parameters", "trainable", "bytes")]
-    return [*rows, PartSize("total", *sums)]
-
-
-def _part_of(module_name: str) -> str:
-    if module_name.startswith("encoders.encoders."):
-        return module_name.split(".")[2]
-    return module_name.split(".")[0]
-
-
-def _beside_parameters(module: nn.Module) -> list[Tensor]:
-    """A module's own buffers, and the scales of its quantised weight."""
-    tensors = [buffer for buffer in module._buffers.values() if buffer is not None]
-    weight = module._parameters.get("weight")
-    state = getattr(weight, "quant_state", None)
-    for holder in (state, getattr(state, "state2", None)):
-        tensors += [value for value in vars(holder).values() if isinstance(value, Tensor)] if holder else []
-    scales = getattr(weight, "SCB", None)
-    return [*tensors, scales] if isinstance(scales, Tensor) else tensors
 
 
 def plan_inference(model: SALMONN, clip: PlannedClip) -> InferencePlan:

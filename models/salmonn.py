@@ -27,7 +27,6 @@ from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import spanned
-from models.sizes import PartSize, part_of, size_of
 
 IGNORED = -100  # the label that the loss skips
 
@@ -312,14 +311,6 @@ class SALMONN(nn.Module):
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter that training changes."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
-
-    def parameter_table(self) -> list[PartSize]:
-        """Parameters and bytes of each encoder, of the connector, of the LLM and of its LoRA, and their total."""
-        parts: dict[str, list[Tensor]] = {}
-        for name, tensor in self.named_parameters():
-            parts.setdefault(part_of(name), []).append(tensor)
-        rows = [size_of(part, tensors) for part, tensors in parts.items()]
-        return [*rows, size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
 
 
 def halving_on_oom(

@@ -40,7 +40,6 @@ from data.annotations import Annotation, load_annotations
 from data.batch import BadClip, Sample
 from data.prompts import load_prompts
 from dataset import AudioTextDataset
-from efficiency.memory_plan import part_sizes
 from evaluation.hypotheses import Processes, evaluate_annotations
 from models.build import build_model
 from models.checkpoint.adapter_folder import adapter_state_dict, write_adapter
@@ -51,6 +50,7 @@ from models.quantization.gptq import GPTQSettings
 from models.quantization.gptq_folder import save_folder
 from models.quantization.gptq_solver import Rounded
 from models.salmonn import SALMONN
+from models.sizes import part_sizes
 from support.command_line import UserError, is_for_user, quieten_libraries, require_writable
 from tools.calibration import LinearReport, audio_sequences, quantize_layers, text_sequences
 

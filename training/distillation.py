@@ -27,7 +27,6 @@ from torch import LongTensor, Tensor, nn
 from configs.schema import Config
 from configs.sections import DistillationConfig, ModelConfig
 from data.batch import Batch
-from efficiency.memory_plan import part_sizes
 from models.build import build_model
 from models.encoders.frame_cache import FrameCache
 from models.encoders.stack import EncoderStack
@@ -35,6 +34,7 @@ from models.encoders.table import ENCODERS
 from models.frames import Frames
 from models.language.text import TextBatch
 from models.salmonn import SALMONN, LossOutput
+from models.sizes import part_sizes
 from support.command_line import UserError
 from support.units import GIB
 

@@ -23,12 +23,13 @@ from configs.architectures import (
 from configs.schema import load_config
 from data.augment import Augment
 from data.prompts import load_prompts
-from efficiency.memory_plan import part_sizes, plan_inference
+from efficiency.memory_plan import plan_inference
 from models import build_model
 from models.encoders.beats import BEATs
 from models.encoders.beats_network import BEATsConfig
 from models.encoders.ced import CED, CEDConfig
 from models.quantization import backends, gptq, int8
+from models.sizes import part_sizes
 from support.provenance import ROOT
 from tests.pretend_cuda import pretend_cuda
 

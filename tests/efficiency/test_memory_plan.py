@@ -17,9 +17,10 @@ import train
 from configs.architectures import find_architecture
 from configs.schema import load_config
 from configs.sections import GenerateConfig
-from efficiency.memory_plan import AllocationTracker, PlannedClip, part_sizes, plan_inference, plan_training
+from efficiency.memory_plan import AllocationTracker, PlannedClip, plan_inference, plan_training
 from models import build_model
 from models.quantization.stored_shapes import PackedLinear, stored_tensors
+from models.sizes import part_sizes
 from support import provenance
 from tests import tiny
 

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from configs.schema import load_config
-from efficiency.memory_plan import part_sizes
 from models import build_model
 from models.encoders.beats import BEATs
 from models.encoders.stack import EncoderStack
 from models.encoders.whisper import WhisperEncoder
 from models.quantization import int8
 from models.quantization.int8 import Int8Linear, round_linears
+from models.sizes import part_sizes
 from tests import tiny
 
 CPU = torch.device("cpu")

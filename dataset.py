@@ -25,7 +25,6 @@ from data.augment import Augment
 from data.batch import BadClip, Batch, Sample
 from data.join import Joiner
 from data.prompts import PromptError, Prompts, fill_prompt
-from data.quarantine import Quarantine, TooManyBadClips
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -34,28 +33,12 @@ if TYPE_CHECKING:
     from configs.sections import JoinClipsConfig
     from models.language.text import TextProcessor
 
-__all__ = [
-    "AudioTextDataset",
-    "BadClip",
-    "Batch",
-    "BatchLoader",
-    "GlobalBatchSampler",
-    "LoaderError",
-    "Quarantine",
-    "Sample",
-    "SampleKey",
-    "TooManyBadClips",
-    "build_loader",
-    "clip_durations",
-    "collate",
-]
-
 log = logging.getLogger(__name__)
 
 QUESTION_TASK = "QA"  # each of its prompts holds a question of its own
 SAMPLE_STREAM = 0x5A  # sets a sample's draws apart from those of the epoch's order
 REFERENCE_STREAM = 0x3C  # and the choice among its references apart from both
-JOIN_STREAM = 0x71  # and the clips that are put in a row with it from all three
+JOIN_STREAM = 0x71  # and the clips that are joined to it from all three
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # mallopt's names for them, from glibc's malloc.h
 MALLOC_KEPT_BYTES = 256 << 20
 MALLOC_MMAP_BYTES = 32 << 20
@@ -74,7 +57,7 @@ class AudioTextDataset(Dataset):
         seed: of the choice of prompts and references, and of augmentation.
         training: draw prompts and references, and augment.
         augment: applied with `training` only.
-        join: which clips are put in a row, with `training` only.
+        join: which clips are joined, with `training` only.
         max_audio_s: cut longer clips.
         first_channel: of several channels take the first, not their mean.
         fill_questions: put a clip's question into its prompt; False leaves a prompt's `{}` as it is.
@@ -110,7 +93,7 @@ class AudioTextDataset(Dataset):
                     f"{', '.join(sorted(set(self.tasks)))}"
                 )
         self.max_audio_s = max_audio_s
-        # A text whose end is cut off would teach the model to invent.
+        # Audio whose end is cut, under its whole text, would teach the model to invent.
         limits = [limit for limit in (max_audio_s, join and join.max_s) if limit is not None]
         self._longest_row_s = min(limits, default=float("inf"))
         for annotation in self.annotations:
@@ -184,7 +167,7 @@ class AudioTextDataset(Dataset):
         return self.joiner.join(waveforms, rng), " ".join(texts)
 
     def _reference(self, annotation: Annotation, key: SampleKey) -> str:
-        """What the model shall say: in training one of the references, another one each epoch, else the first."""
+        """The target: in training one of the references, another one each epoch, else the first."""
         if not self.training or len(annotation.texts) < 2:
             return annotation.text
         rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, REFERENCE_STREAM])
@@ -250,15 +233,15 @@ def _zeros(rows: int, samples: int) -> Tensor:
 # -- loader ----------------------------------------------------------------------------------------------------------
 
 
-class LoaderError(RuntimeError):
+class LoaderError(UserError):
     """A worker process of the loader died."""
 
 
 class BatchLoader:
     """Batches of one pass after another; made by `build_loader`.
 
-    Each `iter()` gives the rest of the epoch that the sampler stands in. With a shuffling sampler, `sampler.consumed`
-    counts the batches handed out (not those that workers have read ahead), so a pass that was left goes on where it
+    Each `iter()` gives the rest of the sampler's current epoch. With a shuffling sampler, `sampler.consumed` counts the
+    batches that were yielded (not those that workers have read ahead), so a pass that was left continues where it
     stopped, and the next one is the next epoch. Without shuffling every pass is the whole of the data.
     """
 
@@ -327,15 +310,15 @@ def build_loader(
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     _keep_freed_memory()
-    # A worker must neither die of the Ctrl-C that asks the trainer to save, nor inherit its answer to SIGTERM.
+    # Ctrl-C asks the trainer to save and must not end a worker; nor must a worker inherit the handler of SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to hold on to freed memory: a worker frees and asks for the same few megabytes with each clip.
+    """Tell glibc to keep freed memory: a worker frees and asks for the same few megabytes with each clip.
 
-    Otherwise they go back to the system each time, and faulting them in again can cost more than decoding.
+    Otherwise it goes back to the system each time, and page faults can cost more than decoding.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

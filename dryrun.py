@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from configs.paths import program_file
 from configs.schema import Config, load_config
@@ -52,7 +53,7 @@ def _at_hand(path: str) -> bool:
     try:
         found = (try_to_load_from_cache(name, file, revision=revision or None) for file in WEIGHT_FILES)
         return any(isinstance(file, str) for file in found)
-    except ValueError:  # it reads as a path, not as a hub name
+    except HFValidationError:  # it reads as a path, not as a hub name
         return False
 
 

@@ -9,58 +9,52 @@ efficiency/limits.py. Writes `<output_dir>/efficiency.json`; prints a table of i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.schema import Config, add_config_arguments, config_from_arguments
-from data.audio import load_waveform
 from data.prompts import load_prompts
-from efficiency.gauges import Memory, clock
-from efficiency.report import comparison, published_rows, summary
-from efficiency.timing import TimedClip, measure, synthetic_clip
-from models.build import build_model
-from models.device import pick_device
-from models.sizes import part_sizes
-from support import provenance
-from support.command_line import UserError, is_for_user, quieten_libraries
-from support.tables import format_table
+from support import command_line
+from support.command_line import UserError, number
+from support.files import write_json
 
-__all__ = ["Memory", "TimedClip", "clock", "comparison", "format_table", "measure", "published_rows", "summary"]
+if TYPE_CHECKING:
+    from efficiency.timing import TimedClip
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure TTFT, TPOT and peak memory of a model at batch 1.")
-    add_config_arguments(parser)
-    parser.add_argument("--ckpt", help="adapter folder or file to measure, in place of model.ckpt")
-    parser.add_argument("--clip", help="audio file to measure on, as long as it is (default: a synthetic clip)")
-    parser.add_argument("--clip-seconds", type=float, default=10.0, help="length of the synthetic clip (default: 10)")
-    parser.add_argument("--task", default="asr", help="task whose test prompt is used (default: asr)")
-    parser.add_argument("--decode-steps", type=int, default=64, help="decode steps an iteration (default: 64)")
-    parser.add_argument("--iterations", "--num_it", type=int, default=10, help="timed iterations (default: 10)")
-    parser.add_argument(
-        "--warmup", "--num_warmup", type=int, default=3, help="untimed iterations before them (default: 3)"
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description="Measure TTFT, TPOT and peak memory of a model at batch 1.")
+    add_config_arguments(result)
+    count = number(int, 1)
+    seconds = number(float, 0.001, 3600)
+    result.add_argument("--ckpt", help="adapter folder or file to measure, in place of model.ckpt")
+    result.add_argument("--clip", help="audio file to measure on, as long as it is (default: a synthetic clip)")
+    result.add_argument("--clip-seconds", type=seconds, default=10.0, help="length of the synthetic clip (default: 10)")
+    result.add_argument("--task", default="asr", help="task whose test prompt is used (default: asr)")
+    result.add_argument("--decode-steps", type=count, default=64, help="decode steps an iteration (default: 64)")
+    result.add_argument("--iterations", "--num_it", type=count, default=10, help="timed iterations (default: 10)")
+    result.add_argument(
+        "--warmup", "--num_warmup", type=number(int, 0), default=3, help="untimed iterations before them (default: 3)"
     )
-    parser.add_argument("--device", help="over run.device")
-    parser.add_argument("--out", help="JSON file to write (default: <output_dir>/efficiency.json)")
-    arguments = parser.parse_args(argv)
-    for name, least in (("iterations", 1), ("decode_steps", 1), ("warmup", 0)):
-        if getattr(arguments, name) < least:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least {least}")
-    if not 0.001 <= arguments.clip_seconds <= 3600:
-        parser.error(f"--clip-seconds is {arguments.clip_seconds}; expected 0.001 to 3600")
-    return arguments
+    result.add_argument("--device", help="over run.device")
+    result.add_argument("--out", help="JSON file to write (default: <output_dir>/efficiency.json)")
+    return result
 
 
 def workload(arguments: argparse.Namespace, config: Config) -> TimedClip:
     """The clip and prompt that the arguments name.
 
     Raises:
-        ValueError: there is no test prompt for the task, or the clip cannot be read.
+        UserError: there is no test prompt for the task, or the clip cannot be read.
     """
+    from data.audio import load_waveform
+    from efficiency.timing import TimedClip, synthetic_clip
+
     if arguments.clip and not Path(arguments.clip).exists():
         raise UserError(f"--clip {arguments.clip}: no such file; expected an audio file")
     prompts = load_prompts(config.model.test_prompt_path)
@@ -81,6 +75,14 @@ def workload(arguments: argparse.Namespace, config: Config) -> TimedClip:
 
 def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
     """Build the model, measure it, write and return the report."""
+    from efficiency.gauges import Memory
+    from efficiency.report import comparison, summary
+    from efficiency.timing import measure
+    from models.build import build_model
+    from models.device import pick_device
+    from models.sizes import part_sizes
+    from support import provenance
+
     config.require_paths("model", "model.test_prompt_path")
     work = workload(arguments, config)
     device = pick_device(arguments.device or config.run.device)
@@ -119,7 +121,7 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
         "commit": provenance.commit(),
         "config": config.to_dict(),
     }
-    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_json(path, report)
     print(summary(report), comparison(report), f"written to {path}", sep="\n\n")
     return report
 
@@ -135,20 +137,16 @@ def _check_writable(path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
-    arguments = parse_arguments(argv)
-    quieten_libraries()
-    try:
-        config = config_from_arguments(arguments)
-        if arguments.ckpt:
-            config = config.with_adapter(arguments.ckpt)
-        with config.named():
-            run(arguments, config)
-    except (ValueError, OSError) as error:
-        if not is_for_user(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command_line.run(work, parser(), argv)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Measure the model that the arguments name."""
+    config = config_from_arguments(arguments)
+    if arguments.ckpt:
+        config = config.with_adapter(arguments.ckpt)
+    with config.named():
+        run(arguments, config)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The training loop: windows of batches in, steps, validations and checkpoints out; stops and goes on exactly.
+"""The training loop: windows of batches in, steps, validations and checkpoints out; stops and resumes exactly.
 
 One step takes `run.accum_grad_iters` batches a process. Its loss is the sum over all their target tokens divided by
 the number of those tokens over all processes, which collation has counted before the step begins. So neither the
-split into batches nor the number of processes changes what is learnt, and long answers weigh what they weigh.
+split into batches nor the number of processes changes what is learned, and every target token counts the same.
 """
 
 import functools
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,6 @@ from data.batch import BadClip, Batch
 from data.quarantine import Quarantine
 from data.sampling import GlobalBatchSampler
 from dataset import AudioTextDataset, BatchLoader, build_loader, collate
-from evaluation.validation import Validator
 from models.checkpoint.adapter_folder import load_adapter, save_adapter
 from models.encoders.frame_cache import FrameCache
 from models.released_rules import rules_of
@@ -71,12 +71,14 @@ class RunResult:
 class Runner:
     """Trains `model` on `train_data` as `config.run` says, in `folder`."""
 
+    validator: Any = None
+    """What scores the model after an epoch, an `evaluation.validation.Validator`; None trains without validation."""
+
     def __init__(
         self,
         config: Config,
         model: SALMONN,
         train_data: AudioTextDataset,
-        valid_data: AudioTextDataset | None = None,
         *,
         accelerator: Accelerator | None = None,
         resume: Path | None = None,
@@ -99,7 +101,9 @@ class Runner:
             beta2=self.run.optims.beta2,
         )
         self.progress = Progress(
-            shape=self._shape(), prompts=prompts_digest(train_data), sampler=self.sampler.state_dict()
+            shape=self._shape(),
+            prompts=prompts_digest(train_data.prompts, train_data.tasks),
+            sampler=self.sampler.state_dict(),
         )
         self._rng: dict | None = None
         self._saved_step: int | None = None
@@ -116,9 +120,6 @@ class Runner:
             distiller=distiller,
         )
         self.training_step.nonfinite_in_a_row = self.progress.nonfinite_in_a_row
-        self.validator = None
-        if valid_data is not None:
-            self.validator = Validator(config, model, valid_data, self.accelerator, self.training_step.frames)
         self.quarantine = Quarantine(
             self.folder.quarantine_path if self.accelerator.is_main_process else None,
             total=len(train_data),
@@ -171,7 +172,7 @@ class Runner:
         return self._result()
 
     def _prepare_folder(self) -> list[str]:
-        """Make the folder ready for the steps to come; returns what a user should know. Every process takes part."""
+        """Make the folder ready for the steps to come; returns messages for the user. Every process takes part."""
         progress, notes, lost = self.progress, [], False
         if self.accelerator.is_main_process:
             self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,7 @@ class Runner:
             return
         for window in self._windows():
             if not self._step(window):  # a signal came, on whichever process
-                if self._saved_step != self.progress.step:  # else that checkpoint stands, with its scores
+                if self._saved_step != self.progress.step:  # else that checkpoint stays, with its scores
                     self._save()
                 return
             if self.progress.iteration % self.iters_per_epoch == 0:
@@ -367,7 +368,7 @@ class Runner:
         (failed,) = self._sum_over_processes(error is not None)
         if failed:
             last = self.folder.last()
-            kept = f"{last} is whole; go on from it with --resume" if last else "no checkpoint was written before"
+            kept = f"{last} is whole; continue from it with --resume" if last else "no checkpoint was written before"
             raise RunFolderError(
                 f"step {self.progress.step}: the checkpoint could not be written to {self.folder.path} "
                 f"({error or 'on the first process'}); {kept}, once there is room."
@@ -378,7 +379,7 @@ class Runner:
         return {"step": self.progress.step, "epoch": self.epoch, "train_loss": self.progress.smooth_loss}
 
     def _restore(self, checkpoint: Path) -> None:
-        """Take up a run exactly where `checkpoint` left it."""
+        """Continue a run exactly where `checkpoint` left it."""
         state = TrainerState.read(checkpoint)
         fresh = self.progress
         require_same_run(checkpoint, state.progress.shape, fresh.shape)
@@ -410,7 +411,7 @@ class Runner:
             "global_batch": self.run.batch_size_train * self.accelerator.num_processes,
             "accum_grad_iters": self.run.accum_grad_iters,
             "iters_per_epoch": self.iters_per_epoch,
-            "annotations": data_digest(self.train_data),
+            "annotations": data_digest(self.train_data.annotations),
         }
 
     # -- helpers -----------------------------------------------------------------------------------------------------

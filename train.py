@@ -4,6 +4,8 @@ python train.py --cfg-path configs/demo/stage1.yaml [--options run.seed=1 …] [
 torchrun --nproc-per-node 2 train.py --cfg-path …
 """
 
+from __future__ import annotations
+
 import argparse
 import gc
 import os
@@ -11,72 +13,74 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
-
-import evaluate
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from data.prompts import load_prompts
-from dataset import AudioTextDataset
-from dryrun import absent_data, absent_weights, describe, describe_data, plan, planned_device
-from models.build import build_model
-from models.released_rules import rules_of
-from models.salmonn import SALMONN
-from runner import Runner, RunResult
-from support.command_line import is_for_user, quieten_libraries, require_writable
-from training.best_checkpoint import shown_scores
-from training.distillation import Distiller, build_distiller, describe_plan
-from training.nonfinite import NonFiniteError
-from training.precision import make_accelerator, training_model_config
-from training.run_folder import RunFolder, RunFolderError, find_resume
+from support import command_line
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dataset import AudioTextDataset
+    from models.salmonn import SALMONN
+    from runner import Runner, RunResult
+    from training.distillation import Distiller
 
 PRECISION_WORDS = {"fp16": "fp16 with loss scaling", "bf16": "bf16"}
 STAGE_OPTIONS = ("run.output_dir", "run.auto_second", "run.second_stage_config", "run.resume", "model.ckpt")
 """Options that belong to the first stage alone when a second one follows from its own YAML."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments, train every stage; returns the exit status (128 + n where signal n ended the run)."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_config_arguments(parser)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_config_arguments(result)
+    result.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         metavar="PATH",
-        help="go on from the newest checkpoint of this run, or from the checkpoint or run folder PATH",
+        help="continue from the newest checkpoint of this run, or from the checkpoint or run folder PATH",
     )
-    parser.add_argument(
+    result.add_argument(
         "--dryrun",
         action="store_true",
-        help="print sizes, a memory plan and the first batch, of what is at hand, and stop",
+        help="print sizes, a memory plan and the first batch, of what is available, and stop",
     )
-    parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
-    arguments = parser.parse_args(argv)
-    quieten_libraries()
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status (128 + n where signal n ended the run)."""
+    return command_line.run(work, parser(), argv)
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Train every stage; with `run.evaluate`, evaluate instead."""
+    config = config_from_arguments(arguments)
+    if config.run.evaluate and not arguments.dryrun:
+        from evaluation.modes import chosen_modes
+        from evaluation.run import evaluate_modes
+
+        evaluate_modes(config, chosen_modes(config))
+        return 0
+    from torch import distributed
+
     try:
-        config = config_from_arguments(arguments)
-        if config.run.evaluate and not arguments.dryrun:
-            return _evaluate(arguments)
         return _train_stages(config, arguments)
-    except (ValueError, NonFiniteError, OSError) as error:
-        if arguments.traceback or not (is_for_user(error) or isinstance(error, NonFiniteError)):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    return evaluate.main(["--cfg-path", arguments.cfg_path, "--options", *arguments.options, "run.evaluate=true"])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
     """Train the stage that the file describes and those it chains with `run.auto_second`."""
+    import torch
+
+    from training.precision import make_accelerator
+
     accelerator = make_accelerator(config)
     later_options = [option for option in arguments.options if option.partition("=")[0] not in STAGE_OPTIONS]
     stage = 1
@@ -89,7 +93,7 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
             return 0
         if result.stopped_by is not None:
             done = f"stopped by {result.stopped_by.name} after step {result.step} of {result.total_steps}"
-            accelerator.print(f"{done}; saved {result.last}\ngo on with: {_command(arguments)} --resume")
+            accelerator.print(f"{done}; saved {result.last}\ncontinue with: {_command(arguments)} --resume")
             return 128 + result.stopped_by
         following = config.second_stage(str(result.adapter), later_options)
         if following is None:
@@ -105,6 +109,9 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
 
 def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None]:
     """Training clips, and validation clips where the file names any."""
+    from dataset import AudioTextDataset
+    from models.released_rules import rules_of
+
     datasets = config.datasets
     train_data = AudioTextDataset(
         load_annotations(datasets.train_ann_path, datasets.prefix),
@@ -127,15 +134,37 @@ def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None
     return train_data, valid_data
 
 
+def make_runner(
+    config: Config,
+    model: SALMONN,
+    train_data: AudioTextDataset,
+    valid_data: AudioTextDataset | None = None,
+    *,
+    accelerator: Accelerator | None = None,
+    resume: Path | None = None,
+    distiller: Distiller | None = None,
+) -> Runner:
+    """The training loop, with what scores the model after an epoch where there are validation clips."""
+    from evaluation.validation import Validator
+    from runner import Runner
+
+    runner = Runner(config, model, train_data, accelerator=accelerator, resume=resume, distiller=distiller)
+    if valid_data is not None:
+        runner.validator = Validator(config, model, valid_data, runner.accelerator, runner.training_step.frames)
+    return runner
+
+
 def _train_stage(
     config: Config, accelerator: Accelerator, resume_argument: str | None, dryrun: bool
 ) -> RunResult | None:
     """Train one stage; returns its RunResult, or None after a dry run."""
+    from training.run_folder import RunFolder, RunFolderError, find_resume
+
     folder = RunFolder(config.run.output_dir)
     resume = find_resume(resume_argument, folder) if resume_argument else None
     if folder.checkpoints() and not (dryrun or (resume is not None and folder.holds(resume))):
         raise RunFolderError(
-            f"{folder.path} already holds checkpoints (the newest: {folder.last().name}). Go on from there with "
+            f"{folder.path} already holds checkpoints (the newest: {folder.last().name}). Continue from there with "
             "--resume, choose another run.output_dir, or delete the folder."
         )
     for note in config.ignored:
@@ -143,17 +172,25 @@ def _train_stage(
     if dryrun:
         _dry_run(config, accelerator)
         return None
-    require_writable(config.run.output_dir, "run.output_dir")
+    command_line.require_writable(config.run.output_dir, "run.output_dir")
     _require_data(config)
     train_data, valid_data = load_data(config)
     model, distiller = _build(config, accelerator)
-    runner = Runner(config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller)
+    runner = make_runner(
+        config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller
+    )
     accelerator.print(_opening_words(config, runner, resume))
     return runner.train()
 
 
 def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller | None]:
     """The model to train, and the teacher where there is one; what they need is checked first."""
+    import torch
+
+    from models.build import build_model
+    from training.distillation import build_distiller
+    from training.precision import training_model_config
+
     config.require_paths("model")
     if config.distillation.teacher is not None:
         config.require_paths("distillation.teacher")
@@ -169,34 +206,38 @@ def _require_data(config: Config) -> None:
 
 
 def _dry_run(config: Config, accelerator: Accelerator) -> None:
-    """Print the memory plan, and of data and weights what is at hand; an error only where no plan can be made."""
-    weights, data = absent_weights(config.model), absent_data(config)
+    """Print the memory plan, and of data and weights what is available; an error only where no plan can be made."""
+    import dryrun
+    from training.distillation import describe_plan
+
+    weights, data = dryrun.absent_weights(config.model), dryrun.absent_data(config)
     teacher = config.distillation.teacher
     if teacher is not None:
-        absent = absent_weights(teacher)
+        absent = dryrun.absent_weights(teacher)
         weights |= {key.replace("model.", "distillation.teacher.", 1): path for key, path in absent.items()}
     model = distiller = None
     if not weights and config.datasets.train_ann_path:
         model, distiller = _build(config, accelerator)
-    accelerator.print(plan(config, planned_device(config) if weights else accelerator.device, model))
+    device = dryrun.planned_device(config) if weights else accelerator.device
+    accelerator.print(dryrun.plan(config, device, model))
     if weights:
         listed = "".join(f"\n  {key} = {path}" for key, path in weights.items())
-        accelerator.print(f"\nweights not at hand, so the plan comes from the architectures alone:{listed}")
+        accelerator.print(f"\nweights not found, so the plan comes from the architectures alone:{listed}")
     if data:
         listed = "".join(f"\n  {what}" for what in data)
-        accelerator.print(f"\ndata not at hand, so no clip was looked at:{listed}")
+        accelerator.print(f"\ndata not found, so no clip was looked at:{listed}")
     else:
         _require_data(config)
         train_data, valid_data = load_data(config)
         if model is None:
-            accelerator.print(f"\n{describe_data(train_data, valid_data)}")
+            accelerator.print(f"\n{dryrun.describe_data(train_data, valid_data)}")
         else:
-            runner = Runner(config, model, train_data, valid_data, accelerator=accelerator)
-            accelerator.print(f"\n{describe(model, train_data, valid_data, next(iter(runner.loader)))}")
+            loader = make_runner(config, model, train_data, valid_data, accelerator=accelerator).loader
+            accelerator.print(f"\n{dryrun.describe(model, train_data, valid_data, next(iter(loader)))}")
     if distiller is not None:
         accelerator.print(f"\n{distiller.describe()}")
     elif teacher is not None:
-        accelerator.print(f"\n{describe_plan(config, planned_device(config))}")
+        accelerator.print(f"\n{describe_plan(config, dryrun.planned_device(config))}")
 
 
 def _resume_argument(config: Config, arguments: argparse.Namespace) -> str | None:
@@ -235,6 +276,8 @@ def _opening_words(config: Config, runner: Runner, resume: Path | None) -> str:
 
 
 def _closing_words(config: Config, result: RunResult) -> str:
+    from training.best_checkpoint import shown_scores
+
     lines = [f"done: {result.step:,} steps"]
     if result.best is not None:
         scores = ", ".join(f"{name} {value:.4g}" for name, value in shown_scores(result.scores).items())
@@ -249,7 +292,7 @@ def _closing_words(config: Config, result: RunResult) -> str:
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """The command line of this run, for going on with it; secrets are left out."""
+    """The command line of this run, for continuing it; secrets are left out."""
     processes = os.environ.get("LOCAL_WORLD_SIZE")
     launcher = f"torchrun --nproc-per-node {processes}" if processes else "python"
     words = ["train.py", "--cfg-path", arguments.cfg_path]

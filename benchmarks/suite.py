@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from configs.sections import ModelConfig
 from support.command_line import require_writable
-from support.files import write_atomically
+from support.files import write_json
 
 if TYPE_CHECKING:
     from models.quantization.backends import Backend
@@ -165,7 +165,7 @@ class Suite:
 
 def write_report(out: Path, report: Mapping[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps(report, indent=1) + "\n")
+    write_json(out, report)
 
 
 def origin(device: str) -> dict[str, Any]:

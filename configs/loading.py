@@ -1,9 +1,9 @@
-"""From a YAML file and `--options` to plain, renamed, resolved mappings; and the check that paths lead somewhere."""
+"""From a YAML file and `--options` to plain, renamed, resolved mappings."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -14,19 +14,13 @@ from configs.parsing import (
     ConfigError,
     Origin,
     annotation_of,
-    build,
     nullable,
     takes_list,
     takes_text,
     yaml_lines,
     yaml_type,
 )
-from configs.paths import beside, default_output_dir, did_you_mean, program_file, require_paths
-
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["SECTIONS", "beside", "build", "default_output_dir", "program_file", "read", "require_paths"]
+from configs.paths import did_you_mean
 
 SECTIONS = ("wandb", "model", "distillation", "generate", "datasets", "run")
 YAML_NULLS = ("", "~", "null", "Null", "NULL")
@@ -104,7 +98,7 @@ def _value_of(text: str, annotation: Any) -> Any:
 
 
 def _nearest_file(file: Path) -> str:
-    """', did you mean ...' with a YAML beside a mistyped one, or ''."""
+    """', did you mean ...' with a YAML in the folder of a mistyped one, or ''."""
     folder = file.parent
     if not folder.is_dir():
         return f" (nor a folder {folder})"

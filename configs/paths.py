@@ -5,18 +5,12 @@ from __future__ import annotations
 import difflib
 import operator
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from configs.parsing import (
-    ConfigError,
-)
+from configs.parsing import ConfigError
 from configs.sections import ENCODER_PATHS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from configs.schema import Config
 
 PROGRAM = Path(__file__).resolve().parent.parent
 MODELS = ("model", "distillation.teacher")
@@ -59,56 +53,55 @@ def is_hub_name(path: str) -> bool:
     return bool(HUB_NAME.fullmatch(path)) and not here and path.strip(".") != ""
 
 
-def require_paths(config: Config, keys: Sequence[str]) -> None:
-    """See `Config.require_paths`."""
+def require_paths(file: str, sections: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """See `Config.require_paths`: `sections` of a YAML `file` by their names."""
     for key in keys:
         if key not in MODELS:
-            _require(config, key, required=True)
+            _require(file, sections, key, required=True)
             continue
-        _require(config, f"{key}.llama_path", required=True)
+        _require(file, sections, f"{key}.llama_path", required=True)
         encoders = [f"{key}.{name}" for name in ENCODER_PATHS]
         for encoder in encoders:
-            _require(config, encoder, required=False)
-        if not any(_value(config, encoder) for encoder in encoders):
-            raise ConfigError(f"{config.path}: the model has no encoder; set at least one of {', '.join(encoders)}")
-        _require(config, f"{key}.ckpt", required=False)
-        _require(config, f"{key}.speech_llama_proj_model", required=False)
+            _require(file, sections, encoder, required=False)
+        if not any(_value(sections, encoder) for encoder in encoders):
+            raise ConfigError(f"{file}: the model has no encoder; set at least one of {', '.join(encoders)}")
+        _require(file, sections, f"{key}.ckpt", required=False)
+        _require(file, sections, f"{key}.speech_llama_proj_model", required=False)
 
 
-def _value(config: Config, key: str) -> Any:
-    return operator.attrgetter(key)(config)
+def _value(sections: Mapping[str, Any], key: str) -> Any:
+    section, _, rest = key.partition(".")
+    return operator.attrgetter(rest)(sections[section]) if rest else sections[section]
 
 
-def _require(config: Config, key: str, *, required: bool) -> None:
+def _require(file: str, sections: Mapping[str, Any], key: str, *, required: bool) -> None:
     section, _, name = key.rpartition(".")
-    fields = _value(config, section).__dataclass_fields__
+    fields = _value(sections, section).__dataclass_fields__
     assert "path" in fields[name].metadata, f"{key} holds no path"
-    kind, value = fields[name].metadata["path"], _value(config, key)
+    kind, value, prefix = fields[name].metadata["path"], _value(sections, key), sections["datasets"].prefix
     if not value:
         if required:
-            raise ConfigError(
-                f"{config.path}: {key} is not set. Set it in the file, or add: --options {key}={_example(kind)}"
-            )
+            raise ConfigError(f"{file}: {key} is not set. Set it in the file, or add: --options {key}={_example(kind)}")
         return
     for path in (value,) if isinstance(value, str) else value:
         places = [Path(path).expanduser()]
-        if kind == "annotation" and config.datasets.prefix and not places[0].is_absolute():
-            places.append(Path(config.datasets.prefix).expanduser() / path)
+        if kind == "annotation" and prefix and not places[0].is_absolute():
+            places.append(Path(prefix).expanduser() / path)
         if kind == "prompts":
             places.append(program_file(path))
         if any(place.exists() for place in places) or (kind == "model" and is_hub_name(path)):
             continue
         looked = " and at ".join(dict.fromkeys(str(place.absolute()) for place in places))
-        prefix = ""
+        also = ""
         if kind == "annotation" and len(places) == 1 and not places[0].is_absolute():
-            prefix = " Or name the data's folder: --options datasets.prefix=FOLDER"
-        elif kind == "annotation" and len(places) > 1 and not Path(config.datasets.prefix).expanduser().is_dir():
-            prefix = f" datasets.prefix, {config.datasets.prefix!r}, is no folder"
+            also = ". Or name the data's folder: --options datasets.prefix=FOLDER"
+        elif kind == "annotation" and len(places) > 1 and not Path(prefix).expanduser().is_dir():
+            also = f". datasets.prefix, {prefix!r}, is no folder"
         hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
         meant = next(filter(None, map(did_you_mean, places)), "")
         raise ConfigError(
-            f"{config.path}: {key}: {path!r} does not exist (looked at {looked}){hub}.{meant} "
-            f"Mend it in the file, or add: --options {key}={_example(kind)}{prefix and '.'}{prefix}"
+            f"{file}: {key}: {path!r} does not exist (looked at {looked}){hub}.{meant} "
+            f"Fix it in the file, or add: --options {key}={_example(kind)}{also}"
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from configs import compat, loading, paths
-from configs.parsing import ConfigError, field_types, option
+from configs.parsing import ConfigError, build, field_types, option
 from configs.sections import (
     DatasetsConfig,
     DistillationConfig,
@@ -85,7 +85,7 @@ class Config:
         Raises:
             ConfigError: for the first key that is absent or leads nowhere, with the place looked at and what to do.
         """
-        paths.require_paths(self, keys or ("model",))
+        paths.require_paths(self.path, vars(self), keys or ("model",))
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -167,7 +167,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     elsewhere = {
         name: f"{section}.{name}" for section in loading.SECTIONS for name in field_types(field_types(Config)[section])
     }
-    config = loading.build(Config, given, "", origin, elsewhere)
+    config = build(Config, given, "", origin, elsewhere)
     model, distillation, run = _with_token(config.model), config.distillation, config.run
     if distillation.teacher is not None:
         distillation = dataclasses.replace(distillation, teacher=_with_token(distillation.teacher))

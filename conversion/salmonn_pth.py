@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from models.checkpoint.released import read_released, sorted_out
 from models.checkpoint.released_names import HEAD, lora_targets, released_name
 from models.hub import split_revision
 from models.tensor_file import TensorFileError, read_tensor_file
+from support.files import write_whole
 
 LEFTOVER_FILE = "released.pt"
 SECRETS = ("token", "hf_token", "key", "api_key", "wandb_key")  # keys of those trainers' configurations
@@ -43,7 +43,7 @@ def to_folder(source: Path, folder: Path, config: Config, pad_rows: Path | None 
     try:
         rest = _without_secrets(content)
     except RecursionError as error:
-        raise CheckpointError(f"{source}: what it holds beside its tensors is nested too deeply to be kept.") from error
+        raise CheckpointError(f"{source}: what it holds besides tensors is nested too deeply to be kept.") from error
     leftovers = {
         "model": {name: tensor for name, tensor in entries.items() if name not in placed},
         "names": origin,
@@ -83,13 +83,8 @@ def to_released(folder: Path, target: Path) -> int:
     entries |= leftovers["model"]
     order = [name for name in leftovers["order"] if name in entries]
     entries = {name: entries[name] for name in dict.fromkeys((*order, *entries))}
-    draft = target.with_name(f".{target.name}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save({"model": entries, **leftovers["rest"]}, draft)
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(target, lambda draft: torch.save({"model": entries, **leftovers["rest"]}, draft))
     return len(entries)
 
 
@@ -118,20 +113,20 @@ def _read_leftovers(path: Path) -> dict:
             "order": [],
             "rest": {"optimizer": {}, "config": {}, "scaler": None, "epoch": 0},
         }
-    mend = "delete it to convert the trained parameters alone."
+    fix = "delete it to convert the trained parameters alone."
     try:
         leftovers = read_tensor_file(path)
     except TensorFileError as error:
-        raise CheckpointError(f"{path} {error} Or {mend}") from error
+        raise CheckpointError(f"{path} {error} Or {fix}") from error
     parts = {"model": dict, "names": dict, "order": list, "rest": dict}
     if not isinstance(leftovers, dict) or not all(isinstance(leftovers.get(k), kind) for k, kind in parts.items()):
-        raise CheckpointError(f"{path} is no file of this tool: expected {', '.join(parts)} in it; {mend}")
+        raise CheckpointError(f"{path} is no file of this tool: expected {', '.join(parts)} in it; {fix}")
     return leftovers
 
 
 def _without_secrets(value: object, copies: dict[int, object] | None = None) -> object:
-    """A copy with empty strings for secrets. What stands in several places is copied once: a small file can hold a
-    structure that would be astronomical if written out."""
+    """A copy with empty strings for secrets. What is referenced in several places is copied once: a small file can hold
+    a structure of enormous size if written out."""
     copies = {} if copies is None else copies
     if id(value) in copies:
         return copies[id(value)]

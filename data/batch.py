@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.annotations import Annotation
-
-if TYPE_CHECKING:
-    from models.language.text import TextBatch
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class BadClip:
     """The annotation's index."""
     path: str
     reason: str
-    """What was found and how to mend it; names the file where that is another one (`expand_wav`)."""
+    """What was found and how to fix it; names the file where that is another one (`expand_wav`)."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +49,9 @@ class Batch:
     ids: list[int]
     """The annotations' indices."""
     tasks: list[str]
-    text_batch: TextBatch | None = None
-    """Prompts and references as token ids; None without a text processor, and for an empty batch."""
+    text_batch: Any = None
+    """Prompts and references as token ids, a `models.language.text.TextBatch`; None without a text processor, and for
+    an empty batch."""
     bad: tuple[BadClip, ...] = ()
     """Clips that were to be in this batch and could not be loaded."""
     cut: tuple[bool, ...] = ()
@@ -65,38 +62,26 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda text: text.to(device))
+        return dataclasses.replace(
+            self,
+            waveforms=self.waveforms.to(device, non_blocking=True),
+            lengths=self.lengths.to(device, non_blocking=True),
+            text_batch=None if self.text_batch is None else self.text_batch.to(device),
+        )
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which copies to a GPU overlap with its work."""
-        return self._map(Tensor.pin_memory, lambda text: text.pin_memory())
-
-    def _map(self, tensor: Callable[[Tensor], Tensor], text: Callable[[TextBatch], TextBatch]) -> Batch:
         return dataclasses.replace(
             self,
-            waveforms=tensor(self.waveforms),
-            lengths=tensor(self.lengths),
-            text_batch=None if self.text_batch is None else text(self.text_batch),
+            waveforms=self.waveforms.pin_memory(),
+            lengths=self.lengths.pin_memory(),
+            text_batch=None if self.text_batch is None else self.text_batch.pin_memory(),
         )
 
-    # From a worker, a tensor travels as an open file. A batch's few dozen small ones would soon use up the process's
-    # limit of them, so they travel as arrays; the waveforms stay in shared memory.
+    # A tensor from a worker costs a file descriptor: small ones are sent as arrays, the waveforms in shared memory.
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__, lengths=self.lengths.numpy())
-        if self.text_batch is not None:
-            state["text_batch"] = _convert_text(self.text_batch, Tensor.numpy)
-        return state
+        return {**self.__dict__, "lengths": self.lengths.numpy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state["lengths"] = torch.from_numpy(state["lengths"])
-        if state["text_batch"] is not None:
-            state["text_batch"] = _convert_text(state["text_batch"], torch.from_numpy)
-        self.__dict__.update(state)
-
-
-def _convert_text(text_batch: TextBatch, convert: Callable[[Any], Any]) -> TextBatch:
-    lists = {item.name: getattr(text_batch, item.name) for item in dataclasses.fields(text_batch)}
-    return dataclasses.replace(
-        text_batch, **{name: None if rows is None else [convert(row) for row in rows] for name, rows in lists.items()}
-    )
+        self.__dict__.update(state, lengths=torch.from_numpy(state["lengths"]))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 HEAD_BYTES = 4096
 OGG_HEADER_BYTES = 27
@@ -21,18 +21,42 @@ OGG_LAST_PAGE = 0x04  # flag of the page that ends its stream
 STREAMED_SIZE = 0x7FFFF000
 """wav sizes from here up are what sox (0x7FFFF…) and ffmpeg (0xFFFFFFFF) write to a pipe: the length is unknown."""
 
-UNKNOWN_SIZE_64 = 1 << 62  # 64-bit sizes from here up mean the same
-UNKNOWN_SIZE_32 = 0xFFFFFFFF
-W64_RIFF, W64_DATA = (
-    name + bytes.fromhex(rest)
-    for name, rest in ((b"riff", "2e91cf11a5d628db04c10000"), (b"data", "f3acd3118cd100c04f8edb8a"))
-)
+UNKNOWN_SIZE_32, UNKNOWN_SIZE_64 = 0xFFFFFFFF, 1 << 62  # 64-bit sizes from the latter up mean the same
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 MPEG1_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 MPEG2_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 MPEG1_RATES_HZ = (44_100, 48_000, 32_000)
 XING_FRAMES, XING_BYTES = 1, 2
+
+
+class Chunks(NamedTuple):
+    """A container that is a list of (name, length, payload)."""
+
+    start: int
+    header: str
+    """Name and length, as `struct` writes them."""
+    samples: bytes
+    """The name of the chunk that holds the samples."""
+    align: int = 2
+    """Chunks begin at multiples of this many bytes."""
+    with_header: bool = False
+    """Whether the length counts the header too."""
+
+
+W64 = [
+    name + bytes.fromhex(rest)
+    for name, rest in ((b"riff", "2e91cf11a5d628db04c10000"), (b"data", "f3acd3118cd100c04f8edb8a"))
+]
+CHUNKS = {
+    b"RIFF": Chunks(12, "<4sI", b"data"),
+    b"RIFX": Chunks(12, ">4sI", b"data"),
+    b"RF64": Chunks(12, "<4sI", b"data"),
+    W64[0]: Chunks(40, "<16sQ", W64[1], align=8, with_header=True),
+    b"caff": Chunks(8, ">4sQ", b"data", align=1),
+    b"FORM": Chunks(12, ">4sI", b"SSND"),
+}
+"""How a file begins -> its chunks."""
 
 
 def find_damage(file: BinaryIO, decoder_frames: int | None = None) -> str | None:
@@ -44,20 +68,11 @@ def find_damage(file: BinaryIO, decoder_frames: int | None = None) -> str | None
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(HEAD_BYTES)
-    if head[:4] == b"RIFF":
-        return _check_chunks(file, size, "<", b"data")
-    if head[:4] == b"RIFX":
-        return _check_chunks(file, size, ">", b"data")
-    if head[:4] == b"RF64":
-        return _check_rf64(file, size)
-    if head[:16] == W64_RIFF:
-        return _check_w64(file, size)
+    for beginning, layout in CHUNKS.items():
+        if head.startswith(beginning):
+            return _check_chunks(file, size, layout)
     if head[:4] == b".snd":
         return _check_au(head, size)
-    if head[:4] == b"caff":
-        return _check_caf(file, size)
-    if head[:4] == b"FORM":
-        return _check_chunks(file, size, ">", b"SSND")
     if head[:4] == b"OggS":
         return _check_ogg(file, size)
     if head[:3] == b"ID3" or _mpeg_frame(head[:4]) is not None:
@@ -65,70 +80,28 @@ def find_damage(file: BinaryIO, decoder_frames: int | None = None) -> str | None
     return None
 
 
-def _check_chunks(file: BinaryIO, size: int, endian: str, wanted: bytes) -> str | None:
-    """RIFF and AIFF: a list of (name, length, payload) chunks, payloads padded to an even length."""
-    position = 12
-    while position + 8 <= size:
+def _check_chunks(file: BinaryIO, size: int, layout: Chunks) -> str | None:
+    header = struct.Struct(layout.header)
+    position, large = layout.start, None
+    while position + header.size <= size:
         file.seek(position)
-        name, length = struct.unpack(f"{endian}4sI", file.read(8))
-        position += 8
-        if name == wanted:
-            if length >= STREAMED_SIZE or length <= size - position:
-                return None
-            return f"truncated: the header promises {length} bytes of samples, {size - position} are there"
-        position += length + length % 2
-    return f"truncated: it ends before its samples ('{wanted.decode()}' chunk)"
-
-
-def _check_rf64(file: BinaryIO, size: int) -> str | None:
-    """wav past 4 GiB: chunks as in RIFF, the samples' length in a `ds64` chunk of its own, the first one."""
-    file.seek(12)
-    chunk = file.read(24)
-    if len(chunk) < 24 or chunk[:4] != b"ds64":
-        return "truncated: it ends before its lengths ('ds64' chunk)"
-    promised = int.from_bytes(chunk[16:24], "little")
-    position = 12
-    while position + 8 <= size:
-        file.seek(position)
-        name, length = struct.unpack("<4sI", file.read(8))
-        position += 8
-        if name == b"data":
-            if length != UNKNOWN_SIZE_32:
-                promised = length
-            return _shortfall(promised, size - position)
-        position += length + length % 2
-    return "truncated: it ends before its samples ('data' chunk)"
-
-
-def _check_w64(file: BinaryIO, size: int) -> str | None:
-    """Sony Wave64: (16-byte name, 64-bit length with this header, payload), each starting at a multiple of 8."""
-    position = 40
-    while position + 24 <= size:
-        file.seek(position)
-        name, length = struct.unpack("<16sQ", file.read(24))
-        if name == W64_DATA:
-            return _shortfall(length - 24, size - position - 24)
-        position += max(24, length + -length % 8)
-    return "truncated: it ends before its samples ('data' chunk)"
+        name, length = header.unpack(file.read(header.size))
+        position += header.size
+        length -= header.size * layout.with_header
+        if name == layout.samples:
+            if layout.header.endswith("I") and length >= STREAMED_SIZE:
+                return None if large is None else _shortfall(large, size - position)
+            return _shortfall(length, size - position)
+        if name == b"ds64":  # RF64, wav past 4 GiB: the samples' length is here
+            large = int.from_bytes(file.read(16)[8:], "little")
+        position += max(0, length) + -length % layout.align
+    return f"truncated: it ends before its samples ('{layout.samples[:4].decode()}' chunk)"
 
 
 def _check_au(head: bytes, size: int) -> str | None:
     """Sun AU: one header with the samples' place and length."""
     start, promised = struct.unpack(">II", head[4:12].ljust(8, b"\0"))
     return None if promised == UNKNOWN_SIZE_32 else _shortfall(promised, size - start)
-
-
-def _check_caf(file: BinaryIO, size: int) -> str | None:
-    """Apple's Core Audio Format: chunks of (name, 64-bit length, payload); a length of -1 is unknown."""
-    position = 8
-    while position + 12 <= size:
-        file.seek(position)
-        name, length = struct.unpack(">4sQ", file.read(12))
-        position += 12
-        if name == b"data":
-            return _shortfall(length, size - position)
-        position += length
-    return "truncated: it ends before its samples ('data' chunk)"
 
 
 def _shortfall(promised: int, present: int) -> str | None:
@@ -170,7 +143,7 @@ def _check_ogg(file: BinaryIO, size: int) -> str | None:
 
 
 def _ogg_checksum(page: bytes) -> bytes:
-    """The page's checksum as it stands in its header, where it counts as zero.
+    """The page's checksum as its header has it, computed with zeros in its place.
 
     It is zlib's CRC-32 with the bits of every byte, and of the result, in reverse, and without zlib's inversions.
     """

@@ -8,23 +8,29 @@ import sys
 from collections.abc import Sequence
 
 from data.demo import corpus
-from data.demo.speech import SpeechError
+from support import command_line
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one preparation; 0 when it succeeded."""
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n", 1)[0])
-    corpora = parser.add_subparsers(dest="corpus", required=True, metavar="corpus")
-    demo_parser = corpora.add_parser("demo", help="synthetic speech, sounds and music with known truth")
-    corpus.add_arguments(demo_parser)
-    demo_parser.set_defaults(run=corpus.run)
-    parsed = parser.parse_args(arguments)
-    try:
-        return parsed.run(parsed)
-    except (SpeechError, OSError) as error:
-        print(f"data.prepare: {error}", file=sys.stderr)
-        return 1
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n", 1)[0])
+    corpora = result.add_subparsers(dest="corpus", required=True, metavar="corpus")
+    demo = corpora.add_parser("demo", help="synthetic speech, sounds and music with known truth")
+    corpus.add_arguments(demo)
+    command_line.add_traceback(demo)
+    demo.set_defaults(work=corpus.run)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status."""
+    return command_line.run(work, parser(), argv)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Prepare the corpus that the arguments name."""
+    arguments.work(arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -27,7 +27,7 @@ ORDER_STREAM = 0xB5  # sets this use of (seed, epoch) apart from the draws of si
 
 
 class SampleKey(NamedTuple):
-    """What a dataset is asked for. Everything random about the sample is a function of the seed and this."""
+    """A dataset's key. Everything random about the sample is a function of the seed and this."""
 
     epoch: int
     index: int
@@ -51,9 +51,9 @@ class GlobalBatchSampler:
         shuffle: a new order each epoch; else always the longest clips first.
         bucket_batches: this many global batches' worth of shuffled clips are sorted by length, cut into batches, and
             the batches shuffled; 0 sorts nothing (and keeps the dataset's order without `shuffle`).
-        drop_last: leave out the clips that do not fill a global batch; others each epoch.
+        drop_last: leave out the clips that do not fill a global batch; a different remainder each epoch.
         tasks: of each clip, for `task_weights`.
-        task_weights: how often a task's clips are drawn an epoch: 2 is twice each, 0.5 every other one, by lot.
+        task_weights: how often a task's clips are drawn an epoch: 2 is each clip twice, 0.5 half of them, at random.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class GlobalBatchSampler:
         return {"consumed": self.consumed, "epoch_samples": self.epoch_samples, "global_batch": self.global_batch}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on after the samples that `state` counts.
+        """Continue after the samples that `state` counts.
 
         Raises:
             ValueError: the state comes from a run over another number of clips.
@@ -127,7 +127,7 @@ class GlobalBatchSampler:
     # -- order -------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        """The rest of the epoch that `consumed` lies in; iterating does not advance `consumed`."""
+        """The rest of the current epoch; iterating does not advance `consumed`."""
         if not self.epoch_samples:
             return
         epoch, done = divmod(self.consumed, self.epoch_samples)

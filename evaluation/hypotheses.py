@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from tqdm import tqdm
 
 import metrics
@@ -20,6 +18,7 @@ from data.batch import BadClip, Batch
 from data.sampling import clip_durations
 from dataset import AudioTextDataset, build_loader, collate
 from evaluation.predictions import Prediction, PredictionStore
+from evaluation.processes import Processes
 from evaluation.scores import TaskScores, flat_scores, score_predictions
 from models.decoding.hypothesis import Generation
 from models.encoders.frame_cache import FrameCache
@@ -27,62 +26,7 @@ from models.frames import Frames
 from models.released_rules import rules_of
 from models.salmonn import SALMONN, Clips, FrameSource
 from support.units import SAMPLE_RATE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Processes:
-    """The processes that share an evaluation."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    joined_here: bool = False
-
-    @classmethod
-    def current(cls) -> Processes:
-        """Those of the process group that exists, or this one alone."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return cls()
-        return cls(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=int(os.environ.get("LOCAL_RANK", 0)))
-
-    @classmethod
-    def join(cls) -> Processes:
-        """Join the group that torchrun has started this process for, if it has."""
-        if dist.is_available() and dist.is_initialized():
-            return cls.current()
-        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-            return cls()
-        # Only strings and small objects are exchanged: gloo serves CPU and CUDA processes alike.
-        dist.init_process_group("gloo")
-        return dataclasses.replace(cls.current(), joined_here=True)
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def device(self, device: torch.device) -> torch.device:
-        """Each process' own GPU where `cuda` is meant without a number."""
-        if self.size > 1 and device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", self.local_rank)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        return device
-
-    def wait(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
-    def gather(self, value: object) -> list:
-        """Every process' value, in every process."""
-        if self.size == 1:
-            return [value]
-        values: list = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
-
-    def leave(self) -> None:
-        if self.joined_here and dist.is_initialized():
-            dist.destroy_process_group()
+from training.stopping import Interrupted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +36,9 @@ class EvaluationResult:
     predictions: list[Prediction]
     tasks: dict[str, TaskScores]
     resumed: int = 0
-    """Predictions that were on disk already."""
+    """Predictions that were already on disk."""
     generation_s: float = 0.0
-    """What the others took, until all processes had theirs; without scoring."""
+    """Time for the others, until all processes had finished; without scoring."""
 
     @property
     def scores(self) -> dict[str, float | None]:
@@ -110,7 +54,7 @@ def evaluate_annotations(
     *,
     processes: Processes | None = None,
     store: PredictionStore | None = None,
-    spoken_by: Sequence[Annotation] | None = None,
+    original_annotations: Sequence[Annotation] | None = None,
     frames: FrameSource | None = None,
     scoring: bool = True,
     java: bool = True,
@@ -119,19 +63,19 @@ def evaluate_annotations(
 ) -> EvaluationResult:
     """Generate a hypothesis for each annotation and score them, task by task.
 
-    Every process of the group must call this with the same arguments; all get the same result. Clips of like length are
-    encoded together, and where one has been answered, the next takes its place. A clip that cannot be read gets an
-    empty hypothesis and its error.
+    Every process of the group must call this with the same arguments; all get the same result. Clips of similar length
+    are encoded together, and decoded by continuous batching: a finished clip's slot goes to the next one. A clip that
+    cannot be read gets an empty hypothesis and its error.
 
     Args:
-        processes: who shares the clips; the process group of the moment by default.
-        store: where predictions are kept as they come, and from where an interrupted run goes on.
-        spoken_by: the annotations before their audio was swapped; the swapped clip's path is then noted.
+        processes: who shares the clips; by default the process group, if there is one.
+        store: where predictions are kept as they come, and from where an interrupted run continues.
+        original_annotations: those before audio was swapped; the path of the clip whose audio is used is then noted.
         frames: encoder outputs for a batch, from a cache; None encodes.
         java: whether METEOR and SPICE may start their Java programs.
         progress: title of a progress bar; None shows none.
-        should_stop: asked before each batch is encoded; True in any process ends the run with `InterruptedError` in
-            all of them, once the clips at hand are answered.
+        should_stop: asked before each batch is encoded; True in any process ends the run with `Interrupted` in all of
+            them, once the clips under way are answered.
     """
     started = time.monotonic()
     processes = processes or Processes.current()
@@ -142,9 +86,9 @@ def evaluate_annotations(
     pending = [index for index in range(len(clips)) if index not in found]
     dataset = prompts_for(clips, prompts, config)
     batches = _batches_by_length(clips, pending, config.run.batch_size_eval, processes)
-    feed = _Feed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
+    feed = ClipFeed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
     keep_special = rules_of(config.model).keep_special_tokens
-    describe = _Describer(model, clips, spoken_by or clips, dataset, keep_special_tokens=keep_special)
+    describe = PredictionMaker(model, clips, original_annotations or clips, dataset, keep_special_tokens=keep_special)
     options = dataclasses.asdict(config.generate)
     if config.generate.do_sample:
         options["seed"] = config.run.seed
@@ -163,7 +107,7 @@ def evaluate_annotations(
         for number, generation in model.generate_each(
             feed, at_once=config.run.batch_size_eval, frame_source=frames, **options
         ):
-            keep([*map(describe.failed, feed.take_bad()), describe.answered(feed.heard.pop(number), generation)])
+            keep([*map(describe.failed, feed.take_bad()), describe.answered(feed.inputs.pop(number), generation)])
         keep([*map(describe.failed, feed.take_bad())])
     if store:
         store.close()
@@ -172,13 +116,13 @@ def evaluate_annotations(
         found |= part
         stopped |= stopped_there
     if stopped:
-        raise InterruptedError("evaluation was asked to stop")
+        raise Interrupted
     assert len(found) == len(clips), f"{len(clips) - len(found)} clips without a prediction"
     ordered = [found[index] for index in range(len(clips))]
     generation_s = time.monotonic() - started
     tasks: dict[str, TaskScores] = {}
     if processes.is_main:  # the Java metrics once, not once a process
-        tasks = score_predictions(ordered, clips, scoring=scoring, java=java)
+        tasks = score_predictions(ordered, scoring=scoring, java=java)
     tasks = processes.gather(tasks)[0]
     resumed = len(clips) - len(pending)
     return EvaluationResult(predictions=ordered, tasks=tasks, resumed=resumed, generation_s=generation_s)
@@ -220,7 +164,7 @@ class _FixedBatches(list):
 def _batches_by_length(
     clips: Sequence[Annotation], pending: Sequence[int], size: int, processes: Processes
 ) -> list[list[int]]:
-    """Pending clips, longest first, so that a batch holds like lengths and a lack of memory shows at once."""
+    """Pending clips, longest first: batches of similar lengths, and too little memory is noticed at once."""
     mine = pending[processes.rank :: processes.size]
     own = dict(zip(mine, clip_durations([clips[index] for index in mine]), strict=True))
     seconds = {index: length for part in processes.gather(own) for index, length in part.items()}
@@ -234,8 +178,8 @@ def _loaded(dataset: AudioTextDataset, batches: list[list[int]], config: Config)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Heard:
-    """A clip that was given to the model."""
+class _ClipInput:
+    """A clip that the model was given."""
 
     index: int
     prompt: str
@@ -243,16 +187,16 @@ class _Heard:
     cut: bool
 
 
-class _Feed:
-    """Batches on their way to the model, which takes one when it has a place; notes which clip comes as which."""
+class ClipFeed:
+    """Hands batches to the model as it has room for them, and notes which of its inputs is which clip."""
 
     def __init__(self, batches: Iterator[Batch], should_stop: Callable[[], bool]) -> None:
         self._batches = batches
         self._should_stop = should_stop
         self._bad: list[BadClip] = []
         self._given = 0
-        self.heard: dict[int, _Heard] = {}
-        """By their number among the clips given."""
+        self.inputs: dict[int, _ClipInput] = {}
+        """By position among the clips given to the model."""
         self.stopped = False
 
     def __iter__(self) -> Iterator[Clips]:
@@ -262,7 +206,7 @@ class _Feed:
                 return
             self._bad += batch.bad
             for row, index in enumerate(batch.ids):
-                self.heard[self._given + row] = _Heard(
+                self.inputs[self._given + row] = _ClipInput(
                     index=index,
                     prompt=batch.prompts[row],
                     seconds=batch.lengths[row].item() / SAMPLE_RATE,
@@ -273,30 +217,30 @@ class _Feed:
                 yield batch.waveforms, batch.lengths, batch.prompts
 
     def take_bad(self) -> list[BadClip]:
-        """The clips that could not be read since this was last asked."""
+        """The clips that could not be read since the last call."""
         taken, self._bad = self._bad, []
         return taken
 
 
-class _Describer:
-    """Predictions from what the model answered, and from clips that it could not be asked about."""
+class PredictionMaker:
+    """Makes predictions from the model's answers, and from clips that could not be read."""
 
     def __init__(
         self,
         model: SALMONN,
         clips: Sequence[Annotation],
-        spoken_by: Sequence[Annotation],
+        original_annotations: Sequence[Annotation],
         dataset: AudioTextDataset,
         *,
         keep_special_tokens: bool,
     ) -> None:
         self._clips = clips
-        self._spoken_by = spoken_by
+        self._original_annotations = original_annotations
         self._dataset = dataset
         self._special = getattr(model.text.tokenizer, "all_special_tokens", ())
         self._keep_special_tokens = keep_special_tokens
 
-    def answered(self, clip: _Heard, generation: Generation) -> Prediction:
+    def answered(self, clip: _ClipInput, generation: Generation) -> Prediction:
         text = generation.text
         return self._prediction(
             clip.index,
@@ -314,7 +258,7 @@ class _Describer:
         return self._prediction(bad.index, prompt=prompt, hypothesis="", error=bad.reason)
 
     def _prediction(self, index: int, **fields: object) -> Prediction:
-        clip, own = self._clips[index], self._spoken_by[index]
+        clip, own = self._clips[index], self._original_annotations[index]
         return Prediction(
             index=index,
             id=clip.testset_id or str(index),

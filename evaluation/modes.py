@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -79,16 +78,19 @@ def _as_list(paths: str | Sequence[str] | None) -> list[str]:
     return [] if paths is None else [paths] if isinstance(paths, str) else list(paths)
 
 
-def chosen_modes(config: Config, arguments: argparse.Namespace) -> list[str]:
-    """What the command line asks for.
+def chosen_modes(
+    config: Config, mode: str | None = None, *, family: str | None = None, scoring: bool = True
+) -> list[str]:
+    """The mode asked for, by its name or as a family (its submission where nothing is to be scored); else a submission
+    for every test file that the YAML names.
 
     Raises:
         ConfigError: nothing is asked for and the YAML names no test file.
     """
-    if arguments.mode:
-        return [arguments.mode]
-    if arguments.task:
-        return [f"{'submission' if arguments.skip_scoring else 'valid'}_{arguments.task}"]
+    if mode:
+        return [mode]
+    if family:
+        return [f"{'valid' if scoring else 'submission'}_{family}"]
     named = {"submission_asr": config.datasets.test_ann_path_asr, "submission_aac": config.datasets.test_ann_path_aac}
     modes = [mode for mode, paths in named.items() if paths]
     if not modes and config.datasets.test_ann_path:

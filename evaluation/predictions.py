@@ -8,6 +8,7 @@ keeps the lines only where all hashes are equal.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections import Counter
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.annotations import Annotation
-from support.files import jsonable, write_atomically
+from support.files import jsonable, write_json, write_whole
 
 PREDICTIONS = "predictions.jsonl"
 SUBMISSION = "submission.csv"
@@ -41,11 +42,11 @@ class Prediction:
     """Without special tokens; empty where the clip could not be used."""
     references: tuple[str, ...] = ()
     seconds: float = 0.0
-    """Length of the audio heard."""
+    """Length of the audio that the model was given."""
     cut: bool = False
     """Whether `datasets.max_audio_s` ended it before the clip's own end."""
     audio_path: str | None = None
-    """The clip that was heard, where it is another one's (swapped audio)."""
+    """The clip whose audio was used, where it is another one (swapped audio)."""
     tokens: int = 0
     """Generated tokens, the end included."""
     stop_reason: str | None = None
@@ -153,12 +154,11 @@ class PredictionStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         before = self._read_hashes()
         changed = [name for name in sorted({*before, *hashes}) if before.get(name) != hashes.get(name)]
-        started_anew = bool(changed)
-        if started_anew:
+        if changed:
             had_lines = any(True for _ in self._files())
             for path in [*self._files(), self.folder / SUBMISSION, self.folder / SCORES]:
                 path.unlink(missing_ok=True)
-            write_atomically(self.folder / HASHES, json.dumps(dict(hashes), indent=1) + "\n")
+            write_json(self.folder / HASHES, dict(hashes))
             return changed if had_lines else []
         return []
 
@@ -191,8 +191,8 @@ class PredictionStore:
         """Write all predictions in order, and the CSV; the other processes' files go (process 0 only)."""
         self.close()
         lines = [json.dumps(jsonable(prediction.to_json()), ensure_ascii=False) + "\n" for prediction in predictions]
-        write_atomically(self.folder / PREDICTIONS, "".join(lines))
-        write_submission(self.folder / SUBMISSION, predictions)
+        write_whole(self.folder / PREDICTIONS, "".join(lines))
+        write_whole(self.folder / SUBMISSION, submission_csv(predictions))
         for path in self._files():
             if path.name != PREDICTIONS:
                 path.unlink(missing_ok=True)
@@ -211,16 +211,13 @@ class PredictionStore:
         return hashes if isinstance(hashes, dict) else {}
 
 
-def write_submission(path: Path, predictions: Sequence[Prediction]) -> None:
+def submission_csv(predictions: Sequence[Prediction]) -> str:
     """`testset_id,text`, a row for each prediction, in their order."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(SUBMISSION_HEADER)
-        writer.writerows((prediction.id, prediction.hypothesis) for prediction in predictions)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(SUBMISSION_HEADER)
+    writer.writerows((prediction.id, prediction.hypothesis) for prediction in predictions)
+    return text.getvalue()
 
 
 def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:

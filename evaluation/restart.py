@@ -24,7 +24,7 @@ def run_hashes(
         adapter.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         adapter.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     settings = config.to_dict()
-    # Adapter and prompts are hashed by content, so where they lie does not matter; weights are named by their files.
+    # Adapter and prompts are hashed by content, so their paths do not matter; weights are identified by their files.
     by_content = ("ckpt", "prompt_path", "test_prompt_path")
     model_settings = {name: value for name, value in settings["model"].items() if name not in by_content}
     files = {name: _file_marks(value) for name, value in model_settings.items() if name.endswith("_path")}

@@ -1,26 +1,76 @@
-"""One mode of evaluation: predictions, scores and the files they are written to."""
+"""Modes of evaluation: one model, and for each mode predictions, scores and the files they are written to."""
 
 from __future__ import annotations
 
-import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 import metrics
 from configs.schema import Config
 from data.batch import BadClip
 from data.prompts import load_prompts
 from data.quarantine import Quarantine
-from evaluation.hypotheses import EvaluationResult, Processes, evaluate_annotations, frames_from_cache
+from evaluation.hypotheses import EvaluationResult, evaluate_annotations, frames_from_cache, prompts_for
 from evaluation.modes import select_annotations
 from evaluation.predictions import PREDICTIONS, SCORES, SUBMISSION, PredictionStore
+from evaluation.processes import Processes
 from evaluation.restart import run_hashes
 from evaluation.scores import named_scores, scores_by_file
 from evaluation.swapped_audio import swap_audio
+from models.build import build_model
+from models.device import pick_device
 from models.salmonn import SALMONN
 from support import provenance
-from support.files import write_atomically
+from support.command_line import require_writable
+from support.files import write_json
+
+
+def evaluate_modes(
+    config: Config,
+    modes: Sequence[str],
+    *,
+    swapped: bool = False,
+    scoring: bool = True,
+    java: bool = True,
+    device: str | None = None,
+) -> None:
+    """Build the configuration's model and evaluate mode after mode, in every process that torchrun has started.
+
+    Raises:
+        UserError: what a mode needs is absent or broken, which is found before the model is loaded; or the model
+            cannot be built.
+    """
+    with Processes.joined() as processes, config.named():
+        config.require_paths("model", "model.test_prompt_path")
+        require_writable(config.run.output_dir, "run.output_dir")
+        prompts = load_prompts(config.model.test_prompt_path)
+        for mode in modes:
+            prompts_for(select_annotations(config, mode), prompts, config)
+        model = _load(config, processes, device or config.run.device)
+        for mode in modes:
+            evaluate_mode(model, config, mode, processes, swapped=swapped, scoring=scoring, java=java)
+
+
+def _load(config: Config, processes: Processes, device: str) -> SALMONN:
+    """The model, merged for serving; says what runs."""
+    own_device = processes.device(pick_device(device))
+    if processes.is_main:
+        for note in config.ignored:
+            print(note)
+        if not config.model.ckpt:
+            print("model.ckpt is not set: this evaluates an untrained connector", file=sys.stderr)
+    torch.manual_seed(config.run.seed)  # an untrained connector is the same one every time, in every process
+    model = build_model(config.model, device=own_device)
+    lora = model.merge_for_serving()
+    if processes.is_main:
+        print(f"language model's weights: {model.llm.kernel}; LoRA: {lora}")
+        if config.model.encoder_quantization != "none":
+            print("\n".join(model.encoders.kernels(model.device)))
+    return model
 
 
 def evaluate_mode(
@@ -39,22 +89,22 @@ def evaluate_mode(
     swap = swap_audio(annotations, config.run.seed) if swapped else None
     folder = Path(config.run.output_dir) / "eval" / (f"{mode}_swapped" if swapped else mode)
     store = PredictionStore(folder, processes.rank)
-    heard = swap.annotations if swap else annotations
-    hashes = run_hashes(model, config, heard, prompts)
+    evaluated = swap.annotations if swap else annotations
+    hashes = run_hashes(model, config, evaluated, prompts)
     if processes.is_main:
         changed = store.open_run(hashes)
         if changed:
-            print(f"{folder}: starting afresh, because other {' and '.join(changed)} made the predictions found there")
+            print(f"{folder}: starting afresh; the predictions there were made with other {' and '.join(changed)}")
     processes.wait()
     started = time.monotonic()
     result = evaluate_annotations(
         model,
-        heard,
+        evaluated,
         prompts,
         config,
         processes=processes,
         store=store,
-        spoken_by=annotations,
+        original_annotations=annotations,
         frames=frames_from_cache(model, config),
         scoring=scoring,
         java=java,
@@ -71,7 +121,7 @@ def evaluate_mode(
     report["device"] = provenance.machine(model.device)
     if swap:
         report["swap"] = {"seed": config.run.seed, "clips_with_a_common_reference": swap.same_reference}
-    write_atomically(folder / SCORES, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(folder / SCORES, report)
     print(_summary(folder, report))
     return report
 

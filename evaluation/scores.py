@@ -9,6 +9,7 @@ import metrics
 from data.annotations import Annotation
 from evaluation.modes import FAMILIES
 from evaluation.predictions import Prediction
+from support.command_line import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ def flat_scores(tasks: Mapping[str, TaskScores]) -> dict[str, float | None]:
 
 
 def score_predictions(
-    predictions: Sequence[Prediction], annotations: Sequence[Annotation], *, scoring: bool = True, java: bool = True
+    predictions: Sequence[Prediction], *, scoring: bool = True, java: bool = True
 ) -> dict[str, TaskScores]:
     """Scores of each task present; None with the reason where clips have no reference."""
     tasks: dict[str, TaskScores] = {}
@@ -40,10 +41,10 @@ def score_predictions(
         primary = None
         without = sum(not prediction.references for prediction in rows)
         if not any(text.strip() for prediction in rows for text in prediction.references):
-            without = len(rows)  # empty texts everywhere stand for references withheld; among others, for silence
+            without = len(rows)  # all empty: references were withheld; a few empty ones mean silence
         try:
             primary = metrics.primary_metric(task)[0]
-        except ValueError as error:
+        except UserError as error:
             reasons["score"] = str(error)
         if primary is not None and not scoring:
             values, reasons = {primary: None}, {primary: "scoring was skipped"}
@@ -65,7 +66,7 @@ def score_predictions(
 
 
 def named_scores(mode: str, tasks: Mapping[str, TaskScores]) -> dict[str, float | None]:
-    """Figures by the names that the head of this file explains."""
+    """Figures by the names that `evaluate.py` explains."""
     own = tasks.get(FAMILIES.get(mode.partition("_")[2], ""))
     return {**(own.values if own else {}), **flat_scores(tasks)}
 
@@ -74,15 +75,14 @@ def scores_by_file(
     mode: str, predictions: Sequence[Prediction], annotations: Sequence[Annotation], *, scoring: bool = True
 ) -> dict[str, dict[str, object]]:
     """Scores of each annotation file's clips alone, and counts, without the metrics that need Java."""
-    files: dict[str, list[int]] = {}
-    for position, annotation in enumerate(annotations):
-        files.setdefault(annotation.source.rpartition("#")[0], []).append(position)
+    files: dict[str, list[Prediction]] = {}
+    for prediction, annotation in zip(predictions, annotations, strict=True):
+        files.setdefault(annotation.source.rpartition("#")[0], []).append(prediction)
     rows: dict[str, dict[str, object]] = {}
-    for file, positions in files.items():
-        clips = [annotations[position] for position in positions]
-        tasks = score_predictions([predictions[position] for position in positions], clips, scoring=scoring, java=False)
+    for file, own in files.items():
+        tasks = score_predictions(own, scoring=scoring, java=False)
         rows[file] = {
-            "clips": len(clips),
+            "clips": len(own),
             "failed": sum(row.failed for row in tasks.values()),
             "scores": named_scores(mode, tasks),
             "reasons": {f"{task}.{name}": why for task, row in tasks.items() for name, why in row.reasons.items()},

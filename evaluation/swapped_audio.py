@@ -1,4 +1,4 @@
-"""Give every clip another one's audio: a model that listens then fails, one that guesses texts does not notice."""
+"""Give every clip another one's audio: a model that uses audio then fails, one that guesses texts scores as before."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Swap:
 def swap_audio(annotations: Sequence[Annotation], seed: int) -> Swap:
     """Exchange the audio among the clips of each task (among all where a task has one clip), seeded.
 
-    No clip keeps its own audio. Where it can be had, the new audio's references differ from the clip's own, so that a
-    right answer about the wrong clip is not counted as heard.
+    No clip keeps its own audio. Where possible, the new audio's references differ from the clip's own, so that a
+    right answer about the wrong clip is not counted as correct.
 
     Raises:
-        ValueError: no two different clips to exchange.
+        UserError: no two different clips to exchange.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for position, annotation in enumerate(annotations):

@@ -28,14 +28,14 @@ class Validator:
     """Scores the model on the validation clips, and leaves every random generator as it was.
 
     The loss is over all clips that can be read; text is generated and scored, with `run.valid_scoring`, for
-    `run.valid_max_samples` of them, the same ones every time, on the very path that `evaluate.py` takes, so without
-    autocast. Java metrics are left out: they take longer than the decoding.
+    `run.valid_max_samples` of them, the same ones every time, by the code of `evaluate.py`, so without autocast.
+    Java metrics are left out: they take longer than decoding.
     """
 
     bad: dict[int, BadClip]
     """Clips that could not be read so far, by their index; the same on every process."""
     notices: list[str]
-    """What a user should know about the last validation."""
+    """What the user is told about the last validation."""
 
     def __init__(
         self,
@@ -121,20 +121,17 @@ class Validator:
         )
 
     def _task_scores(self, stop: Callable[[], bool]) -> dict[str, float | None]:
-        # With several processes one alone must not leave the exchange of hypotheses: there the end is waited for.
+        # One of several processes must not leave the exchange of hypotheses alone: then it runs to its end.
         alone = self.accelerator.num_processes == 1
-        try:
-            result = evaluate_annotations(
-                self.model,
-                self.scored,
-                self.data.prompts,
-                self.config,
-                frames=self.frames,
-                java=False,
-                should_stop=stop if alone else lambda: False,
-            )
-        except InterruptedError as error:
-            raise Interrupted from error
+        result = evaluate_annotations(
+            self.model,
+            self.scored,
+            self.data.prompts,
+            self.config,
+            frames=self.frames,
+            java=False,
+            should_stop=stop if alone else lambda: False,
+        )
         wanted = self.config.run.best_metric
         if wanted not in (None, "loss") and result.scores.get(wanted) is None:
             reasons = "; ".join(result.tasks[wanted.partition(".")[0]].reasons.values()) or "no reason given"
@@ -144,7 +141,7 @@ class Validator:
         return result.scores
 
     def _check_best_metric(self) -> None:
-        """A mistyped `run.best_metric` must not come to light after the first epoch."""
+        """Find a mistyped `run.best_metric` before the first epoch."""
         wanted = self.config.run.best_metric
         if wanted in (None, "loss"):
             return

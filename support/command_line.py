@@ -1,6 +1,7 @@
 """How every command runs: quiet libraries, a user's mistake in one line, our own faults with their trace.
 
-A command is a parser and the work that its arguments ask for:
+A command is a parser and the work that its arguments ask for; its libraries are imported by the work, so that `--help`
+and a mistyped path do not wait for them:
 
     def main(argv: Sequence[str] | None = None) -> int:
         return command_line.run(work, parser(), argv)
@@ -28,7 +29,7 @@ DISK_ERRORS = frozenset(
         errno.ENOTDIR,
         errno.EPERM,
         errno.EROFS,
-        None,  # raised with a sentence of its own, by our code or a library's
+        None,  # raised with a message alone, by our code or a library
     }
 )
 
@@ -41,40 +42,61 @@ def run(
     work: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
+    *,
+    error_status: int = 1,
 ) -> int:
     """Parse the arguments and do the work; the exit status.
 
-    A `UserError`, and an error of the disk, is one line on stderr and status 1; with `--traceback` its trace too. Any
-    other exception is a fault of this program and keeps its trace.
+    A `UserError`, and an error of the disk, is one line on stderr and `error_status`; with `--traceback` it keeps its
+    traceback. Any other exception is a fault of this program and always keeps it.
     """
-    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    add_traceback(parser)
     arguments = parser.parse_args(argv)
+    quieten_libraries()
     try:
         return work(arguments) or 0
     except (UserError, OSError) as error:
-        if arguments.traceback or not is_for_user(error):
+        fault = isinstance(error, OSError) and error.errno not in DISK_ERRORS
+        if fault or getattr(arguments, "traceback", False):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error_status
+
+
+def add_traceback(parser: argparse.ArgumentParser) -> None:
+    """Add `--traceback`: `run` does so for a command, but not for its subcommands."""
+    parser.add_argument(
+        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error was raised"
+    )
 
 
 def quieten_libraries() -> None:
     """No bar for every part of every model that is loaded; the programs say what they do themselves."""
-    from transformers.utils.logging import disable_progress_bar
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # for a transformers that is still to be imported
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
 
-    disable_progress_bar()
 
+def number(kind: type, least: float, most: float | None = None) -> Callable[[str], int | float]:
+    """For `add_argument(type=…)`: a number of this kind, from `least` to `most`."""
 
-def is_for_user(error: Exception) -> bool:
-    """Whether an error's message says what to fix: a sentence will do, where the program's own faults need a trace."""
-    return isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not least <= value <= (value if most is None else most):
+            raise argparse.ArgumentTypeError(
+                f"{text}; expected {f'at least {least}' if most is None else f'{least} to {most}'}"
+            )
+        return value
+
+    parse.__name__ = kind.__name__  # as argparse names it where the text is no number
+    return parse
 
 
 def require_writable(folder: str, key: str) -> None:
-    """Before minutes of work: see that results can be written to `folder`, which need not be there yet.
+    """Before minutes of work: check that results can be written to `folder`, which need not exist yet.
 
     Raises:
-        UserError: a file is in the folder's place, or in that of one above it; or it must not be written to.
+        UserError: it, or a folder above it, is a file; or there is no permission to write.
     """
     path = Path(folder).absolute()
     nearest = next(place for place in (path, *path.parents) if place.exists())

@@ -1,4 +1,4 @@
-"""A package's face without its cost: names that are imported from their modules when they are first asked for."""
+"""Public names of a package that are imported from their modules at first use."""
 
 import importlib
 import sys

@@ -8,10 +8,12 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from support.units import GIB
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
@@ -35,6 +37,8 @@ def commit() -> str | None:
 @functools.cache
 def versions() -> dict[str, str | None]:
     """Python's version and those of the packages that results depend on; None for one that is not installed."""
+    import torch
+
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -47,6 +51,8 @@ def versions() -> dict[str, str | None]:
 
 def machine(device: torch.device) -> dict[str, object]:
     """The machine that `device` belongs to: the name of its processor, cores, memory, threads in use."""
+    import torch
+
     info: dict[str, object] = {
         "device": str(device),
         "name": processor_name(),

@@ -22,7 +22,7 @@ def rng_state() -> dict:
 
 
 def set_rng_state(state: dict) -> None:
-    """Put back what `rng_state` returned."""
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     version, words, position, has_gauss, cached = state["numpy"]
     np.random.set_state((version, words.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -16,7 +16,7 @@ def make_runner(config_path: Path, *options: str, resume: Path | None = None) ->
     train_data, valid_data = train.load_data(config)
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, device="cpu")
-    return Runner(config, model, train_data, valid_data, resume=resume)
+    return train.make_runner(config, model, train_data, valid_data, resume=resume)
 
 
 def log_of(folder: Path) -> list[dict]:

@@ -31,6 +31,7 @@ from models.checkpoint.adapter_folder import save_adapter
 from scoring import tasks as scored_tasks
 from tests import tiny
 from tools import check_submission
+from training.stopping import Interrupted
 
 ROOT = Path(evaluate.__file__).parent
 
@@ -548,7 +549,7 @@ def test_batches_hold_like_lengths_and_special_tokens_go(project: tiny.TinyProje
 
 
 def test_it_can_be_asked_to_stop(project: tiny.TinyProject) -> None:
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Interrupted):
         evaluated(project, Echo(), should_stop=lambda: True)
 
 
@@ -656,6 +657,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(project: tiny.TinyProject, 
     blocked.write_text("")
     assert run(project, "--mode", "submission_asr", "--options", f"run.output_dir={blocked}") == 1
     assert f"run.output_dir = {blocked}: {blocked} is a file" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_fault_in_scoring_keeps_its_traceback(project: tiny.TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: object, **named: object) -> None:
+        list(zip([1], [1, 2], strict=True))
+
+    monkeypatch.setattr(metrics, "score_with_reasons", wrong)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        run(project, "--mode", "submission_asr")
 
 
 @pytest.mark.parametrize(

@@ -68,4 +68,4 @@ def test_user_errors_are_sentences(
     assert "'gpu': no such device" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         efficiency.main([*config, "--iterations", "0"])
-    assert "--iterations is 0" in capsys.readouterr().err
+    assert "--iterations/--num_it: 0; expected at least 1" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def test_an_existing_run_is_not_overwritten_but_resumed(tiny_project, capsys, mo
         patch.setattr(TrainingStep, "take", stopped)
         status, out, _ = run(capsys, "--cfg-path", tiny_project.config)
     assert status == 128 + signal.SIGTERM
-    assert f"go on with: python train.py --cfg-path {tiny_project.config} --resume" in out
+    assert f"continue with: python train.py --cfg-path {tiny_project.config} --resume" in out
 
     status, _, err = run(capsys, "--cfg-path", tiny_project.config)
     assert status == 1

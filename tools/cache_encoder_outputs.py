@@ -3,8 +3,8 @@
     python -m tools.cache_encoder_outputs --cfg-path configs/demo/stage1.yaml --processes 2
 
 Training fills `datasets.cache_encoder_outputs` by itself, one clip after another in its own process; this does the same
-work on all cores beforehand. What is in the cache already is only looked up, so a run that was stopped goes on. Clips
-that cannot be read are left for training and evaluation to name.
+work on all cores beforehand. What is already cached is skipped, so a run that was stopped continues. Clips that
+cannot be read are left for training and evaluation to name.
 """
 
 from __future__ import annotations
@@ -13,24 +13,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from tqdm import tqdm
 
 from configs.parsing import ConfigError
 from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.annotations import load_annotations
-from data.audio import AudioError, load_clip
-from models.device import pick_device
-from models.encoders.frame_cache import FrameCache, why_not_cached
-from models.encoders.stack import EncoderStack
-from models.encoders.table import frozen_encoders
-from models.released_rules import rules_of
-from support.command_line import is_for_user
-from training.precision import training_model_config
+from support import command_line
+
+if TYPE_CHECKING:
+    from models.encoders.frame_cache import FrameCache
 
 CLIPS_A_JOB = 64
 ANNOTATIONS = ("train_ann_path", "valid_ann_path", "train_stage2_path", "valid_stage2_path")
@@ -41,38 +36,43 @@ Clip = tuple[str, tuple[str, ...]]
 """A clip's path and those appended to it."""
 
 
-@dataclass
-class _Worker:
-    """What a process keeps from job to job."""
-
-    cache: FrameCache
-    max_audio_s: float | None
-
-
-_worker: _Worker | None = None
+_cache: FrameCache
+"""A process' own, from job to job."""
+_max_audio_s: float | None
 
 
 def _start(config: Config) -> None:
-    global _worker
+    import torch
+
+    from models.device import pick_device
+    from models.encoders.frame_cache import FrameCache
+    from models.encoders.stack import EncoderStack
+    from models.released_rules import rules_of
+    from training.precision import training_model_config
+
+    global _cache, _max_audio_s
     torch.set_num_threads(1)  # the processes share the cores
     device = pick_device(config.run.device)
     model = training_model_config(config, device)  # the precision that training will ask for
     stack = EncoderStack.from_config(model, device, rules=rules_of(model).encoders).eval()
-    cache = FrameCache(config.datasets.cache_encoder_outputs, stack)
-    _worker = _Worker(cache, config.datasets.max_audio_s)
+    _cache = FrameCache(config.datasets.cache_encoder_outputs, stack)
+    _max_audio_s = config.datasets.max_audio_s
 
 
-@torch.no_grad()
 def _encode(clips: Sequence[Clip]) -> tuple[int, int]:
     """Clips that are in the cache now, and clips that could not be read."""
-    assert _worker is not None, "the pool starts each process with _start"
+    import torch
+
+    from data.audio import AudioError, load_clip
+
     encoded = 0
     for path, expand in clips:
         try:
-            waveform, _ = load_clip(path, expand=expand, max_audio_s=_worker.max_audio_s)
+            waveform, _ = load_clip(path, expand=expand, max_audio_s=_max_audio_s)
         except AudioError:
             continue
-        _worker.cache.encode(waveform[None], torch.tensor([len(waveform)]))
+        with torch.no_grad():
+            _cache.encode(waveform[None], torch.tensor([len(waveform)]))
         encoded += 1
     return encoded, len(clips) - encoded
 
@@ -104,6 +104,10 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
             f"{config.path}: datasets.augmentation makes another clip of each clip every time, so the cache would not "
             "be used; drop one of the two"
         )
+    from models.encoders.frame_cache import why_not_cached
+    from models.encoders.table import frozen_encoders
+    from models.released_rules import rules_of
+
     reason = why_not_cached(frozen_encoders(config.model), rules_of(config.model).encoders)
     if reason is not None:  # found out before processes start
         raise ConfigError(f"{config.path}: {reason}")
@@ -118,28 +122,30 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
     return encoded, unreadable
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the exit status."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
         prog="python -m tools.cache_encoder_outputs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_config_arguments(parser)
-    parser.add_argument("--processes", type=int, default=2, help="how many encode side by side (default: 2)")
-    arguments = parser.parse_args(argv)
-    try:
-        config = config_from_arguments(arguments)
-        encoded, unreadable = fill_cache(config, max(1, arguments.processes))
-    except Exception as error:
-        if not is_for_user(error):
-            raise
-        print(f"tools.cache_encoder_outputs: {error}", file=sys.stderr)
-        return 2
+    add_config_arguments(result)
+    result.add_argument("--processes", type=int, default=2, help="how many encode side by side (default: 2)")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status."""
+    return command_line.run(work, parser(), argv, error_status=2)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Fill the cache and say what is in it."""
+    config = config_from_arguments(arguments)
+    encoded, unreadable = fill_cache(config, max(1, arguments.processes))
     folder = Path(config.datasets.cache_encoder_outputs)
     print(f"{folder}: {encoded:,} clips, {unreadable:,} that cannot be read")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -15,17 +15,28 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.annotations import AnnotationError, load_annotations
+from data.annotations import load_annotations
 from evaluation.modes import FAMILIES, in_family
 from evaluation.predictions import SUBMISSION_HEADER, row_ids
+from support import command_line
+from support.command_line import UserError
 
 SHOWN = 5  # ids named in a message
 
 
 def read_submission(path: str | Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.reader(file))
+    """Header and rows of a CSV file.
+
+    Raises:
+        UserError: it is no text in UTF-8, or no CSV.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: no CSV file in UTF-8 ({error}); expected the submission.csv of evaluate.py"
+        ) from error
     return (rows[0], rows[1:]) if rows else ([], [])
 
 
@@ -56,24 +67,28 @@ def _named(what: str, names: Sequence[str]) -> list[str]:
     return [f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}"]
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m tools.check_submission", description=__doc__.splitlines()[0])
+    result.add_argument("submission", help="the CSV file")
+    result.add_argument("annotations", nargs="+", help="the annotation files it answers")
+    result.add_argument("--prefix", help="folder that relative annotation files are under")
+    result.add_argument("--task", choices=tuple(FAMILIES), help="only the clips of submission_TASK, of a mixed file")
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.check_submission", description=__doc__.splitlines()[0])
-    parser.add_argument("submission", help="the CSV file")
-    parser.add_argument("annotations", nargs="+", help="the annotation files it answers")
-    parser.add_argument("--prefix", help="folder that relative annotation files are under")
-    parser.add_argument("--task", choices=tuple(FAMILIES), help="only the clips of submission_TASK, of a mixed file")
-    arguments = parser.parse_args(argv)
-    try:
-        clips = load_annotations(arguments.annotations, arguments.prefix, require_text=False)
-        if arguments.task:
-            clips = [clip for clip in clips if in_family(clip.task, arguments.task)]
-        expected = row_ids(clips)
-        header, rows = read_submission(arguments.submission)
-    except (AnnotationError, OSError, UnicodeDecodeError, csv.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    problems = find_problems(header, rows, expected)
+    return command_line.run(work, parser(), argv)
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Print what is wrong with the submission; 1 where something is."""
+    clips = load_annotations(arguments.annotations, arguments.prefix, require_text=False)
+    if arguments.task:
+        clips = [clip for clip in clips if in_family(clip.task, arguments.task)]
+    header, rows = read_submission(arguments.submission)
+    problems = find_problems(header, rows, row_ids(clips))
     for problem in problems:
         print(f"{arguments.submission}: {problem}")
     if not problems:

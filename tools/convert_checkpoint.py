@@ -17,33 +17,39 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.parsing import ConfigError
 from configs.schema import load_config
-from conversion.salmonn_pth import to_folder, to_released
-from models.checkpoint.adapter_tensors import CheckpointError
+from support import command_line
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help=".pth file, or adapter folder")
-    parser.add_argument("target", type=Path, help="adapter folder, or .pth file")
-    parser.add_argument("--cfg-path", metavar="FILE", help="YAML that the .pth was trained with; not needed back")
-    parser.add_argument("--options", nargs="+", default=[], metavar="section.key=value", help="changes to the YAML")
-    parser.add_argument("--pad-rows", type=Path, metavar="FILE", help="safetensors with the vocabulary's [PAD] rows")
-    options = parser.parse_args(arguments)
-    try:
-        if options.target.suffix == ".pth":
-            count = to_released(options.source, options.target)
-        elif options.cfg_path is None:
-            parser.error("--cfg-path is needed: the folder holds the configuration that its adapter belongs to")
-        else:
-            config = load_config(options.cfg_path, [*options.options, "model.ckpt="])
-            count = to_folder(options.source, options.target, config, options.pad_rows)
-    except (CheckpointError, ConfigError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{options.target}: {count} tensors")
-    return 0
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("source", type=Path, help=".pth file, or adapter folder")
+    result.add_argument("target", type=Path, help="adapter folder, or .pth file")
+    result.add_argument("--cfg-path", metavar="FILE", help="YAML that the .pth was trained with; not needed back")
+    result.add_argument("--options", nargs="+", default=[], metavar="section.key=value", help="changes to the YAML")
+    result.add_argument("--pad-rows", type=Path, metavar="FILE", help="safetensors with the vocabulary's [PAD] rows")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status."""
+    return command_line.run(work, parser(), argv)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Convert, one way or the other."""
+    to_folder = arguments.target.suffix != ".pth"
+    if to_folder and arguments.cfg_path is None:
+        parser().error("--cfg-path is needed: the folder holds the configuration that its adapter belongs to")
+    config = load_config(arguments.cfg_path, [*arguments.options, "model.ckpt="]) if to_folder else None
+    from conversion import salmonn_pth
+
+    if config is None:
+        count = salmonn_pth.to_released(arguments.source, arguments.target)
+    else:
+        count = salmonn_pth.to_folder(arguments.source, arguments.target, config, arguments.pad_rows)
+    print(f"{arguments.target}: {count} tensors")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@
     python -m tools.demo --short                                  # the same path in a few steps (make demo-short)
     python -m tools.demo --recipe real --prefix /path/to/recordings      # real recordings (make real)
 
-Beside the trained model's scores stand those of the same model with the clips swapped among each other, and those of an
+The trained model's scores are compared with those of the same model with audio swapped between clips, and those of an
 untrained connector: a model that only guesses what texts look like scores alike in all three. Where the recipe
 quantises its language model, the same adapter is evaluated and measured on float32 weights too, in a second table.
 Scores are fractions: a WER of 0.05 is 5 %. Writes `outputs/<recipe>/summary.json` (`outputs/<recipe>-short/` for a
-short run). Every run starts afresh: what an earlier one left in its stages' and evaluations' folders is deleted.
+short run). Every run starts from the beginning: what an earlier one left in the folders of stages and evaluations is
+deleted.
 """
 
 from __future__ import annotations
@@ -20,18 +21,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
-import evaluate
-import train
 from configs.schema import load_config
-from models.device import pick_device
+from support import command_line
+from support.files import write_json
 from support.tables import format_table
-from training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"asr": ("submission_asr", "wer"), "aac": ("submission_aac", "cider_d")}
@@ -98,8 +95,15 @@ class Run:
         result = work()
         self.seconds[name] = round(time.monotonic() - start, 1)
         if isinstance(result, int) and result != 0:
-            raise SystemExit(f"tools.demo: the step {name!r} failed with status {result}; its message stands above")
+            raise SystemExit(f"tools.demo: the step {name!r} failed with status {result}; its message is above")
         return result
+
+    def command(self, name: str, *words: str, environment: Mapping[str, str] | None = None) -> None:
+        """Run a command of the README in a process of its own, as a step."""
+        command = [sys.executable, *words]
+        self.step(
+            name, lambda: subprocess.run(command, check=False, env={**os.environ, **(environment or {})}).returncode
+        )
 
     def stage_output(self, config: str) -> Path:
         return self.output / Path(config).stem
@@ -118,12 +122,10 @@ def remove(path: Path) -> None:
 
 
 def make_corpus(run: Run) -> None:
-    """Write the synthetic corpus, where the recipe has one; its processes are light because this one is not theirs."""
+    """Write the synthetic corpus, where the recipe has one."""
     if run.recipe.synthetic:
-        command = [sys.executable, "-m", "data.prepare", "demo", "--out", str(run.output / "corpus")]
-        if run.short:
-            command.append("--small")
-        run.step("corpus", lambda: subprocess.run(command, check=False).returncode)
+        small = ["--small"] if run.short else []
+        run.command("corpus", "-m", "data.prepare", "demo", "--out", str(run.output / "corpus"), *small)
 
 
 def encode_clips(run: Run) -> None:
@@ -137,31 +139,36 @@ def encode_clips(run: Run) -> None:
             caches.setdefault(datasets.cache_encoder_outputs, {})[config] = paths
     for folder, stages in caches.items():  # stages share most of their clips
         paths = json.dumps(list(dict.fromkeys(path for paths in stages.values() for path in paths)))
-        command = [sys.executable, "-m", "tools.cache_encoder_outputs", "--cfg-path", next(iter(stages))]
+        command = ["-m", "tools.cache_encoder_outputs", "--cfg-path", next(iter(stages))]
         command += ["--processes", str(len(os.sched_getaffinity(0)))]
         command += run.options(f"datasets.train_ann_path={paths}")
-        name = f"encoder outputs, {Path(folder).name}"
-        run.step(name, lambda command=command: subprocess.run(command, check=False).returncode)
+        run.command(f"encoder outputs, {Path(folder).name}", *command)
 
 
-def train_once(run: Run, config: str, options: Sequence[str]) -> int:
+def train_stage(run: Run, config: str, options: Sequence[str]) -> None:
     """Train one stage; where that is faster, in a process a core, which share each batch.
 
     Models this small gain nothing from a second thread, and nearly everything from a second process.
     """
+    from models.device import pick_device
+
+    name = f"training, {Path(config).stem}"
     settings = load_config(config, [*run.overrides, *options]).run
     batch, on_cpu = settings.batch_size_train, pick_device(settings.device).type == "cpu"
     processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
     if not on_cpu or processes == 1 or batch % processes:
-        return train.main(["--cfg-path", config, *run.options(*options)])
+        run.command(name, "train.py", "--cfg-path", config, *run.options(*options))
+        return
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     shared = f"run.batch_size_train={batch // processes}"
-    command = [sys.executable, *launch, str(ROOT / "train.py"), "--cfg-path", config, *run.options(shared, *options)]
-    return subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+    command = [*launch, "train.py", "--cfg-path", config, *run.options(shared, *options)]
+    run.command(name, *command, environment={"OMP_NUM_THREADS": "1"})
 
 
 def train_stages(run: Run) -> Path:
     """Train stage after stage, each from the best adapter of the one before; the last one's best adapter."""
+    from training.run_folder import RunFolder
+
     adapter: Path | None = None
     for config in run.recipe.stages:
         output = run.stage_output(config)
@@ -170,9 +177,7 @@ def train_stages(run: Run) -> Path:
             options.append(f"model.ckpt={adapter}")
         if run.short:
             options += run.recipe.short
-        run.step(
-            f"training, {Path(config).stem}", lambda config=config, options=options: train_once(run, config, options)
-        )
+        train_stage(run, config, options)
         folder = RunFolder(output)
         adapter = folder.best() or folder.last()  # a recipe without validation has no best
         run.files[f"{Path(config).stem}: adapter, log, loss curve"] = output
@@ -189,18 +194,21 @@ def read_scores(output: Path, variant: str = "") -> dict[str, float | None]:
     return scores
 
 
+def evaluate(run: Run, name: str, overrides: Sequence[str], *, swapped: bool = False, java: bool) -> None:
+    """What `evaluate.py` does, in this process: importing the libraries for each variant would take longer."""
+    from evaluation.modes import chosen_modes
+    from evaluation.run import evaluate_modes
+
+    config = load_config(run.recipe.stages[-1], [*run.overrides, *overrides])
+    run.step(f"evaluation, {name}", lambda: evaluate_modes(config, chosen_modes(config), swapped=swapped, java=java))
+
+
 def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
     """Score every task: by the trained model, by the same with swapped audio, or by an untrained connector."""
     output = run.output / "untrained" if variant == "_untrained" else run.output
-    arguments = ["--cfg-path", run.recipe.stages[-1]]
-    if variant == "_swapped":
-        arguments.append("--swap-audio")
-    if variant or run.short:
-        arguments.append("--no-java")  # METEOR is for the model's own scores
-    arguments += run.options(
-        f"run.output_dir={output}", "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}"
-    )
-    run.step(f"evaluation, {VARIANTS[variant]}", lambda: evaluate.main(arguments))
+    overrides = (f"run.output_dir={output}", "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}")
+    java = not (variant or run.short)  # METEOR is for the model's own scores
+    evaluate(run, VARIANTS[variant], overrides, swapped=variant == "_swapped", java=java)
     scores = read_scores(output, variant)
     for task, (mode, metric) in TASKS.items():
         run.scores[task][metric + variant] = scores[metric]
@@ -209,25 +217,16 @@ def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
 
 
 def measure_efficiency(run: Run, adapter: Path, report: Path, name: str, overrides: Sequence[str] = ()) -> dict:
-    """The efficiency report, made in a process of its own: on CPU, memory is that of the whole process."""
-    command = [
-        sys.executable,
-        str(ROOT / "evaluate_efficiency.py"),
-        "--cfg-path",
-        run.recipe.stages[-1],
-        "--out",
-        str(report),
-    ]
-    command += ["--ckpt", str(adapter)]
+    """The efficiency report."""
+    arguments = ["--cfg-path", run.recipe.stages[-1], "--out", str(report), "--ckpt", str(adapter)]
     if run.short:
-        command += ["--iterations", "2", "--warmup", "1", "--decode-steps", "8"]
-    command += run.options(*overrides)
-    run.step(name, lambda: subprocess.run(command, check=False).returncode)
+        arguments += ["--iterations", "2", "--warmup", "1", "--decode-steps", "8"]
+    run.command(name, "evaluate_efficiency.py", *arguments, *run.options(*overrides))
     return json.loads(report.read_text(encoding="utf-8"))
 
 
 def measure_trained(run: Run, adapter: Path) -> None:
-    """What the trained model costs; where its language model is quantised, beside what it scores and costs in float32.
+    """What the trained model costs; where its language model is quantised, also its scores and costs in float32.
 
     A folder of GPTQ weights holds no others, so there is nothing to compare them with.
     """
@@ -241,9 +240,7 @@ def measure_trained(run: Run, adapter: Path) -> None:
     own = {metric: run.scores[task].get(metric) for task, (_, metric) in TASKS.items()}
     run.precisions[backend] = {**own, **costs(report)}
     output = run.output / "float32"
-    arguments = ["--cfg-path", run.recipe.stages[-1], "--no-java"]
-    arguments += run.options(f"run.output_dir={output}", f"model.ckpt={adapter}", *FLOAT32)
-    run.step("evaluation, trained, float32", lambda: evaluate.main(arguments))
+    evaluate(run, "trained, float32", (f"run.output_dir={output}", f"model.ckpt={adapter}", *FLOAT32), java=False)
     report = measure_efficiency(run, adapter, output / "efficiency.json", "efficiency, float32", FLOAT32)
     run.precisions["float32"] = {**read_scores(output), **costs(report)}
     run.files["the same adapter on float32 weights: scores, efficiency"] = output
@@ -251,13 +248,13 @@ def measure_trained(run: Run, adapter: Path) -> None:
 
 def costs(report: dict) -> dict[str, float | str]:
     """Of an efficiency report: what the weights take as they are loaded, times, memory, and what ran."""
-    held = {row["part"]: row["bytes"] for row in report["parts"]}
+    sizes = {row["part"]: row["bytes"] for row in report["parts"]}
     times = {name: report[name] for name in ("ttft_s", "tpot_s", "peak_gib", "kernel", "lora")}
-    return {"llm_bytes": held["llm"], "model_bytes": held["total"], **times}
+    return {"llm_bytes": sizes["llm"], "model_bytes": sizes["total"], **times}
 
 
 def precision_table(run: Run) -> str:
-    """Quantised weights beside float32 ones, and what to make of it."""
+    """Quantised weights and float32 ones in one table, and how to read it."""
     rows: list[list[str | None]] = []
     for name, label in {
         "wer": "ASR: WER",
@@ -282,7 +279,7 @@ def precision_table(run: Run) -> str:
 
 
 def table(run: Run) -> str:
-    """The figures, and where each file lies."""
+    """The figures, and the path of each file."""
 
     def shown(value: float | None) -> str | None:
         return None if value is None else f"{value:.4f}"
@@ -299,8 +296,8 @@ def table(run: Run) -> str:
         rows.append([f"{label}, 10 s clip", shown(run.efficiency.get(name)), None, None])
     figures = format_table(["figure", *VARIANTS.values()], rows)
     places = "\n".join(f"  {path}  ({what})" for what, path in run.files.items())
-    beside = f"\n\n{precision_table(run)}" if run.precisions else ""
-    return f"{figures}{beside}\n\nFiles:\n{places}"
+    precisions = f"\n\n{precision_table(run)}" if run.precisions else ""
+    return f"{figures}{precisions}\n\nFiles:\n{places}"
 
 
 def write_summary(run: Run, seconds: float) -> Path:
@@ -318,34 +315,37 @@ def write_summary(run: Run, seconds: float) -> Path:
         "precisions: the trained adapter on quantised weights and on the LLM's own in float32",
         "files": {what: str(place) for what, place in run.files.items()},
     }
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_json(path, content)
     return path
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tools.demo", description="Train, evaluate and measure one recipe.")
-    parser.add_argument("--recipe", choices=RECIPES, default="demo", help="what to run (default: demo)")
-    parser.add_argument("--prefix", help="folder of the recordings, for recipes that are given theirs")
-    parser.add_argument("--output", help="folder to write to (default: outputs/<recipe>)")
-    parser.add_argument("--short", action="store_true", help="a few steps: shows that it runs, not what it reaches")
-    parser.add_argument("--options", nargs="*", default=[], help="section.key=value, for every command")
-    arguments = parser.parse_args(argv)
-    if arguments.recipe == "real" and not arguments.prefix:
-        parser.error("--recipe real needs --prefix, the folder that holds the recordings (see configs/real)")
-    return arguments
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m tools.demo", description="Train, evaluate and measure one recipe.")
+    result.add_argument("--recipe", choices=RECIPES, default="demo", help="what to run (default: demo)")
+    result.add_argument("--prefix", help="folder of the recordings, for recipes that are given theirs")
+    result.add_argument("--output", help="folder to write to (default: outputs/<recipe>)")
+    result.add_argument("--short", action="store_true", help="a few steps: shows that it runs, not what it reaches")
+    result.add_argument("--options", nargs="*", default=[], help="section.key=value, for every command")
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status."""
-    arguments = parse_arguments(argv)
+    return command_line.run(work, parser(), argv)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Run the recipe that the arguments name, step by step."""
+    if arguments.recipe == "real" and not arguments.prefix:
+        parser().error("--recipe real needs --prefix, the folder that holds the recordings (see configs/real)")
     start = time.monotonic()
-    disable_progress_bar()  # one a part and load of the model: nothing that small takes a bar
     recipe = RECIPES[arguments.recipe]
     output = Path(arguments.output or f"outputs/{recipe.name}{'-short' if arguments.short else ''}")
     prefix = output / "corpus" if recipe.synthetic else arguments.prefix and Path(arguments.prefix)
-    if Path.cwd() != ROOT:  # recipes, and the commands that run here, name files from there
+    if Path.cwd() != ROOT:  # recipes and commands name files from there
         output, prefix = output.absolute(), prefix and prefix.absolute()
-        print(f"tools.demo: going on in {ROOT}, which the recipe's paths and those in --options start from")
+        print(f"tools.demo: continuing in {ROOT}, which the recipe's paths and those in --options start from")
         os.chdir(ROOT)
     overrides = [f"datasets.prefix={prefix}"] if prefix else []
     if load_config(recipe.stages[0]).datasets.cache_encoder_outputs:
@@ -365,7 +365,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{table(run)}\n\n{recipe.name}: done in {seconds / 60:.1f} minutes")
     if run.short:
         print("This was a short run: its scores show that everything runs, not what the recipe reaches.")
-    return 0
 
 
 if __name__ == "__main__":

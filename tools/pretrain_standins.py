@@ -11,18 +11,14 @@ Needs espeak-ng's package (`pip install espeakng-loader`). `docs/standins.md` sa
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from support import command_line
 
-from tools.standins import beats, llm, whisper
-from tools.standins.clips import load_clips, read_shard
-from tools.standins.tokenizer import build_tokenizer
-
-PARTS = ("llm", "whisper", "beats")
 WHISPER_SPEECH = 0.94
 BEATS_CLIPS, BEATS_SPEECH = 6_000, 0.2
 HELD_OUT = 200
@@ -40,6 +36,8 @@ def _log(part: str, started: float):
 
 def _clips(arguments: argparse.Namespace, features: str, count: int, *, further: int = 0, **how: float):
     """The clips of a set; `further` sets share no draw with the first."""
+    from tools.standins.clips import load_clips, read_shard
+
     count = max(2 * HELD_OUT, int(count * arguments.scale))
     seed, processes = arguments.seed + further, arguments.processes
     shards = load_clips(arguments.work, count, features=features, seed=seed, processes=processes, **how)
@@ -47,6 +45,9 @@ def _clips(arguments: argparse.Namespace, features: str, count: int, *, further:
 
 
 def pretrain_llm(arguments: argparse.Namespace) -> None:
+    from tools.standins import llm
+    from tools.standins.tokenizer import build_tokenizer
+
     log = _log("llm", time.monotonic())
     recipe = llm.LlamaRecipe(seed=arguments.seed)
     recipe = replace(recipe, steps=max(1, int(recipe.steps * arguments.scale)))
@@ -57,6 +58,8 @@ def pretrain_llm(arguments: argparse.Namespace) -> None:
 
 
 def pretrain_whisper(arguments: argparse.Namespace) -> None:
+    from tools.standins import whisper
+
     log = _log("whisper", time.monotonic())
     recipe = whisper.WhisperRecipe(seed=arguments.seed)
     recipe = replace(
@@ -79,10 +82,12 @@ def pretrain_whisper(arguments: argparse.Namespace) -> None:
 
 
 def pretrain_beats(arguments: argparse.Namespace) -> None:
+    from tools.standins import beats
+
     log = _log("beats", time.monotonic())
     recipe = beats.BEATsRecipe(seed=arguments.seed)
     recipe = replace(recipe, steps=max(1, int(recipe.steps * arguments.scale)))
-    # It is told each speaker's gender, which nobody knows of invented ones.
+    # Its targets have each speaker's gender, which invented speakers do not have.
     clips = _clips(arguments, "fbank", BEATS_CLIPS, speech=BEATS_SPEECH, invented=0.0)
     examples = [beats.example(clip) for clip in clips]
     for step, model in beats.train(recipe, examples[:-HELD_OUT], log):
@@ -91,27 +96,41 @@ def pretrain_beats(arguments: argparse.Namespace) -> None:
         beats.save(model, arguments.out / "beats.pt")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Pretrain the parts that are asked for."""
-    parser = argparse.ArgumentParser(
+PARTS = {"llm": pretrain_llm, "whisper": pretrain_whisper, "beats": pretrain_beats}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
         prog="python -m tools.pretrain_standins",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for whisper/, beats.pt and llm/")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the clips and steps, for a quick look")
-    parser.add_argument("--work", type=Path, default=Path("outputs/standins"), help="rendered clips are kept here")
-    parser.add_argument("--processes", type=int, default=1, help="to render clips; the result does not depend on it")
-    parsed = parser.parse_args(arguments)
+    result.add_argument("--out", type=Path, required=True, help="folder for whisper/, beats.pt and llm/")
+    result.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="default: all")
+    result.add_argument("--seed", type=int, default=0)
+    result.add_argument("--scale", type=float, default=1.0, help="share of the clips and steps, for a quick look")
+    result.add_argument("--work", type=Path, default=Path("outputs/standins"), help="rendered clips are kept here")
+    result.add_argument("--processes", type=int, default=1, help="to render clips; the result does not depend on it")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status."""
+    return command_line.run(work, parser(), argv)
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Pretrain the parts that the arguments name; 1 where they are too large to be shipped."""
+    import torch
+
     torch.set_num_threads(1)  # layers this small are faster on one core than on two
-    for part in parsed.parts:
-        {"llm": pretrain_llm, "whisper": pretrain_whisper, "beats": pretrain_beats}[part](parsed)
-    size = sum(path.stat().st_size for path in parsed.out.rglob("*") if path.is_file())
-    print(f"{parsed.out}: {size / 2**20:.1f} MiB")
+    for part in arguments.parts:
+        PARTS[part](arguments)
+    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
+    print(f"{arguments.out}: {size / 2**20:.1f} MiB")
     return 0 if size <= LIMIT_BYTES else 1
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

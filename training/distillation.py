@@ -1,4 +1,4 @@
-"""Distillation: a model, the student, learns from a frozen teacher besides the true texts.
+"""Distillation: a model, the student, learns from a frozen teacher in addition to the true texts.
 
 Terms, each with a weight in `distillation`:
 
@@ -9,7 +9,7 @@ Terms, each with a weight in `distillation`:
 
 The first three are sums over the target's tokens. `qformer` is a mean over a clip's own audio tokens, counted once for
 each of its target's tokens. So every term is a sum over target tokens as the plain loss is: neither padding, nor the
-split into batches, nor the number of processes changes what is learnt.
+split into batches, nor the number of processes changes what is learned.
 
 Logits and hidden states are compared at the same tokens: the teacher reads the student's targets, after its own
 prompt template.
@@ -55,7 +55,7 @@ class Losses:
 
 
 @dataclass
-class _Heard:
+class ConnectorOutputs:
     """What a connector returned."""
 
     queries: Tensor | None = None  # [M, Q, D] of the Q-Former, a row for each window that is not padding
@@ -65,10 +65,10 @@ class _Heard:
 class Distiller:
     """Losses of `student` under `teacher`, which stays in eval and gets no gradient.
 
-    Where both have the same frozen encoders, these are held, and run, once.
+    Where both have the same frozen encoders, these are loaded, and run, once.
 
     Raises:
-        ValueError: teacher and student do not have in common what a term with a weight compares.
+        UserError: a term with a weight compares what teacher and student do not have in common.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class Distiller:
         Args:
             forward: the student's forward pass, as training wraps it.
             waveforms, lengths: the batch's, on the device.
-            frames: the student's encoders' outputs where they are at hand.
+            frames: the student's encoders' outputs, where they are cached.
         """
         if frames is None and self.shares_encoders:
             frames = self.student.encode_frames(waveforms, lengths)
-        with _listening(self.student) as student_heard:
+        with _connector_outputs(self.student) as student_outputs:
             output = forward(waveforms, lengths, text_batch=batch.text_batch, frames=frames)
-        with torch.no_grad(), _listening(self.teacher) as teacher_heard:
+        with torch.no_grad(), _connector_outputs(self.teacher) as teacher_outputs:
             taught = self._teach(batch, waveforms, lengths, frames)
         terms = {}
         for term in self.weights:
@@ -120,7 +120,7 @@ class Distiller:
                 terms[term] = hidden_distance(output.hidden, taught.hidden)
             else:
                 counts = torch.tensor([len(target) for target in batch.text_batch.targets], device=waveforms.device)
-                terms[term] = query_distance(student_heard, teacher_heard, counts)
+                terms[term] = query_distance(student_outputs, teacher_outputs, counts)
         loss_sum = sum(self.weights[term] * value for term, value in terms.items())
         if "labels" not in terms:  # processes that train together wait for a gradient of every trained parameter
             loss_sum = loss_sum + 0.0 * output.loss_sum
@@ -151,7 +151,7 @@ def build_distiller(config: Config, student: SALMONN) -> Distiller | None:
     """The distiller that `config.distillation` asks for, with its teacher on the student's device; None without one.
 
     Raises:
-        ValueError: the teacher has no adapter, cannot be built, or does not fit the student.
+        UserError: the teacher has no adapter, cannot be built, or does not fit the student.
     """
     described = config.distillation.teacher
     if described is None:
@@ -169,10 +169,10 @@ def build_distiller(config: Config, student: SALMONN) -> Distiller | None:
 
 
 def describe_plan(config: Config, device: torch.device) -> str:
-    """`Distiller.describe` from architecture facts alone, where weights are not at hand.
+    """`Distiller.describe` from architecture facts alone, where weights are missing.
 
     Raises:
-        ValueError: nothing is known of a part's architecture, or widths do not fit.
+        UserError: nothing is known of a part's architecture, or widths do not fit.
     """
     described = config.distillation.teacher
     student = build_model(config.model, device, weights=False)
@@ -194,7 +194,7 @@ def _weights(config: DistillationConfig) -> dict[str, float]:
 
 
 def _description(config: DistillationConfig, teacher: SALMONN, shared: Sequence[str]) -> str:
-    """`shared` are the parts that the teacher has of the student."""
+    """`shared` are the parts that the teacher takes from the student."""
     weights = _weights(config)
     words = ", ".join(f"{term} {weight:g}" for term, weight in weights.items())
     if "logits" in weights:
@@ -202,10 +202,10 @@ def _description(config: DistillationConfig, teacher: SALMONN, shared: Sequence[
     lines = [f"distillation: {words}", f"teacher {teacher.config.llama_path}, adapter {teacher.config.ckpt}"]
     rows = part_sizes(teacher)[:-1]
     for row in rows:
-        held = "the student's own" if row.part in shared else f"{row.bytes / GIB:.3f} GiB"
-        lines.append(f"  {row.part:<12}{row.parameters:>16,}  {held}")
+        size = "the student's own" if row.part in shared else f"{row.bytes / GIB:.3f} GiB"
+        lines.append(f"  {row.part:<12}{row.parameters:>16,}  {size}")
     more = sum(row.bytes for row in rows if row.part not in shared)
-    return "\n".join([*lines, f"  beside the student: {more / GIB:.3f} GiB"])
+    return "\n".join([*lines, f"  in addition to the student: {more / GIB:.3f} GiB"])
 
 
 def frozen(config: ModelConfig) -> ModelConfig:
@@ -215,7 +215,7 @@ def frozen(config: ModelConfig) -> ModelConfig:
 
 
 def misfits(student: SALMONN, teacher: SALMONN, weights: dict[str, float]) -> list[str]:
-    """What keeps each of the weighted terms from being compared, with what was found and how to mend it."""
+    """Why weighted terms cannot be compared: what was found, what was expected, how to fix it."""
     problems = []
     if weights.keys() & set(LANGUAGE_TERMS) and teacher.text is not None:  # a planned model has no tokenizer
         problems += _text_misfits(student, teacher, " and ".join(term for term in LANGUAGE_TERMS if term in weights))
@@ -247,7 +247,7 @@ QFORMER_FACTS: dict[str, Callable[[SALMONN], object]] = {
     "second_stride (in frames)": lambda model: model.connector.stride,
     "legacy (last windows that are not full are kept)": lambda model: model.connector.keep_partial_window,
 }
-"""Key, as an error shows it -> what must be equal for the Q-Formers' outputs to stand side by side."""
+"""Key, as an error shows it -> what must be equal for the Q-Formers' outputs to be compared."""
 
 
 def _text_misfits(student: SALMONN, teacher: SALMONN, terms: str) -> list[str]:
@@ -305,11 +305,11 @@ def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return gap.square().mean(dim=-1).sum()
 
 
-def query_distance(student: _Heard, teacher: _Heard, counts: LongTensor) -> Tensor:
+def query_distance(student: ConnectorOutputs, teacher: ConnectorOutputs, counts: LongTensor) -> Tensor:
     """Mean squared difference of Q-Former outputs over each clip's windows, times its `counts` `[B]`, summed.
 
     Raises:
-        ValueError: the two cut the clips in different numbers of windows.
+        UserError: the two cut the clips in different numbers of windows.
     """
     ours, theirs = student.queries, teacher.queries
     if ours.shape != theirs.shape:
@@ -327,22 +327,22 @@ def query_distance(student: _Heard, teacher: _Heard, counts: LongTensor) -> Tens
 
 
 @contextmanager
-def _listening(model: SALMONN) -> Iterator[_Heard]:
-    """Keep what the model's connector returns within the block."""
-    heard = _Heard()
+def _connector_outputs(model: SALMONN) -> Iterator[ConnectorOutputs]:
+    """Record what the model's connector returns within the block."""
+    outputs = ConnectorOutputs()
 
     def keep_queries(module: nn.Module, inputs: tuple, queries: Tensor) -> None:
-        heard.queries = queries
+        outputs.queries = queries
 
     def keep_mask(module: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        heard.mask = output[1]
+        outputs.mask = output[1]
 
     hooks = [
         model.connector.qformer.register_forward_hook(keep_queries),
         model.connector.register_forward_hook(keep_mask),
     ]
     try:
-        yield heard
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,8 +6,10 @@ from dataclasses import fields, is_dataclass
 import torch
 from torch import Tensor, nn
 
+from support.command_line import UserError
 
-class NonFiniteError(RuntimeError):
+
+class NonFiniteError(UserError):
     """Too many steps in a row had a loss or gradients that are not finite."""
 
 

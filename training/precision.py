@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -14,9 +13,6 @@ from models.device import pick_device
 from models.salmonn import SALMONN
 from support.command_line import UserError
 
-if TYPE_CHECKING:
-    pass
-
 
 def make_accelerator(config: Config) -> Accelerator:
     """Devices, processes and precision of a run: fp16 with loss scaling on CUDA where `run.amp` is set, else fp32.
@@ -24,7 +20,7 @@ def make_accelerator(config: Config) -> Accelerator:
     With `model.dtype: bfloat16`, mixed precision is that.
 
     Raises:
-        ValueError: where the launcher's number of processes did not come about.
+        UserError: fewer processes are running than the launcher asked for.
     """
     on_cpu = pick_device(config.run.device).type != "cuda"
     # Autocast to fp16 would also cast bfloat16 weights down, on every call; bfloat16 needs no loss scaling.
@@ -52,16 +48,16 @@ def training_model_config(config: Config, device: torch.device) -> ModelConfig:
     Gradients flow through the frozen language model, and unscaled ones vanish in fp16.
 
     Raises:
-        ValueError: fp16 is asked for where the loss is not scaled: without `run.amp`, or on a CPU.
+        UserError: fp16 is asked for where the loss is not scaled: without `run.amp`, or on a CPU.
     """
     on_cuda = device.type == "cuda"
     if on_cuda and config.run.amp:
         return config.model
     if config.model.dtype == "float16":
-        why, mend = ("run.amp is false", "run.amp=true, or ") if on_cuda else (f"training is on the {device.type}", "")
+        why, fix = ("run.amp is false", "run.amp=true, or ") if on_cuda else (f"training is on the {device.type}", "")
         raise UserError(
             f"model.dtype is float16 and {why}: without loss scaling small gradients become zero. Set "
-            f"{mend}model.dtype=float32."
+            f"{fix}model.dtype=float32."
         )
     return replace(config.model, dtype="float32") if on_cuda and config.model.dtype == "auto" else config.model
 

@@ -1,14 +1,15 @@
-"""Whether a run goes on from a checkpoint as if it had never stopped: what must be the same, and what has changed."""
+"""Whether a run continues from a checkpoint as if it had never stopped: what must be equal, and what has changed."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from configs.parsing import ConfigError
 from configs.schema import Config, load_config
-from dataset import AudioTextDataset
+from data.annotations import Annotation
+from data.prompts import Prompts
 from models.checkpoint.adapter_folder import CONFIG_FILE
 from training.run_folder import RunFolderError
 
@@ -38,23 +39,23 @@ WITHOUT_EFFECT = frozenset(
 """Keys within them that change nothing for a resumed run's training."""
 
 
-def data_digest(data: AudioTextDataset) -> str:
-    """Of what the clips are, in order; not of where they lie, since a corpus may be moved."""
+def data_digest(clips: Iterable[Annotation]) -> str:
+    """Digest of what the clips are, in order; not of their folders, since a corpus may be moved."""
     digest = hashlib.blake2b(digest_size=8)
-    for clip in data.annotations:
+    for clip in clips:
         names = [Path(path).name for path in (clip.path, *clip.expand_wav)]
         digest.update(json.dumps([names, clip.task, clip.text, clip.texts, clip.Q]).encode() + b"\n")
     return digest.hexdigest()
 
 
-def prompts_digest(data: AudioTextDataset) -> str:
-    """Of the prompts that the clips' tasks have."""
-    used = {task: data.prompts.choices(task) for task in sorted(set(data.tasks))}
+def prompts_digest(prompts: Prompts, tasks: Iterable[str]) -> str:
+    """Digest of the prompts of these tasks."""
+    used = {task: prompts.choices(task) for task in sorted(set(tasks))}
     return hashlib.blake2b(json.dumps(used).encode(), digest_size=8).hexdigest()
 
 
 def require_same_run(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that a run of the shape `now` can go on exactly from a checkpoint of one of the shape `before`.
+    """Check that a run of the shape `now` can continue exactly from a checkpoint of one of the shape `before`.
 
     Raises:
         RunFolderError: naming everything that differs.
@@ -68,7 +69,7 @@ def require_same_run(checkpoint: Path, before: Mapping[str, Any], now: Mapping[s
 
 
 def describe_changes(checkpoint: Path, config: Config, *, other_prompts: bool) -> str | None:
-    """What a user should know where settings that matter to training are not the checkpoint's; None where none is."""
+    """A warning that names the settings of training that differ from the checkpoint's; None where none does."""
     changed = list(_changed_settings(checkpoint, config))
     if other_prompts:
         changed.append(f"model.prompt_path: {config.model.prompt_path} holds other prompts than before")

@@ -1,15 +1,15 @@
-"""A run's folder: whole checkpoints, the pointers `last` and `best`, and what a run needs to go on exactly.
+"""A run's folder: whole checkpoints, the pointers `last` and `best`, and what a run needs to continue exactly.
 
     <output_dir>/
         checkpoint_000300/      adapter.safetensors, config.yaml, metrics.json
             trainer_state/      progress.json, optimizer.pt, rng.pt
         last -> checkpoint_000300
         best -> checkpoint_000200
-        abandoned_checkpoint_000400/    set aside: the run went on from an older checkpoint
+        abandoned_checkpoint_000400/    set aside: the run continued from an older checkpoint
         log.jsonl, loss.png, quarantine.jsonl, wandb_run_id
 
-A checkpoint appears under its name only when all of it is on disk; a folder under another name is debris of a killed
-save and is never read. So the newest `checkpoint_*` is always whole, whatever the pointers say.
+A checkpoint appears under its name only when all of it is on disk; a folder under another name was left by a
+killed save and is never read. So the newest `checkpoint_*` is always whole, whatever the pointers say.
 """
 
 import json
@@ -23,6 +23,7 @@ from pickle import UnpicklingError
 import torch
 
 from support.command_line import UserError
+from support.files import recover, write_whole
 
 STATE_FOLDER = "trainer_state"
 ABANDONED = "abandoned_"  # before the name of a checkpoint that the run has left behind
@@ -72,7 +73,7 @@ class Progress:
     shape: dict = field(default_factory=dict)
     """What must not change for a resumed run to be the same run: seed, clips, global batch, …"""
     prompts: str = ""
-    """Digest of the training prompts: a change is said, and the run goes on."""
+    """Digest of the training prompts: a change is reported, and the run continues."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class TrainerState:
             ) from error
         except (json.JSONDecodeError, UnpicklingError, RuntimeError, EOFError) as error:
             raise RunFolderError(
-                f"{source} is damaged: {error}. Delete {checkpoint}, and go on from an older one with --resume."
+                f"{source} is damaged: {error}. Delete {checkpoint}, and continue from an older one with --resume."
             ) from error
         unknown = set(raw) - {item.name for item in fields(Progress)}
         if unknown:
@@ -162,6 +163,8 @@ class RunFolder:
     def _by_step(self) -> list[tuple[int, Path]]:
         if not self.path.is_dir():
             return []
+        for child in self.path.glob("checkpoint_*.previous"):  # its replacement was killed
+            recover(child.with_suffix(""))
         return sorted(
             (int(match[1]), child)
             for child in self.path.iterdir()
@@ -179,6 +182,7 @@ class RunFolder:
 
     def best(self) -> Path | None:
         pointer = self.path / "best"
+        recover(pointer.resolve())
         return pointer.resolve() if pointer.is_dir() else None
 
     def point(self, name: str, checkpoint: Path) -> None:
@@ -201,15 +205,16 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Delete what killed saves and deletions left behind."""
-        for child in self.path.glob(".*checkpoint_*"):
+        self.checkpoints()  # those whose replacement was killed get their name back first
+        for child in (*self.path.glob(".*checkpoint_*"), *self.path.glob("checkpoint_*.previous")):
             shutil.rmtree(child, ignore_errors=True)
 
     def go_on_from(self, step: int, best_step: int | None = None) -> list[str]:
-        """Make the folder what it was at `step` of its run; returns what a user should know.
+        """Make the folder what it was at `step` of its run; returns messages for the user.
 
         Later checkpoints belong to a branch that the run leaves: they are set aside, so that none of them is taken for
         the newest. Later lines of the log go; at Weights & Biases, where none can go, a new run begins. The pointers
-        are set anew, wherever a kill left them: `last` to the newest checkpoint, `best` to that of `best_step`; where
+        are set again, wherever a kill left them: `last` to the newest checkpoint, `best` to that of `best_step`; where
         that one is not here there is no `best`.
         """
         notes = []
@@ -218,7 +223,7 @@ class RunFolder:
         aside = self._set_aside(step)
         if aside:
             notes.append(
-                f"{self.path}: going on from step {step}, so the later checkpoints are set aside as "
+                f"{self.path}: continuing from step {step}, so the later checkpoints are set aside as "
                 f"{', '.join(path.name for path in aside)}; delete them if you do not want them."
             )
         self.cut_log(step)
@@ -228,7 +233,7 @@ class RunFolder:
             best = None
             notes.append(
                 f"{self.path}: the best checkpoint so far, of step {best_step}, is not in this folder; the next "
-                "validation sets `best` anew."
+                "validation sets `best` again."
             )
         self._point_or_remove("best", best)
         return notes
@@ -253,7 +258,7 @@ class RunFolder:
             self.point(name, checkpoint)
 
     def cut_log(self, step: int) -> None:
-        """Drop log lines after `step`: the run goes on from there and will write them again."""
+        """Drop log lines after `step`: the run continues from there and will write them again."""
         if not self.log_path.exists():
             return
         kept = []
@@ -261,11 +266,9 @@ class RunFolder:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except json.JSONDecodeError:  # the line a kill cut off; it lies after the checkpoint
+            except json.JSONDecodeError:  # the line a kill cut off; it is later than the checkpoint
                 break
-        temporary = self.log_path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.log_path)
+        write_whole(self.log_path, "".join(kept))
 
 
 def find_resume(argument: str, folder: RunFolder) -> Path | None:
@@ -276,6 +279,7 @@ def find_resume(argument: str, folder: RunFolder) -> Path | None:
     if argument == "auto":
         return folder.last()
     path = Path(argument)
+    recover(path.resolve())
     if (path / STATE_FOLDER).is_dir():
         return path.resolve()
     newest = RunFolder(path).last()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from configs.schema import Config
 from support.command_line import UserError
-from support.files import jsonable
+from support.files import jsonable, write_whole
 from training.run_folder import RunFolder
 
 
@@ -106,10 +106,10 @@ def draw_curve(
 def start_wandb(config: Config, folder: RunFolder) -> Any | None:
     """A Weights & Biases run where `wandb.mode` is online or offline, else None.
 
-    Its id is kept in the folder, so that a resumed run goes on in the same one.
+    Its id is kept in the folder, so that a resumed run continues in the same one.
 
     Raises:
-        ValueError: where it is asked for and the package is not installed.
+        UserError: it is asked for, and the package is not installed.
     """
     settings = config.wandb
     if settings.mode not in ("online", "offline"):
@@ -124,7 +124,7 @@ def start_wandb(config: Config, folder: RunFolder) -> Any | None:
     if settings.mode == "online" and settings.key:
         wandb.login(key=settings.key)
     if not folder.wandb_path.exists():
-        folder.wandb_path.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        write_whole(folder.wandb_path, secrets.token_hex(8) + "\n")
     return wandb.init(
         mode=settings.mode,
         id=folder.wandb_path.read_text(encoding="utf-8").strip(),

@@ -63,7 +63,7 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters in the two groups of `decay_groups`.
 
-    Raises ValueError where nothing is trainable.
+    Raises UserError where nothing is trainable.
     """
     decay, plain = decay_groups(named_parameters)
     if not decay and not plain:

@@ -24,7 +24,7 @@ from training.nonfinite import NonFiniteError, first_nonfinite
 if TYPE_CHECKING:
     from training.distillation import Distiller
 
-SMALLEST_LOSS_SCALE = 1.0  # an fp16 overflow at a smaller scale is no matter of scale any more
+SMALLEST_LOSS_SCALE = 1.0  # an overflow at a smaller scale is not the scale's fault
 SILENCE_PROMPT = "<Speech><SpeechHere></Speech>"
 
 Outcome = Literal["ok", "overflow", "nonfinite", "empty"]
@@ -32,7 +32,7 @@ Outcome = Literal["ok", "overflow", "nonfinite", "empty"]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to; the same on every process."""
+    """The result of a step; the same on every process."""
 
     loss_sum: float
     """Over `tokens` target tokens, all processes together."""
@@ -74,7 +74,7 @@ class TrainingStep:
         self._parameters = list(model.adapter_parameters())
         if accelerator.ddp_handler is not None:  # a trained encoder may have weights that some batches do not use
             accelerator.ddp_handler.find_unused_parameters = not all(model.encoders.frozen.values())
-        with warnings.catch_warnings():  # of a name that accelerate passes on, and that users cannot mend
+        with warnings.catch_warnings():  # about a name that accelerate uses; users cannot change it
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self._wrapped = accelerator.prepare_model(model, device_placement=False)
 
@@ -116,7 +116,7 @@ class TrainingStep:
                 if len(batch):
                     loss_sum, parts = self._losses(batch)
                     local_sums += torch.stack([loss_sum.detach(), *(parts[term] for term in terms)])
-                else:  # every clip was bad here, but the others wait for this process' gradients: zeros
+                else:  # every clip was bad here, but the other processes wait for gradients: zeros
                     loss_sum = 0.0 * self._losses(self._silence())[0]
                 # Gradients are averaged over the processes, while the loss is divided by the tokens of all of them.
                 accelerator.backward(loss_sum * (accelerator.num_processes / tokens))

@@ -18,7 +18,7 @@ class StopRequest:
 
     @contextmanager
     def noted(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Note the signals for the end of the step under way; a second one ends the process at once."""
+        """Note signals until the current step ends; a second one ends the process at once."""
 
         def note(number: int, _frame: object) -> None:
             self.signal = signal.Signals(number)
@@ -35,4 +35,4 @@ class StopRequest:
 
 
 class Interrupted(Exception):
-    """A signal came during validation."""
+    """Validation, or an evaluation, was asked to stop."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from support.command_line import UserError
 
@@ -157,7 +158,7 @@ def _config_file(path: str) -> Path | None:
     name, _, revision = path.partition("@")
     try:
         cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
-    except ValueError:  # it reads as a path, not as a hub name
+    except HFValidationError:  # it reads as a path, not as a hub name
         return None
     return Path(cached) if isinstance(cached, str) else None
 

@@ -37,8 +37,6 @@ _VERBS = {
 KINDS = (*SOUNDS, *INSTRUMENTS)
 """Every kind of event, continuous ones first."""
 
-RELATIONS = ("single", "then", "while")
-
 
 def noun(kind: str) -> str:
     """The event as a noun phrase: `a dog`, `someone knocking`."""

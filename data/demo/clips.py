@@ -1,6 +1,6 @@
 """One clip of the demo corpus: what is heard, through which channel, and how it becomes samples."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import soxr
@@ -52,12 +52,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Samples and where in them everything happens."""
+    """Samples and where in them every sound happens."""
 
     waveform: np.ndarray  # [channels, T] float32 at channel.rate_hz
-    words: tuple[tuple[str, float, float], ...] = ()  # word, start and end in seconds
-    phonemes: tuple[tuple[str, float], ...] = ()
-    events: tuple[tuple[str, float, float], ...] = field(default=())  # kind, start and end in seconds
+    events: tuple[tuple[str, float, float], ...]  # kind, start and end in seconds
 
 
 def draw_channel(rng: np.random.Generator) -> Channel:
@@ -109,12 +107,10 @@ def draw_event(rng: np.random.Generator, kind: str, duration_s: float) -> Event:
 def render(clip: Clip, synthesiser: Synthesiser) -> Rendered:
     """Make the samples; the same clip gives the same samples (speech: after the same calls to espeak-ng)."""
     rng = np.random.default_rng((*clip.seed, 1))
-    words = phonemes = ()
     spans: list[tuple[str, float, float]] = []
     if clip.sentence is not None:
         spoken = synthesiser.say(clip.sentence.text, clip.voice)
         mono, rate_hz = spoken.waveform.astype(np.float64), spoken.rate_hz
-        words, phonemes = spoken.words, spoken.phonemes
         mono /= np.abs(mono).max() + 1e-9
         if clip.events:
             duration_s = mono.size / rate_hz
@@ -131,7 +127,7 @@ def render(clip: Clip, synthesiser: Synthesiser) -> Rendered:
     if clip.channel.stereo:
         balance = rng.uniform(0.35, 0.65)
         waveform = np.concatenate([waveform * 2 * balance, waveform * 2 * (1 - balance)])
-    return Rendered(np.clip(waveform, -1, 1), words, phonemes, tuple(spans))
+    return Rendered(np.clip(waveform, -1, 1), tuple(spans))
 
 
 def _event(rng: np.random.Generator, event: Event, duration_s: float) -> np.ndarray:

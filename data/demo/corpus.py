@@ -13,7 +13,6 @@ Test clips have voices, sentences and pairs of events that no training clip of a
 
 import argparse
 import io
-import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +29,7 @@ from data.demo.clips import Clip, draw_event, draw_sound_clip, draw_speech_clip,
 from data.demo.sounds import CONTINUOUS, INSTRUMENTS
 from data.demo.speech import Synthesiser, invent_speaker
 from data.demo.tasks import Answer, mixed_answer, music_answer, sound_answers, speech_answers
+from support.files import write_json
 
 SHARD_CLIPS = 360
 """Clips rendered by one fresh process; fixed, so that the bytes do not depend on the machine."""
@@ -111,8 +111,7 @@ def write_corpus(
     }
     entries = {}
     for name, annotation in _annotations(written, sizes, seed).items():
-        text = json.dumps({"annotation": annotation}, indent=1, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / name, {"annotation": annotation})
         entries[name] = len(annotation)
     total_s = sum(item.duration_s for members in written.values() for item in members)
     return CorpusReport(folder, len(rendered), total_s / 3600, entries, time.monotonic() - started)
@@ -268,11 +267,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=None, help="default: one a CPU core")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Write the corpus and say what was written."""
     sizes = DemoSizes.small() if arguments.small else DemoSizes()
     report = write_corpus(arguments.out, seed=arguments.seed, sizes=sizes, processes=arguments.processes)
     print(f"{report.clips} clips, {report.hours:.2f} h of audio, in {report.folder} after {report.seconds:.0f} s")
     for name, entries in report.entries.items():
         print(f"  {name:<20} {entries:>5} entries")
-    return 0

@@ -104,11 +104,6 @@ class Sentence:
         """The nouns and names, in the order spoken."""
         return [word for word in self.text.split() if word in _CONTENT_WORDS]
 
-    @property
-    def slot_text(self) -> str:
-        """`intent call, name maria, day monday`: the answer of the slot-filling task."""
-        return ", ".join(f"{name} {value}" for name, value in self.slots.items())
-
 
 def is_test_sentence(text: str) -> bool:
     """Whether this sentence is kept for testing: a property of its text, the same for every seed."""

@@ -1,7 +1,7 @@
 """Speech for the demo corpus: espeak-ng through its pip package, called in-process by ctypes.
 
 What espeak-ng returns depends on the calls made before it in the same process: the same bytes need the same sequence
-of calls in a fresh process. `data.demo` therefore renders every part of the corpus in a process of its own.
+of calls in a fresh process. `data.demo` therefore renders every part of the corpus in a separate process.
 """
 
 import ctypes
@@ -13,13 +13,12 @@ from types import ModuleType
 import numpy as np
 
 from data.demo.speakers import SpeakerFolder, draw_speaker
+from support.command_line import UserError
 
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS
-_PHONEME_EVENTS = 1  # espeakINITIALIZE_PHONEME_EVENTS
 _UTF8 = 1  # espeakCHARS_UTF8
 _IPA = 2  # TextToPhonemes: International Phonetic Alphabet
 _PARAMETERS = {"rate_wpm": 1, "pitch": 3, "pitch_range": 4, "word_gap": 7}
-_EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 
 # Left out: voices with an echo, and a few others (f2, f3, f5, Alicia, victor, sandro), whose bytes differ between runs.
 FEMALE_TRAIN = ("f1", "Annie", "aunty", "belinda", "linda", "grandma", "steph", "steph2", "steph3")
@@ -34,7 +33,7 @@ ACCENTS = ("en-us", "en-us", "en-us", "en", "en", "en-gb-x-rp")
 """Repeated by weight. Accents are shared by both splits; speakers (espeak-ng's voice variants) are not."""
 
 
-class SpeechError(RuntimeError):
+class SpeechError(UserError):
     """espeak-ng is missing or refused a voice."""
 
 
@@ -64,8 +63,8 @@ class Spoken:
 
     waveform: np.ndarray  # [T] float32 in [-1, 1]
     rate_hz: int
-    words: tuple[tuple[str, float, float], ...]  # word, start and end in seconds
-    phonemes: tuple[tuple[str, float], ...]  # espeak's phoneme mnemonic, start in seconds
+    cut: int
+    """Samples of silence that were cut before it."""
 
 
 def draw_voice(rng: np.random.Generator, *, test: bool) -> Voice:
@@ -88,20 +87,7 @@ def invent_speaker(voice: Voice, name: str, rng: np.random.Generator) -> Voice:
     return replace(voice, speaker=name, gender=None, variant=draw_speaker(rng))
 
 
-class _Event(ctypes.Structure):
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position_ms", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", ctypes.c_char * 8),
-    )
-
-
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 def espeak_package() -> ModuleType:
@@ -122,36 +108,27 @@ class Synthesiser:
         SpeechError: the package `espeakng-loader` is not installed, or the library does not start.
     """
 
+    options = 0
+    """Of espeak_Initialize."""
+
     def __init__(self) -> None:
         loader = espeak_package()
         self._temporary = TemporaryDirectory(prefix="espeak_")
         self._speakers = SpeakerFolder(Path(loader.get_data_path()), Path(self._temporary.name))
         self._library = ctypes.CDLL(loader.get_library_path())
         self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-        self.rate_hz = self._library.espeak_Initialize(
-            _SYNCHRONOUS, 0, str(self._speakers.path).encode(), _PHONEME_EVENTS
-        )
+        self.rate_hz = self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(self._speakers.path).encode(), self.options)
         if self.rate_hz <= 0:
             raise SpeechError(
                 f"espeak_Initialize returned {self.rate_hz}; its data should be in espeakng_loader's folder"
             )
         self._chunks: list[bytes] = []
-        self._words: list[tuple[int, int]] = []
-        self._phonemes: list[tuple[str, int]] = []
         self._callback = _Callback(self._receive)  # kept alive: C holds only the pointer
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, samples, count: int, events) -> int:
+    def _receive(self, samples, count: int, events: int) -> int:
         if samples and count > 0:
             self._chunks.append(ctypes.string_at(samples, 2 * count))
-        index = 0
-        while events[index].type != _EVENT_END:
-            event = events[index]
-            if event.type == _EVENT_WORD:
-                self._words.append((event.text_position - 1, event.sample))
-            elif event.type == _EVENT_PHONEME:
-                self._phonemes.append((event.id.decode("utf-8", "replace"), event.sample))
-            index += 1
         return 0
 
     def _select(self, voice: Voice) -> None:
@@ -165,7 +142,7 @@ class Synthesiser:
     def say(self, text: str, voice: Voice) -> Spoken:
         """Speak plain lower-case English; silence at both ends is cut to 30 ms."""
         self._select(voice)
-        self._chunks, self._words, self._phonemes = [], [], []
+        self._chunks = []
         encoded = text.encode()
         self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, _UTF8, None, None)
         self._library.espeak_Synchronize()
@@ -176,9 +153,7 @@ class Synthesiser:
         margin = int(0.03 * self.rate_hz)
         start = max(0, int(sounding[0]) - margin) if sounding.size else 0
         end = min(waveform.size, int(sounding[-1]) + margin) if sounding.size else waveform.size
-        words = tuple(_word_times(text, self._words, start, end, self.rate_hz))
-        phonemes = tuple((name, (sample - start) / self.rate_hz) for name, sample in self._phonemes)
-        return Spoken(waveform[start:end], self.rate_hz, words, phonemes)
+        return Spoken(waveform[start:end], self.rate_hz, start)
 
     def phonemes(self, text: str, voice: Voice) -> str:
         """IPA of a text in a voice's accent, without stress marks, one space between words."""
@@ -186,27 +161,3 @@ class Synthesiser:
         pointer = ctypes.c_char_p(text.encode())
         ipa = self._library.espeak_TextToPhonemes(ctypes.byref(pointer), _UTF8, _IPA).decode()
         return " ".join(ipa.replace("ˈ", "").replace("ˌ", "").split())
-
-
-def _word_times(text: str, events: list[tuple[int, int]], start: int, end: int, rate_hz: int):
-    """Word, start and end in seconds, from espeak's word events (position in the text, sample).
-
-    espeak-ng reports some pairs of function words ("in the") as one event: its time is shared by their letters.
-    """
-    positions, cursor = [], 0
-    for word in text.split():
-        cursor = text.index(word, cursor)
-        positions.append((cursor, word))
-        cursor += len(word)
-    samples = [sample for _, sample in events] + [end]
-    for number, (position, _) in enumerate(events):
-        following = events[number + 1][0] if number + 1 < len(events) else len(text)
-        group = [word for at, word in positions if (position <= at < following) or (number == 0 and at < position)]
-        letters = sum(map(len, group))
-        begin_s, finish_s = (
-            (min(max(sample, start), end) - start) / rate_hz for sample in samples[number : number + 2]
-        )
-        for word in group:
-            width_s = (finish_s - begin_s) * len(word) / letters
-            yield word, begin_s, begin_s + width_s
-            begin_s, letters, finish_s = begin_s + width_s, letters - len(word), finish_s

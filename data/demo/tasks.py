@@ -7,12 +7,6 @@ import numpy as np
 from data.demo.captions import KINDS, captions, draw_caption, noun
 from data.demo.clips import Clip, Event
 
-INSTRUCTION_TASKS = (
-    "gender_recognition", "gender_QA", "keywords", "slot_filling", "QA", "music_description",
-    "audio_speech_description", "speaker_verification", "phone_recognition",
-)  # fmt: skip
-"""The tasks of stage 2 beside `asr` and `audiocaption`."""
-
 
 @dataclass(frozen=True)
 class Answer:

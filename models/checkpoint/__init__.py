@@ -10,7 +10,6 @@ _HOMES = {
     "load_adapter": "models.checkpoint.adapter_folder",
     "load_legacy": "models.checkpoint.released",
     "load_projection": "models.checkpoint.adapter_folder",
-    "new_folder": "models.checkpoint.adapter_folder",
     "read_adapter": "models.checkpoint.adapter_folder",
     "save_adapter": "models.checkpoint.adapter_folder",
     "verify_folder": "models.checkpoint.adapter_folder",

@@ -9,14 +9,10 @@ Names in `adapter.safetensors` are the model's parameter names; those of LoRA ar
 `llm.layers.N.self_attn.q_proj.lora_A.weight` and so on, whatever wrappers the libraries put around the layers.
 """
 
-import ctypes
 import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,22 +33,8 @@ from models.checkpoint.adapter_tensors import (
     with_added_encoders,
 )
 from models.checkpoint.pad_rows import append_pad_rows, split_pad_rows
-from models.checkpoint.released import load_legacy, own_entries, read_released
-
-__all__ = [
-    "CheckpointError",
-    "LoadReport",
-    "adapter_state_dict",
-    "checkpoint_of",
-    "load_adapter",
-    "load_legacy",
-    "load_projection",
-    "new_folder",
-    "read_adapter",
-    "save_adapter",
-    "verify_folder",
-    "write_adapter",
-]
+from models.checkpoint.released import own_entries, read_released
+from support.files import new_folder, recover
 
 logger = logging.getLogger(__name__)
 
@@ -179,25 +161,6 @@ def load_projection(model: nn.Module, source: str | Path) -> LoadReport:
     return report
 
 
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A draft folder that takes `folder`'s name once all in it is on disk. After an error or a kill nothing changed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _recover(folder)
-    draft = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)  # debris of a killed save
-    draft.mkdir()
-    try:
-        yield draft
-        for path in sorted(draft.rglob("*"), reverse=True):
-            _sync(path)
-        _sync(draft)
-        _put_in_place(draft, folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def _adapter_file(source: Path) -> Path:
     """The adapter's file in `source`, checked against the folder's manifest."""
     if source.suffix in LEGACY_SUFFIXES:
@@ -218,9 +181,10 @@ def _adapter_file(source: Path) -> Path:
 
 def checkpoint_of(source: Path) -> Path:
     """The checkpoint that `source` means: itself, or of a run's folder its `best`, else its `last`."""
-    _recover(source)
+    recover(source.resolve())
     if source.is_dir() and not (source / ADAPTER_FILE).exists():
         for name in RUN_POINTERS:
+            recover((source / name).resolve())
             if (source / name / ADAPTER_FILE).is_file():
                 logger.info("%s is a run's folder: taking its %s checkpoint", source, name)
                 return source / name
@@ -228,7 +192,7 @@ def checkpoint_of(source: Path) -> Path:
 
 
 def verify_folder(folder: Path, names: tuple[str, ...] = (ADAPTER_FILE, CONFIG_FILE, METRICS_FILE)) -> None:
-    """Check files against the manifest beside them; a folder without a manifest, put together by hand, passes.
+    """Check files against the folder's manifest; a folder without one, made by hand, passes.
 
     Raises:
         CheckpointError: a file is absent, truncated or altered.
@@ -278,45 +242,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} cannot be read as safetensors ({error}); it is truncated or another format."
         ) from error
-
-
-def _put_in_place(draft: Path, folder: Path) -> None:
-    """Give the draft its name. Where the name is taken the two are exchanged in one step, if the system can."""
-    if not folder.exists():
-        os.replace(draft, folder)
-    elif not _exchange(draft, folder):
-        aside = _aside(folder)  # a kill between the next two lines leaves it there, whole; `_recover` puts it back
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)
-        os.replace(draft, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names atomically (Linux' renameat2). False where system or file system cannot."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2(at_cwd, os.fsencode(first.absolute()), at_cwd, os.fsencode(second.absolute()), exchange) == 0
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.previous")
-
-
-def _recover(folder: Path) -> None:
-    """Undo a replacement that was killed halfway."""
-    if not folder.exists() and _aside(folder).is_dir():
-        with suppress(FileNotFoundError):  # another process of the same run was first
-            os.replace(_aside(folder), folder)
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or a folder's list of names, on disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from models.encoders.stack import EncoderStack, logger
 from models.encoders.table import EncoderRules
 from models.frames import Frames
 from support.command_line import UserError
+from support.files import write_whole
 
 
 class FrameCache:
@@ -76,21 +75,18 @@ class FrameCache:
     def _write(self, path: Path, frames: list[Tensor]) -> None:
         if not self._writes:
             return
-        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")  # other ranks may write the same clip
+        tensors = {str(index): values.contiguous() for index, values in enumerate(frames)}
         try:
             path.parent.mkdir(exist_ok=True)
-            save_file({str(index): values.contiguous() for index, values in enumerate(frames)}, temporary)
-            os.replace(temporary, path)
+            write_whole(path, lambda draft: save_file(tensors, draft), in_cache=True)
         except (OSError, SafetensorError) as error:  # the latter is how the library reports a full disk
             self._writes = False
             logger.warning(
-                "%s: no more encoder outputs can be written there (%s); going on, other clips are encoded each time. "
+                "%s: no more encoder outputs can be written there (%s); other clips are encoded each time. "
                 "Make room, or set datasets.cache_encoder_outputs to another folder.",
                 self.folder,
                 error,
             )
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def why_not_cached(frozen: Mapping[str, bool], rules: EncoderRules) -> str | None:

@@ -461,7 +461,7 @@ def _join(
 ) -> HFEncoder:
     try:
         return kind.encoder(network, extractor, window).eval()
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,14 @@ class TextBatch:
 
     def pin_memory(self) -> "TextBatch":
         return self._map(Tensor.pin_memory)
+
+    # A tensor from a loader's worker costs a file descriptor, and a batch has dozens: arrays are sent instead.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self._map(Tensor.numpy))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(vars(TextBatch(**state)._map(torch.from_numpy)))
 
     def _map(self, change) -> "TextBatch":
         def changed(tensors: list[Tensor]) -> list[Tensor]:

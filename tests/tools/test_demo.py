@@ -70,7 +70,7 @@ def test_it_may_be_started_from_any_folder(
     assert started[0].output == tmp_path / "mine" and started[0].output.is_dir()
     prefix = tmp_path / ("recordings" if arguments else "mine/corpus")
     assert f"datasets.prefix={prefix}" in started[0].overrides
-    assert f"going on in {demo.ROOT}" in capsys.readouterr().out
+    assert f"continuing in {demo.ROOT}" in capsys.readouterr().out
 
 
 def test_a_failing_step_ends_the_run(tmp_path: Path) -> None:

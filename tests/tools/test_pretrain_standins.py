@@ -1,5 +1,6 @@
 """The shipped stand-ins: real formats, small, and pretrained on nothing that the demo tests on."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data.demo.language import WORDS
+from data.demo.speech import Voice
 from models.encoders.beats import BEATs
 from models.encoders.whisper import WhisperEncoder
 from models.language.text import load_tokenizer
 from tools.pretrain_standins import LIMIT_BYTES, main
 from tools.standins import beats, llm, whisper
 from tools.standins.clips import assert_training_only, draw_pretraining_clip
+from tools.standins.timed_speech import TimedSynthesiser
 from tools.standins.tokenizer import build_tokenizer
 from tools.standins.training import learning_rate, length_batches
 
@@ -64,6 +67,17 @@ def test_the_shipped_llm_repeats_words_that_it_is_shown():
 def test_pretraining_draws_training_items_only(speech):
     for number in range(150):
         assert_training_only(draw_pretraining_clip(number, speech=speech, seed=0))
+
+
+def test_words_are_timed_in_order():
+    pytest.importorskip("espeakng_loader")
+    voice = Voice(accent="en-us", speaker="f1", gender="female", rate_wpm=150, pitch=50, pitch_range=50, word_gap=0)
+    synthesiser = TimedSynthesiser()
+    spoken = synthesiser.say("the small dog runs in the garden", voice)
+    assert [word for word, *_ in synthesiser.words] == ["the", "small", "dog", "runs", "in", "the", "garden"]
+    edges = [edge for _, start, end in synthesiser.words for edge in (start, end)]
+    assert all(later >= earlier - 1e-9 for earlier, later in pairwise(edges))
+    assert edges[-1] == pytest.approx(spoken.waveform.size / spoken.rate_hz, abs=0.05)
 
 
 def test_nf4_rounding_is_that_of_bitsandbytes():

@@ -11,7 +11,7 @@ from configs.schema import load_config
 from models import build_model
 from models.quantization.gptq import GPTQLinear, GPTQSettings
 from tests import tiny
-from tools import quantize
+from tools import quantize, rounding
 from tools.calibration import CalibrationSequence, _groups, _record, quantize_layers
 
 SMALL = ["--samples", "4", "--text-samples", "2", "--text-length", "24", "--held-out", "2", "--score-samples", "2"]
@@ -77,7 +77,7 @@ def test_the_report_holds_every_choice(made):
     assert rows["int8-encoders"]["total_mib"] < rows["unquantised"]["total_mib"]
     assert rows["nf4"]["scores"]
     for folder in report["folders"]:
-        assert folder["read_back"] < quantize.EQUAL
+        assert folder["read_back"] < rounding.EQUAL
         assert [row["layer"] for row in folder["layers"]] == [0, 1]
         errors = [linear["error"] for row in folder["layers"] for linear in row["linears"]]
         nearest = [linear["nearest"] for row in folder["layers"] for linear in row["linears"]]
@@ -131,7 +131,7 @@ def test_what_cannot_be_done_is_said(project, made, tmp_path, capsys):
     for wrong in (("--samples", "-1"), ("--damp", "-1"), ("--damp", "nan"), ("--text-length", "1")):
         with pytest.raises(SystemExit):
             quantize.main([*arguments, *wrong])
-        assert f"{wrong[0]} is {wrong[1]}; expected" in capsys.readouterr().err
+        assert f"{wrong[0]}: {wrong[1]}; expected" in capsys.readouterr().err
     model = build_model(dataclasses.replace(load_config(project.config).model, lora=False))
     with pytest.raises(ValueError, match="there are none"):
         quantize_layers(model.llm, [], GPTQSettings(group_size=32))

@@ -262,7 +262,7 @@ def test_the_dry_run_shows_the_teacher(project, capsys):
     printed = capsys.readouterr().out
     assert "distillation: labels 0.7, logits 0.3, hidden 1, qformer 1 (temperature 3)" in printed
     assert "the student's own" in printed
-    assert "beside the student:" in printed
+    assert "in addition to the student:" in printed
 
 
 def test_the_dry_run_needs_no_weights(project, capsys):
@@ -271,7 +271,7 @@ def test_the_dry_run_needs_no_weights(project, capsys):
     printed = capsys.readouterr().out
     assert "distillation.teacher.whisper_path = openai/whisper-tiny" in printed
     assert "distillation: labels 0.7, logits 0.3, hidden 1, qformer 1 (temperature 3)" in printed
-    assert "beside the student: " in printed
+    assert "in addition to the student: " in printed
     assert "the student's own" not in printed
 
 

@@ -18,9 +18,11 @@ from data.demo.captions import is_test_pair
 from data.demo.clips import Clip, draw_event, draw_sound_clip, draw_speech_clip, render
 from data.demo.language import DIGITS, WORDS, Sentence, is_test_sentence
 from data.demo.sounds import CONTINUOUS, INSTRUMENTS
-from data.demo.speech import FEMALE_TEST, MALE_TEST, Synthesiser, invent_speaker
+from data.demo.speech import FEMALE_TEST, MALE_TEST, invent_speaker
 from models.encoders.features import kaldi_fbank, log_mel
+from support.files import write_whole
 from support.units import SAMPLE_RATE
+from tools.standins.timed_speech import TimedSynthesiser
 
 SEED_SPACE = 7_919
 """First part of every pretraining seed; corpora use small numbers."""
@@ -99,16 +101,14 @@ def load_clips(
 def _render_shard(job: tuple[Path, range, str, float, float, int]) -> Path:
     path, numbers, *how = job
     torch.set_num_threads(1)
-    synthesiser = Synthesiser()
+    synthesiser = TimedSynthesiser()
     clips = [_prepare(number, *how, synthesiser) for number in numbers]
-    temporary = path.with_suffix(".tmp")
-    torch.save([vars(clip) for clip in clips], temporary)
-    temporary.rename(path)
+    write_whole(path, lambda draft: torch.save([vars(clip) for clip in clips], draft))
     return path
 
 
 def _prepare(
-    number: int, features: str, speech: float, invented: float, seed: int, synthesiser: Synthesiser
+    number: int, features: str, speech: float, invented: float, seed: int, synthesiser: TimedSynthesiser
 ) -> PretrainingClip:
     clip = draw_pretraining_clip(number, speech=speech, seed=seed)
     assert_training_only(clip)
@@ -124,8 +124,8 @@ def _prepare(
     return PretrainingClip(
         log_mel=log_mel(waveform, length, bins=80)[0][0].half().numpy() if features == "log_mel" else None,
         fbank=kaldi_fbank(waveform, length)[0].half().numpy() if features == "fbank" else None,
-        words=rendered.words,
-        phonemes=rendered.phonemes,
+        words=synthesiser.words if clip.sentence is not None else (),
+        phonemes=synthesiser.phonemes if clip.sentence is not None else (),
         events=rendered.events,
         gender=None if clip.voice is None else clip.voice.gender,
         melody=next(((e.contour, e.tempo) for e in clip.events[:1] if e.kind in INSTRUMENTS), None),

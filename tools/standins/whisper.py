@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from transformers import AttentionInterface, WhisperConfig, WhisperFeatureExtrac
 
 from data.demo.language import WORDS
 from models.encoders.whisper import WhisperEncoder
+from support.files import write_whole
 from tools.standins.clips import PretrainingClip
 from tools.standins.training import learning_rate, length_batches, optimisers, save_half
 
@@ -339,8 +341,8 @@ def train(
             log(step=step, **parts)
         if step % recipe.save_steps == 0 or step == this.steps:
             moments = [optimiser.state_dict() for optimiser in both]
-            torch.save({"step": step, "model": model.state_dict(), "optimisers": moments}, state.with_suffix(".tmp"))
-            state.with_suffix(".tmp").replace(state)
+            content = {"step": step, "model": model.state_dict(), "optimisers": moments}
+            write_whole(state, partial(torch.save, content))
             yield step, model
 
 

@@ -218,6 +218,10 @@ class ModelConfig:
             self.prompt_template.count("{}") == 1,
             f"model.prompt_template needs exactly one {{}} where the prompt goes, found {self.prompt_template!r}",
         )
+        _rule(
+            self.prompt_template.count("<SpeechHere>") <= 1,
+            f"model.prompt_template holds <SpeechHere> more than once: {self.prompt_template!r}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

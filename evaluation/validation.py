@@ -55,7 +55,11 @@ class Validator:
             batch_size=config.run.batch_size_eval,
             world_size=accelerator.num_processes,
             rank=accelerator.process_index,
+            seed=config.run.seed,
             shuffle=False,
+            bucket_batches=1,  # longest first
+            tasks=None,
+            task_weights=None,
         )
         self.loader = build_loader(
             data,

@@ -73,7 +73,7 @@ class HFEncoder(AudioEncoder):
     - Convolutional adapters behind the encoder, as fine-tuned speech recognisers may have, are left out.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__()
         if window not in ("clip", "full"):
             raise ValueError(f"window is {window!r}; expected 'clip' or 'full'")
@@ -199,7 +199,7 @@ class WaveformEncoder(HFEncoder):
     its end are masked.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__(network, extractor, window)
         for module in network.modules():
             if isinstance(module, WavLMAttention):
@@ -261,7 +261,7 @@ class Wav2Vec2BertEncoder(HFEncoder):
     second. Its convolutions look back only, and keys past a clip's end are masked.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__(network, extractor, window)
         stride = extractor.stride
         self._expect_extractor(num_mel_bins=network.config.feature_projection_input_dim // stride)
@@ -289,7 +289,7 @@ class ParakeetEncoder(HFEncoder):
     Zeros stand after each clip's end before every convolution, keys past its end are masked.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__(network, extractor, window)
         config = network.config
         self._expect_extractor(feature_size=config.num_mel_bins, hop_length=HOP, win_length=WINDOW, n_fft=PARAKEET_FFT)
@@ -333,7 +333,7 @@ class ASTEncoder(HFEncoder):
     silence included.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__(network, extractor, window)
         config = network.config
         self._expect_extractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)

@@ -42,7 +42,7 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^(model\.)?decoder\.", r"^proj_out\."]
 
-    def __init__(self, config: WhisperConfig, window: Window = "clip") -> None:
+    def __init__(self, config: WhisperConfig, window: Window) -> None:
         if window not in ("clip", "full"):
             raise ValueError(f"Whisper: window is {window!r}; expected 'clip' or 'full'")
         super().__init__(config)

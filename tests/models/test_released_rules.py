@@ -24,7 +24,6 @@ from models.checkpoint.adapter_tensors import CheckpointError, named_tensors
 from models.checkpoint.pad_rows import EMBEDDING_ROW, HEAD_ROW
 from models.checkpoint.released import load_legacy
 from models.checkpoint.released_names import own_name, released_name
-from models.connector.connector import Connector
 from models.decoding import continuous_batching
 from models.decoding.scores import GenerateOptions
 from models.encoders.frame_cache import FrameCache
@@ -33,6 +32,7 @@ from models.language.sequence import Assembled
 from models.released_rules import RULES, STOP_ID, ExactSALMONN, ReleasedSALMONN, ReleasedText, rules_of
 from models.salmonn import SALMONN
 from tests import tiny
+from tests.parts import connector_of
 
 BIAS = "beats.encoder.layers.1.self_attn.relative_attention_bias.weight"
 PROMPT = "<Speech><SpeechHere></Speech> What is it?"
@@ -350,7 +350,7 @@ def test_windows_are_counted_and_laid_as_released(window_s, stride_s, frames):
     """Against the public code's own line; 0.17 s are 9 frames, 0.25 s (12.5) are 12, and strides may leave gaps."""
     size, step = (round(1500 * seconds / 30.0) for seconds in (window_s, stride_s))
     options = {"hidden_size": 8, "num_heads": 2, "window_s": window_s, "stride_s": stride_s}
-    connector = Connector(["whisper"], [6], [50.0], 8, keep_partial_window=False, **options)
+    connector = connector_of(["whisper"], [6], [50.0], 8, keep_partial_window=False, **options)
     values = torch.randn(2, frames, 6)
     windows, mask = connector._windows(Frames(values, torch.full((2,), frames)))
     unfolded = torch.nn.functional.unfold(values.transpose(1, 2)[:, :, None], (1, size), stride=(1, step))

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from models.checkpoint.released_names import connector_state
-from models.connector.connector import Connector
-from models.connector.qformer import QFormer, QFormerConfig
+from models.connector.qformer import QFormer
 from models.frames import Frames
+from tests.parts import connector_of, qformer_config
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
 
@@ -22,7 +22,7 @@ def test_qformer(parity_dir):
     folder = parity_dir / "qformer"
     settings = json.loads((folder / "config.json").read_text())["config"]
     qformer = QFormer(
-        QFormerConfig(
+        qformer_config(
             encoder_width=settings["encoder_width"],
             hidden_size=settings["bert"]["hidden_size"],
             num_heads=settings["bert"]["num_attention_heads"],
@@ -60,7 +60,7 @@ def test_windowed_connector(parity_dir, name):
     inputs, outputs = load_file(folder / "input.safetensors"), load_file(folder / "output.safetensors")
     streams = [inputs[f"{name}.{kind}"].float() for kind in ("speech", "audio") if f"{name}.{kind}" in inputs]
     weights = load_file(folder / f"weights_{case['weights']}.safetensors")
-    connector = Connector(
+    connector = connector_of(
         ["whisper", "beats"][: len(streams)],
         [stream.shape[-1] for stream in streams],
         [50.0] * len(streams),

@@ -27,7 +27,6 @@ from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import spanned
-from models.sizes import PartSize, part_of, size_of
 
 IGNORED = -100  # the label that the loss skips
 
@@ -59,6 +58,8 @@ class SALMONN(nn.Module):
 
     halt_id: int | None = None
     """A token that ends a clip besides the end-of-sequence ids: `ContinuousBatch`."""
+    merges_lora: bool = True
+    """Whether LoRA may be added into the weights for serving."""
 
     def __init__(
         self, encoders: EncoderStack, connector: Connector, llm: LanguageModel, text: TextProcessor, config: ModelConfig
@@ -301,25 +302,15 @@ class SALMONN(nn.Module):
     def merge_for_serving(self) -> str:
         """Add LoRA into the language model's weights where that rounds nothing anew, which spares its products in every
         layer and token; says where LoRA is. The model is for evaluation from then on.
-
-        Under `legacy: exact` it stays beside the weights, where the public code has it.
         """
         if not any(True for _ in self.llm.lora_layers()):
             return "none"
-        merged = self.config.legacy != "exact" and self.llm.merge_lora()
+        merged = self.merges_lora and self.llm.merge_lora()
         return "merged into the weights" if merged else "beside the weights"
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter that training changes."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
-
-    def parameter_table(self) -> list[PartSize]:
-        """Parameters and bytes of each encoder, of the connector, of the LLM and of its LoRA, and their total."""
-        parts: dict[str, list[Tensor]] = {}
-        for name, tensor in self.named_parameters():
-            parts.setdefault(part_of(name), []).append(tensor)
-        rows = [size_of(part, tensors) for part, tensors in parts.items()]
-        return [*rows, size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
 
 
 def halving_on_oom(

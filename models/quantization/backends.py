@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, GPTQConfig, PreTrainedConfig, TorchAoConfig
 
+from configs.architectures import stored_quantization
 from configs.sections import ModelConfig
 from models.quantization.gptq import GPTQLinear, GPTQSettings, StoredGPTQ, cpu_block
 from models.quantization.gptq_folder import reader_arguments
@@ -120,18 +121,7 @@ UNQUANTISED = ("lm_head",)
 
 def stored_backend(llm_config: PreTrainedConfig) -> str | None:
     """The back-end that a folder's weights are already quantised with, if any."""
-    stored = _stored_config(llm_config)
-    if stored is None:
-        return None
-    if stored.get("load_in_4bit"):
-        return "nf4"
-    if stored.get("load_in_8bit"):
-        return "int8"
-    method = stored.get("quant_method", "unknown")
-    method = str(getattr(method, "value", method))
-    if method == "torchao":
-        return "torchao_int4" if "int4" in str(stored.get("quant_type")).lower() else "torchao_int8"
-    return method
+    return stored_quantization(_stored_config(llm_config))
 
 
 def _stored_config(llm_config: PreTrainedConfig) -> dict | None:
@@ -139,13 +129,10 @@ def _stored_config(llm_config: PreTrainedConfig) -> dict | None:
     return stored if stored is None or isinstance(stored, dict) else stored.to_dict()
 
 
-def resolve_backend(
-    config: ModelConfig, stored: str | None, *, device: torch.device, dtype: torch.dtype, trainable: bool
-) -> Backend:
-    """The back-end to use, checked against the table.
+def named_backend(config: ModelConfig, stored: str | None) -> Backend:
+    """The back-end that a configuration and its folder ask for, wherever it may run.
 
-    Raises ValueError where it does not exist, clashes with already quantised weights, does not run on the device,
-    cannot be trained through, or is slower there than unquantised weights without `model.allow_slow_kernels`.
+    Raises UserError where it does not exist, or clashes with already quantised weights.
     """
     requested = config.quantization  # the schema has turned the family's `qlora` and `low_resource` into it
     name = stored or requested
@@ -156,12 +143,24 @@ def resolve_backend(
         )
     if name not in BACKENDS:
         raise UserError(f"model.quantization {name!r} has no back-end here; known: {', '.join(sorted(BACKENDS))}.")
+    return BACKENDS[name]
+
+
+def resolve_backend(
+    config: ModelConfig, stored: str | None, *, device: torch.device, dtype: torch.dtype, trainable: bool
+) -> Backend:
+    """The back-end to use, checked against the table.
+
+    Raises UserError as `named_backend` does, and where it does not run on the device, cannot be trained through, or is
+    slower there than unquantised weights without `model.allow_slow_kernels`.
+    """
+    backend = named_backend(config, stored)
+    name = backend.name
     if name == "gptq" and stored is None:
         raise UserError(
             f"model.quantization is 'gptq', but {config.llama_path} holds unquantised weights; make a GPTQ folder of "
             "them with tools/quantize.py and name it in model.llama_path, or set model.quantization=none."
         )
-    backend = BACKENDS[name]
     if backend.package is not None and importlib.util.find_spec(backend.package) is None:
         raise UserError(f"model.quantization {name!r} needs the package {backend.package!r}; install it.")
     if device.type not in backend.devices:

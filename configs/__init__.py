@@ -1,1 +1,1 @@
-"""Recipes (`*.yaml`) and the schema that says what they may hold."""
+"""Recipes (`*.yaml`) and their schema."""

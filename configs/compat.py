@@ -1,7 +1,7 @@
 """Keys of the SALMONN family of YAML files: which have another name here, which have no effect and why.
 
 The family: SALMONN itself, the 3B baseline's trainer and evaluator, and the programs made from them. Their files load
-unchanged; what has no effect is listed once at the start, never dropped in silence.
+unchanged; what has no effect is listed once at the start, never dropped silently.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ RENAMED = {
 }
 """Dotted key of the family -> dotted key here."""
 
-_LAUNCHER = "the launcher (torchrun) says how many processes there are and where they meet"
+_LAUNCHER = "the launcher (torchrun) sets the number of processes and their address"
 _MANIFEST = "clips are read from the annotation files"
 IGNORED = {
     "model.only_preprocessor": "parts are loaded when they are needed",
-    "model.beats_to_eat": "EAT is no encoder here; BEATs is used where model.beats_path is set",
-    "model.distillation": "a student is distilled where distillation.teacher (model_T) is given",
-    "model.is_output_saved": "the teacher runs beside the student; outputs saved before are not read",
-    "model.device_8bit": "run.device says where the model is",
-    "generate.end_sym": "model.end_sym is the end symbol, and texts lose every special token",
-    "datasets.whisper_path": "features are made for model.whisper_path",
-    "datasets.whisper_path2": "the teacher's features are made for distillation.teacher.whisper_path",
-    "datasets.stage1_use_valid": "validation runs where datasets.valid_ann_path is given",
-    "datasets.stage2_use_valid": "validation runs where datasets.valid_stage2_path or valid_ann_path is given",
+    "model.beats_to_eat": "EAT is not supported; BEATs is used if model.beats_path is set",
+    "model.distillation": "distillation is on if distillation.teacher (model_T) is given",
+    "model.is_output_saved": "the teacher runs during training; saved outputs are not read",
+    "model.device_8bit": "run.device sets the model's device",
+    "generate.end_sym": "model.end_sym is the end symbol, and every special token is removed from texts",
+    "datasets.whisper_path": "features are computed for model.whisper_path",
+    "datasets.whisper_path2": "the teacher's features are computed for distillation.teacher.whisper_path",
+    "datasets.stage1_use_valid": "validation runs if datasets.valid_ann_path is given",
+    "datasets.stage2_use_valid": "validation runs if datasets.valid_stage2_path or valid_ann_path is given",
     "datasets.train_manifest_path": _MANIFEST,
     "datasets.valid_manifest_path": _MANIFEST,
     "datasets.asr_manifest_path": _MANIFEST,
     "datasets.aac_manifest_path": _MANIFEST,
     "datasets.mock_manifest_path": _MANIFEST,
-    "run.gpu": "run.device, or the launcher, says which GPU",
+    "run.gpu": "run.device, or the launcher, selects the GPU",
     "run.device2": "teacher and student run on run.device",
     "run.use_distributed": _LAUNCHER,
     "run.world_size": _LAUNCHER,
@@ -71,14 +71,14 @@ IGNORED = {
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CED_NAMES = {f"ced_{size}": f"mispeech/ced-{size}" for size in ("tiny", "mini", "small", "base")}
-"""Names that nlp-07's code knows -> the hub's."""
+"""Names in nlp-07's code -> hub names."""
 
 PLACEHOLDERS = ("<hf_token>", "")
-"""What stands in the family's files where a secret was taken out."""
+"""Values in the family's files where a secret was removed."""
 
 TEACHER = "distillation.teacher"
 STUDENT_AND_TEACHER = {"model_S": "model", "model_T": TEACHER}
-"""Sections of the distillation variant -> the place here."""
+"""Sections of the distillation variant -> ours."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Reading:
         return found if isinstance(found, dict) else None
 
     def written(self, key: str) -> str:
-        """A key as the file has it: in the section it was written in."""
+        """A key as written in the file, with the section it was written in."""
         section, _, name = key.rpartition(".")
         return f"{self.sections.get(section, section)}.{name}"
 
@@ -269,7 +269,7 @@ def _program_defaults(reading: _Reading, section: str) -> None:
 
 
 def _encoders(reading: _Reading, section: str) -> None:
-    """One encoder in another's place: CED in BEATs', Canary's in Whisper's, under the switches of those."""
+    """Encoders that replace another and use its switches: CED for BEATs, Canary's for Whisper."""
     model = reading.holder(section)
     found, use_beats = reading.pop(f"{section}.use_beats")
     if found and use_beats is False:
@@ -285,11 +285,11 @@ def _encoders(reading: _Reading, section: str) -> None:
             model.setdefault("freeze_parakeet", model["freeze_whisper"])
         if model.get("whisper_path") and not reading.is_overridden(f"{section}.whisper_path"):
             model["whisper_path"] = None
-            reading.ignore(f"{section}.whisper_path", "Canary's encoder takes Whisper's place")
+            reading.ignore(f"{section}.whisper_path", "Canary's encoder replaces Whisper")
 
 
 def _model(reading: _Reading, section: str) -> None:
-    """The family's switches whose sense another key of ours holds."""
+    """The family's switches that are a value of another key here."""
     model = reading.holder(section)
     if model.get("token") in PLACEHOLDERS:
         model.pop("token", None)

@@ -27,8 +27,8 @@ YAML_NULLS = ("", "~", "null", "Null", "NULL")
 
 
 def read(path: str, overrides: list[str], schema: type) -> tuple[dict[str, Any], Origin, list[str]]:
-    """The file's content with overrides applied, interpolations resolved and the family's keys renamed; the places it
-    came from; and the keys without effect. `schema` is the dataclass of all sections: it says what is text.
+    """The file's content with overrides applied, interpolations resolved and the family's keys renamed; where each
+    value came from; and the keys without effect. `schema` is the dataclass of all sections, for the types of overrides.
 
     Raises:
         ConfigError: unreadable file, broken YAML, an override that is not `key=value`, an interpolation that fails.
@@ -83,8 +83,8 @@ def _split_overrides(overrides: list[str]) -> dict[str, str]:
 
 
 def _value_of(text: str, annotation: Any) -> Any:
-    """The value that the text after `key=` means to a field. Where text is expected it is that very text, whatever
-    YAML makes of it (`#`, `@x`, `USER: {}`), without the quotes around it; what may be null is null when empty."""
+    """The value of the text after `key=` for a field. Where text is expected it is the text itself, not parsed as YAML
+    (`#`, `@x`, `USER: {}`), without surrounding quotes; an empty text is null where null is allowed."""
     bare = text.strip()
     in_quotes = len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'"
     if takes_text(annotation) and not in_quotes and not (takes_list(annotation) and bare.startswith("[")):

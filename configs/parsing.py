@@ -1,6 +1,6 @@
 """Strict reading of plain mappings into frozen dataclasses.
 
-Knows types, key names and places in files; knows nothing about what a key means. `configs/schema.py` holds the meaning.
+It handles types, key names and places in files; what a key means is in `configs/sections.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class ConfigError(UserError):
-    """A configuration that a user must mend: names the file, the key, what was found and what was expected."""
+    """A configuration that a user must fix: names the file, the key, what was found and what was expected."""
 
 
 def option(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING, **metadata: Any) -> Any:
@@ -36,7 +36,7 @@ def option(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MIS
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where values came from, so that an error can point at the line or the option that holds one."""
+    """Where values came from, so that an error can name the line or the option of one."""
 
     file: str
     """The YAML file as the user wrote it."""
@@ -48,7 +48,7 @@ class Origin:
     """Our dotted key -> the name that the user wrote for it."""
 
     def of(self, key: str) -> str:
-        """The place of a dotted key, for the beginning of a message."""
+        """Where a dotted key was set, for the beginning of a message."""
         written = self.renamed.get(key, key)
         if written in self.lines and written not in self.overrides:
             return f"{self.file}, line {self.lines[written]}"
@@ -57,7 +57,7 @@ class Origin:
         return f"--options (over {self.file})" if optional else self.file
 
     def name(self, key: str) -> str:
-        """The key as the user knows it: with its own name beside ours where they differ."""
+        """The key as the user wrote it, followed by ours where they differ."""
         written = self.renamed.get(key, key)
         return key if written == key else f"{written} (here {key})"
 
@@ -80,7 +80,7 @@ def yaml_lines(text: str) -> dict[str, int]:
 
 
 def nearest(name: str, valid: typing.Iterable[str]) -> str | None:
-    """The valid name closest to a mistyped one, or None if nothing is close."""
+    """The valid name closest to a mistyped one, or None if none is close."""
     valid = list(valid)
     lowered = {v.lower(): v for v in valid}
     if name.lower() in lowered:
@@ -98,7 +98,7 @@ def shown(value: Any) -> str:
 
 
 def yaml_type(value: Any) -> str:
-    """The name a YAML writer knows a value's type by."""
+    """A value's type in YAML's terms."""
     names = {bool: "true/false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
     if isinstance(value, Mapping):
         return "a mapping"
@@ -108,7 +108,7 @@ def yaml_type(value: Any) -> str:
 
 
 def described(annotation: Any) -> str:
-    """What a field accepts, in a YAML writer's words: 'a whole number or null'."""
+    """What a field accepts, in YAML's terms: 'a whole number or null'."""
     if dataclasses.is_dataclass(annotation) or annotation is Any:
         return "a mapping" if annotation is not Any else "anything"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -147,7 +147,7 @@ def takes_list(annotation: Any) -> bool:
 
 
 def annotation_of(key: str, schema: type) -> Any:
-    """What the field with a dotted key holds, from the dataclass of all sections; None where there is no such key."""
+    """The type of a dotted key's field, from the dataclass of all sections; None if there is no such key."""
     annotation: Any = schema
     for name in key.split("."):
         section = _dataclass_of(annotation)
@@ -156,7 +156,7 @@ def annotation_of(key: str, schema: type) -> Any:
 
 
 class _Mismatch(Exception):
-    """The value does not fit the annotation; the caller knows the key and words the error."""
+    """The value does not fit the annotation; the caller raises the error with the key."""
 
 
 def _convert(value: Any, annotation: Any, raw: str | None) -> Any:
@@ -187,7 +187,7 @@ def _convert(value: Any, annotation: Any, raw: str | None) -> Any:
         if isinstance(value, str):
             return value
         if raw is not None and value is not None and not isinstance(value, Mapping | list):
-            return raw  # --options run.output_dir=2024: the shell knows only text
+            return raw  # --options run.output_dir=2024: text was meant
     if origin is Literal and value in arguments and not isinstance(value, bool):
         return value
     if origin is tuple:
@@ -231,10 +231,10 @@ def check_ranges(section: Any) -> None:
 
 
 def build(cls: type[T], given: Mapping[str, Any], prefix: str, origin: Origin, elsewhere: Mapping[str, str]) -> T:
-    """An instance of a dataclass from a plain mapping; every key is known, every value of the right type.
+    """An instance of a dataclass from a plain mapping; unknown keys and wrong types are errors.
 
     `prefix` is the section's dotted name with a dot at its end, or "". `elsewhere` maps a key's last name to the dotted
-    key of another section that holds it, to help whoever put a key in the wrong section.
+    key of another section that has it, for an error that names the right section.
     """
     annotations = field_types(cls)
     given = {str(name): value for name, value in given.items()}  # YAML reads 1, on and null as other than text
@@ -249,12 +249,12 @@ def build(cls: type[T], given: Mapping[str, Any], prefix: str, origin: Origin, e
         text = origin.overrides.get(origin.renamed.get(key, key))
         if value is None and not nullable(annotation):
             if text is None:
-                continue  # null stands for "not given" in a file: the family writes it so
+                continue  # null means "not given" in a file, as in the family's
             raise ConfigError(
                 f"{origin.of(key)}: {origin.name(key)}: expected {described(annotation)}, found {text!r}, which is null"
             )
         if value == "" and nullable(annotation):
-            value = None  # the family writes "" where nothing is given
+            value = None  # the family writes "" for "not given"
         if nested is not None and isinstance(value, Mapping):
             values[name] = build(nested, value, f"{key}.", origin, elsewhere)
             continue
@@ -286,7 +286,7 @@ def _dataclass_of(annotation: Any) -> type | None:
 
 
 def _known_encoders(name: str, valid: Mapping[str, dataclasses.Field]) -> str:
-    """For a path that no encoder has, those that are known: what has weights of its own can be frozen or trained."""
+    """For an unknown `…_path`, the known encoders: the keys that have a freeze switch."""
     paths = [key for key in valid if key.endswith("_path") and f"freeze_{key.removesuffix('_path')}" in valid]
     return f" Encoders are named by {', '.join(paths)}." if paths and name.endswith("_path") else ""
 

@@ -1,4 +1,4 @@
-"""Whether the paths that a configuration names exist; files that come with the program."""
+"""Checks that a configuration's paths exist; files that come with the program."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from configs.sections import ENCODER_PATHS
 
 PROGRAM = Path(__file__).resolve().parent.parent
 MODELS = ("model", "distillation.teacher")
-"""Where a whole model is described."""
+"""Sections that describe a model."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # name, org/name, org/name@revision
 
 
 def did_you_mean(path: Path, pattern: str = "*") -> str:
-    """' Did you mean ...?' with the name in the path's folder that is nearest to one that is not there, or ''."""
+    """' Did you mean ...?' with the nearest name in the folder of a path that does not exist, or ''."""
     folder = path.parent
     found = difflib.get_close_matches(path.name, [f.name for f in folder.glob(pattern)], n=1) if folder.is_dir() else []
     return f" Did you mean {folder / found[0]}?" if found else ""
@@ -34,20 +34,20 @@ def default_output_dir(path: str) -> str:
 
 
 def beside(config_path: str, path: str) -> str:
-    """A path given in a YAML, looked up from the working folder first, then from the YAML's own."""
+    """A path given in a YAML: relative to the working folder, else to the YAML's folder."""
     candidate = Path(config_path).parent / path
     return str(candidate) if not Path(path).exists() and candidate.exists() else path
 
 
 def program_file(path: str | Path) -> Path:
-    """A relative path as given; where nothing is there, the file of that name that comes with the program, if any."""
+    """A relative path as given; if it does not exist, the file of that name that comes with the program, if any."""
     given = Path(path).expanduser()
     return PROGRAM / given if not given.exists() and (PROGRAM / given).is_file() else given
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether text reads as a hub name (`org/name`, `org/name@revision`) rather than a path that is missing: its
-    first part is no folder, neither here nor of the program's own."""
+    """Whether text is a hub name (`org/name`, `org/name@revision`) rather than a missing path: its first part is
+    neither a folder here nor one of the program's own."""
     first = path.partition("/")[0]
     here = Path(first).is_dir() or ("/" in path and (PROGRAM / first).is_dir())
     return bool(HUB_NAME.fullmatch(path)) and not here and path.strip(".") != ""

@@ -24,12 +24,12 @@ each key is named below with its default.
 python train.py --cfg-path configs/demo/stage1.yaml --options run.seed=1 model.lora_rank=16
 ```
 
-- `--options` takes `section.key=value`, as many as you like, over what the file says.
-- A key that does not exist, a value of the wrong type or out of range, a path that leads nowhere: one error with the
-  file, the line, the key, what was found and the nearest valid name. Nothing is loaded before.
+- `--options` takes any number of `section.key=value`, which override the file.
+- A key that does not exist, a value of the wrong type or out of range, a path that does not exist: one error with the
+  file, the line, the key, what was found and the nearest valid name, before anything is loaded.
 - A path to a model may be a folder or a hub name, `org/name` or `org/name@revision`.
 - Values may refer to others: `${{run.seed}}`; to the environment: `${{oc.env:DATA}}`.
-- `null` (and, where null is allowed, an empty text) stands for "not given".
+- `null` (and, where null is allowed, an empty text) means "not given".
 - Secrets (`model.token`, `wandb.key`) are never written, logged or exported; better give them as `HF_TOKEN` and
   `WANDB_API_KEY`.
 """
@@ -44,9 +44,9 @@ These keys have another name here:
 |---|---|
 {renamed}
 
-`run.output_dir` and `run.optims` may hold both stages (`stage1_output_dir`, `stage2_output_dir`; `optims_1`,
+`run.output_dir` and `run.optims` may have both stages (`stage1_output_dir`, `stage2_output_dir`; `optims_1`,
 `optims_2`): the second one's become `run.output_dir_stage2` and `run.optims_stage2`. The sections `model_S` and
-`model_T`, student and teacher, are `model` and `distillation.teacher`; what is said of `model` below holds for each.
+`model_T`, student and teacher, are `model` and `distillation.teacher`; what is said of `model` below applies to both.
 Further switches:
 
 | there | here |
@@ -60,9 +60,9 @@ Further switches:
 | `model.freeze_beats`, with CED and without BEATs | `model.freeze_ced` |
 | `model.canary_path` | `model.parakeet_path`, `whisper_path: null`, and `freeze_whisper` is `freeze_parakeet` |
 | `model.legacy: true` | `model.legacy: exact` |
-| `wandb.log: true` | `wandb.mode: online` where a key is at hand, else `offline` |
+| `wandb.log: true` | `wandb.mode: online` if a key is set, else `offline` |
 
-These have no effect here; a run lists those that it finds, once, at its start:
+These have no effect here; a run lists those in its file once, at its start:
 
 | key | why it is ignored |
 |---|---|
@@ -71,7 +71,7 @@ These have no effect here; a run lists those that it finds, once, at its start:
 
 
 def docstrings(cls: type) -> dict[str, str]:
-    """Field name -> the text under it. A dataclass does not keep these, its source does."""
+    """Field name -> the docstring under it, read from the source: a dataclass does not keep it."""
     body = ast.parse(inspect.getsource(cls)).body[0].body
     found: dict[str, str] = {}
     for statement, following in itertools.pairwise(body):
@@ -120,7 +120,7 @@ def table(cls: type, title: str) -> str:
 
 
 def with_mappings(tables: dict[str, type]) -> dict[str, type]:
-    """Sections, each followed by the mappings within it that have keys of their own and are not among those before."""
+    """Sections, each followed by its nested mappings that have keys of their own and did not come before."""
     found: dict[str, type] = {}
     for name, section in tables.items():
         found[name] = section

@@ -1,6 +1,6 @@
 """What a YAML may say: sections `wandb`, `model`, `distillation`, `generate`, `datasets`, `run`, with the key names and
 defaults of the SALMONN family. Loading is strict: an unknown key, a wrong type or a value out of range is a
-`ConfigError` that names the file, the line, the key, what was found and the nearest valid name. The keys stand in
+`ConfigError` that names the file, the line, the key, what was found and the nearest valid name. The keys are in
 `configs/sections.py`.
 """
 
@@ -74,22 +74,23 @@ class Config:
     """Keys of the family that have no effect here, each with the reason; for the start of a log."""
 
     def to_dict(self, secrets: bool = False) -> dict[str, dict[str, Any]]:
-        """The sections as plain data. Without `secrets`, keys that hold one are null."""
+        """The sections as plain data. Without `secrets`, secret keys are null."""
         return {s: _plain(getattr(self, s), secrets) for s in loading.SECTIONS}
 
     def require_paths(self, *keys: str) -> None:
-        """Check, before anything is loaded, that what is named by dotted keys is given and exists. `model` stands for
-        the language model and every encoder (`distillation.teacher` likewise); without keys, `model` is checked. Hub
-        names are accepted where a folder is.
+        """Check, before anything is loaded, that the files of dotted keys are given and exist. `model` means the
+        language model and every encoder (`distillation.teacher` likewise); without keys, `model` is checked. Hub names
+        are accepted instead of folders.
 
         Raises:
-            ConfigError: for the first key that is absent or leads nowhere, with the place looked at and what to do.
+            ConfigError: for the first key that is missing or whose file does not exist, with the place and the fix.
         """
         paths.require_paths(self.path, vars(self), keys or ("model",))
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """An error raised inside whose message begins with a key (`model.llama_path: …`) gets the file's name too."""
+        """Prefix errors raised inside with the file's name, where the message begins with a key (`model.llama_path:
+        …`)."""
         try:
             yield
         except ConfigError:
@@ -100,7 +101,7 @@ class Config:
             raise
 
     def with_adapter(self, ckpt: str) -> Config:
-        """The same with another adapter; `model.legacy` follows its kind unless the file sets it otherwise."""
+        """The same with another adapter; `model.legacy` gets the default for its kind unless the file sets it."""
         by_default = dataclasses.replace(self.model, legacy=None).legacy
         legacy = None if self.model.legacy == by_default else self.model.legacy
         return dataclasses.replace(self, model=dataclasses.replace(self.model, ckpt=ckpt, legacy=legacy))
@@ -133,7 +134,7 @@ class Config:
             output_dir=self.run.output_dir_stage2 or f"{self.run.output_dir.rstrip('/')}_stage2",
         )
         model = dataclasses.replace(self.model, ckpt=ckpt)
-        return dataclasses.replace(self, model=model, datasets=datasets, run=run, ignored=())  # said once
+        return dataclasses.replace(self, model=model, datasets=datasets, run=run, ignored=())  # reported once
 
 
 def _plain(section: Any, secrets: bool) -> dict[str, Any]:
@@ -156,9 +157,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """Read a YAML file and apply `section.key=value` overrides.
 
     Keys of the SALMONN family with a better name here are mapped, those without effect are listed in `Config.ignored`.
-    OmegaConf's interpolation (`${run.seed}`, `${oc.env:HOME}`) works. Overrides are YAML, but for keys that hold text:
-    there everything behind `=` is the text, unless it stands in quotes. `key=` and `key=null` take a value away, if the
-    key may be null.
+    OmegaConf's interpolation (`${run.seed}`, `${oc.env:HOME}`) works. Overrides are YAML, except for keys of text:
+    there everything after `=` is the text, unless it is quoted. `key=` and `key=null` set null, if the key may be null.
 
     Raises:
         ConfigError: naming file, line, key, what was found and the nearest valid name.
@@ -171,7 +171,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     model, distillation, run = _with_token(config.model), config.distillation, config.run
     if distillation.teacher is not None:
         distillation = dataclasses.replace(distillation, teacher=_with_token(distillation.teacher))
-    if not (given.get("run") or {}).get("output_dir"):  # null and "" are the family's ways to give none
+    if not (given.get("run") or {}).get("output_dir"):  # null and "" mean "not given" in the family's files
         if "run.output_dir" in origin.overrides:
             raise ConfigError(f"{origin.of('run.output_dir')}: run.output_dir: expected a folder, found nothing")
         run = dataclasses.replace(run, output_dir=paths.default_output_dir(origin.file))
@@ -217,7 +217,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="settings over the file's, such as run.seed=1 model.lora_rank=16",
+        help="settings that override the file's, such as run.seed=1 model.lora_rank=16",
     )
 
 

@@ -1,4 +1,4 @@
-"""The five sections of a YAML and what each key means: one frozen dataclass a section, a docstring under each field.
+"""The sections of a YAML and what each key means: one frozen dataclass per section, a docstring under each field.
 
 Names and defaults are the SALMONN family's. `python -m configs.reference` makes `docs/configuration.md` from this file.
 """
@@ -35,12 +35,12 @@ class WandbConfig:
     """Weights & Biases. Off unless asked for; needs no login when off or offline."""
 
     mode: Literal["disabled", "offline", "online"] = "disabled"
-    """`online` sends as the run goes, `offline` writes a folder to sync later. The family's `log: true` becomes
-    `online` where a key is at hand (`wandb.key`, `WANDB_API_KEY`), else `offline`."""
+    """`online` uploads during the run, `offline` writes a folder to sync later. The family's `log: true` becomes
+    `online` if a key is set (`wandb.key`, `WANDB_API_KEY`), else `offline`."""
     project: str = "smolt"
-    """Project that runs are filed under."""
+    """Project of the runs."""
     entity: str | None = None
-    """Account or team; null takes the login's own."""
+    """Account or team; null uses the login's default."""
     name: str | None = None
     """Name of the run; null takes the name of the output folder. The family's `run.exp_name` and `run.wandb_name`."""
     dir: str | None = None
@@ -74,45 +74,46 @@ class ModelConfig:
     """FastConformer encoder, as transformers has it for Parakeet: a folder or a hub name, with or without a decoder.
     Also written `canary_path`. Null for a model without one."""
     token: str | None = option(None, secret=True)
-    """Access token for gated hub repositories; `HF_TOKEN` is read where this is null. Never written, logged or
+    """Access token for gated hub repositories; null reads `HF_TOKEN`. Never written, logged or
     exported."""
 
     ckpt: str | None = option(None, path="any")
     """Adapter to start from: a folder that training wrote, or a `.pth` of the SALMONN family (see `legacy`). Null
     starts with a fresh adapter."""
     legacy: Literal["off", "weights", "exact"] | None = None
-    """Whose arithmetic: `weights` gives the public code's batch-of-one answer for every row, `exact` (or true) adds its
-    batch-dependent bugs, `off` is this program's own. Null: `weights` where `ckpt` ends in `.pth`, else `off`."""
+    """Whose rules the model follows: `weights` gives every row the public code's answer for that clip alone, `exact`
+    (or true) adds its batch-dependent bugs, `off` are this program's own. Null: `weights` where `ckpt` ends in `.pth`,
+    else `off`."""
 
     freeze_whisper: bool = True
-    """Keep Whisper's weights as they are."""
+    """Freeze Whisper's weights."""
     freeze_beats: bool = True
-    """Keep BEATs' weights as they are."""
+    """Freeze BEATs' weights."""
     freeze_ced: bool = True
-    """Keep CED's weights as they are."""
+    """Freeze CED's weights."""
     freeze_wavlm: bool = True
-    """Keep WavLM's weights as they are."""
+    """Freeze WavLM's weights."""
     freeze_hubert: bool = True
-    """Keep HuBERT's weights as they are."""
+    """Freeze HuBERT's weights."""
     freeze_wav2vec2: bool = True
-    """Keep Wav2Vec2's weights as they are."""
+    """Freeze Wav2Vec2's weights."""
     freeze_ast: bool = True
-    """Keep the Audio Spectrogram Transformer's weights as they are."""
+    """Freeze the Audio Spectrogram Transformer's weights."""
     freeze_parakeet: bool = True
-    """Keep Parakeet's weights as they are. Also written `freeze_canary`."""
+    """Freeze Parakeet's weights. Also written `freeze_canary`."""
     window: Literal["clip", "full"] = "clip"
-    """How much audio Whisper and AST see: `clip` the clip's real length, `full` always 30 s (AST: 10 s), padded with
+    """How much audio Whisper and AST encode: `clip` the clip's real length, `full` always 30 s (AST: 10 s), padded with
     silence."""
     fusion: Literal["concat", "project"] = "concat"
-    """How several encoders are joined: `concat` lays their channels side by side, `project` brings each to the
-    Q-Former's width and adds them."""
+    """How several encoders are joined: `concat` concatenates their channels, `project` projects each to the Q-Former's
+    width and adds them."""
 
     use_speech_Qformer: bool = True
-    """Join encoder and language model by a Q-Former, the only connector there is."""
+    """Connect encoders and language model by a Q-Former; there is no other connector."""
     freeze_speech_QFormer: bool = False
-    """Keep the Q-Former and its queries as they are."""
+    """Freeze the Q-Former and its queries."""
     window_level_Qformer: bool = True
-    """Run the Q-Former on windows in time; false runs it once over the whole clip."""
+    """Run the Q-Former on windows of frames; false runs it once over the whole clip."""
     num_speech_query_token: int = option(1, minimum=1)
     """Queries, that is audio tokens, per window."""
     second_per_window: float = option(0.333333, above=0)
@@ -120,8 +121,8 @@ class ModelConfig:
     second_stride: float = option(0.333333, above=0)
     """Distance from one window's start to the next one's, in seconds."""
     window_jitter: bool = False
-    """In training, start the windows at random up to a stride before the clip: words meet windows' edges elsewhere
-    every time they are heard."""
+    """In training, start the windows at random up to a stride before the clip, so that window boundaries differ every
+    epoch."""
     qformer_hidden_size: int = option(768, minimum=1)
     """Width of the Q-Former."""
     qformer_num_heads: int = option(12, minimum=1)
@@ -129,13 +130,13 @@ class ModelConfig:
     qformer_layers: int = option(2, minimum=1)
     """Layers of the Q-Former."""
     qformer_intermediate_size: int | None = option(None, minimum=1)
-    """Width inside the Q-Former's feed-forward layers; null takes four times its width."""
+    """Width inside the Q-Former's feed-forward layers; null is four times its width."""
     qformer_dropout: float = option(0.1, minimum=0, below=1)
-    """Dropout in the Q-Former, in training; the family takes it from BERT base."""
+    """Dropout in the Q-Former, in training; the default is BERT base's, as in the family."""
     speech_llama_proj_model: str = option("", path="any")
-    """File to start the projection into the language model from; empty starts it fresh."""
+    """File with initial weights of the projection into the language model; empty initialises it at random."""
     freeze_speech_llama_proj: bool = False
-    """Keep the projection into the language model as it is."""
+    """Freeze the projection into the language model."""
 
     lora: bool = True
     """Train low-rank adapters in the language model."""
@@ -149,54 +150,54 @@ class ModelConfig:
     """Names of the linear layers that get low-rank adapters."""
 
     multi_prompt: bool = True
-    """Kept for `legacy: exact`, where false gives a batch one common prompt. Elsewhere every clip has its own."""
+    """Kept for `legacy: exact`, where false gives a batch one common prompt. Otherwise every clip has its own."""
     prompt_template: str = "USER: {}\nASSISTANT:"
-    """The chat wrapper; the prompt goes where `{}` stands."""
+    """The chat template; `{}` is replaced by the prompt."""
     prompt_path: str | None = option("prompts/train.json", path="prompts")
-    """Prompts for training: task -> list, chosen by the seeded sampler. Where there is no such file, the program's own
-    of that name is taken."""
+    """Prompts for training: task -> list, one drawn by seed. If there is no such file, the program's own file of that
+    name is used."""
     test_prompt_path: str | None = option("prompts/test.json", path="prompts")
-    """Prompts for evaluation: task -> one. Where there is no such file, the program's own of that name is taken."""
+    """Prompts for evaluation: task -> one. If there is no such file, the program's own file of that name is used."""
     max_txt_len: int = option(300, minimum=1)
-    """Most tokens of a target; what is longer is cut, the end symbol never."""
+    """Maximum tokens of a target; longer ones are cut, but the end symbol is kept."""
     end_sym: str = "</s>"
-    """Text after each target that tells the model to stop; may be several tokens."""
+    """End symbol: the text after each target, at which generation stops; may be several tokens."""
     bos_token: str | None = None
-    """Token at the very start, where the tokenizer has none of its own, such as `<|im_start|>` for Qwen."""
+    """Beginning-of-sequence token for a tokenizer that has none, such as `<|im_start|>` for Qwen."""
     stop_strings: tuple[str, ...] = ()
-    """Further strings that end generation, besides the end symbol and the model's end-of-sequence tokens."""
+    """Further strings that end generation, in addition to the end symbol and the model's end-of-sequence tokens."""
 
     quantization: Literal["none", "nf4", "int8", "gptq", "torchao_int4", "torchao_int8"] = "none"
-    """How the language model's frozen weights are kept. The family's `qlora: true` is `nf4`, `low_resource: true` is
-    `int8`; a folder that holds a quantised model is loaded as what it is."""
+    """Format of the language model's frozen weights. The family's `qlora: true` is `nf4`, `low_resource: true` is
+    `int8`; a folder with a quantised model is loaded in its own format."""
     nf4_double_quant: bool = True
-    """With `nf4`: keep the scales in 8 bits too, which saves 0.4 bits a weight."""
+    """With `nf4`: quantise the scales to 8 bits too, which saves 0.4 bits per weight."""
     int8_threshold: float = option(6.0, minimum=0)
     """With `int8` of bitsandbytes: activations above this are multiplied unquantised; 0 quantises all."""
     gptq_kernel: Literal["auto", "packed", "dequantize", "gptqmodel"] = "auto"
-    """What multiplies the weights of a `gptq` folder: `packed` is PyTorch's 4-bit product (CPU, bfloat16), `dequantize`
-    unpacks each weight before its product, `gptqmodel` takes GPTQModel's kernels (CUDA, an extra). `auto` is the
-    fastest at hand."""
+    """Kernel for the weights of a `gptq` folder: `packed` is PyTorch's 4-bit product (CPU, bfloat16), `dequantize`
+    unpacks each weight before its product, `gptqmodel` uses GPTQModel's kernels (CUDA, an extra). `auto` is the
+    fastest one available."""
     gptq_backend: str = "auto_trainable"
-    """With `gptq_kernel: gptqmodel`: which of GPTQModel's kernels, by its names for them. Many of the fastest, which
-    `auto` may choose, give LoRA no gradient."""
+    """With `gptq_kernel: gptqmodel`: which of GPTQModel's kernels, by its own names. Many of the fastest, which `auto`
+    may choose, give LoRA no gradient."""
     torchao_group_size: Literal[32, 64, 128, 256] = 128
-    """With `torchao_int4`: weights of a row under one scale."""
+    """With `torchao_int4`: weights of a row that share a scale."""
     encoder_quantization: Literal["none", "int8"] = "none"
-    """How the linear layers of the frozen Whisper and BEATs are kept: `int8` is a byte a weight and a scale for each
+    """Format of the linear layers of the frozen Whisper and BEATs: `int8` is a byte per weight and a scale per
     output."""
     whisper_layers: int | None = option(None, minimum=1)
     """Layers of Whisper to keep, from the bottom; null keeps all."""
     beats_layers: int | None = option(None, minimum=1)
     """Layers of BEATs to keep, from the bottom; null keeps all."""
     allow_slow_kernels: bool = False
-    """Allow a quantisation that is slower on this device than none; an error otherwise."""
+    """Allow a quantisation that is slower on this device than unquantised weights; otherwise it is an error."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Type of the frozen weights and of the arithmetic: `auto` is float32 on CPU and, in training, without
+    """Number type of the frozen weights and of the computation: `auto` is float32 on CPU and, in training, without
     `run.amp`; float16 on CUDA."""
     cuda_graphs: bool = True
-    """On CUDA, in evaluation: run encoders, prefill and decode steps from CUDA graphs. Launching kernels one by one is
-    most of a small model's time; false saves the memory that graphs keep."""
+    """On CUDA, in evaluation: run encoders, prefill and decode steps from CUDA graphs. Without them, launching
+    kernels takes most of a small model's time; false saves the graphs' memory."""
 
     def __post_init__(self) -> None:
         if self.legacy is None:
@@ -212,7 +213,7 @@ class ModelConfig:
         _rule(
             self.encoder_quantization == "none" or not trained,
             f"model.encoder_quantization is {self.encoder_quantization!r}, but model.freeze_{''.join(trained[:1])} is "
-            "false: rounded weights cannot be trained; set one of them otherwise",
+            "false: quantised weights cannot be trained; change one of the two",
         )
         _rule(
             self.prompt_template.count("{}") == 1,
@@ -226,8 +227,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """A student, the model, learns from a frozen teacher besides the texts. Off unless `teacher` is given. Each term
-    counts with its weight, 0 leaves it out; what teacher and student must have in common, each term says."""
+    """The model (student) learns from a frozen teacher in addition to the texts. Off unless `teacher` is given. The
+    loss is the weighted sum of the terms below; a weight of 0 leaves a term out. Each term says what teacher and
+    student must have in common."""
 
     teacher: ModelConfig | None = None
     """The teacher, with the keys of `model`; its `ckpt` is its adapter. The family's section `model_T` (and `model_S`
@@ -238,12 +240,12 @@ class DistillationConfig:
     """Weight of the divergence (Kullback-Leibler, times temperature squared) from the teacher's distribution over the
     next token, at the target's tokens. Needs the same tokenizer."""
     temperature: float = option(3.0, above=0)
-    """Divides both sides' logits in that term."""
+    """Divides the student's and the teacher's logits in that term."""
     hidden: float = option(0.0, minimum=0)
     """Weight of the squared distance between the language models' last hidden states, each normalised, at the target's
     tokens. Needs the same width and the same tokenizer."""
     qformer: float = option(1.0, minimum=0)
-    """Weight of the squared distance between what the Q-Formers return, over all audio tokens. Needs the same width,
+    """Weight of the squared distance between the Q-Formers' outputs, over all audio tokens. Needs the same width,
     windows and queries."""
 
     def __post_init__(self) -> None:
@@ -258,19 +260,19 @@ class GenerateConfig:
     """How text is generated, in evaluation and by default elsewhere."""
 
     max_new_tokens: int = option(200, minimum=1)
-    """Most tokens to generate for a clip."""
+    """Maximum tokens to generate for a clip."""
     num_beams: int = option(4, minimum=1)
     """Beams; 1 is greedy search, or sampling."""
     do_sample: bool = False
-    """Draw tokens at random instead of taking the likeliest."""
+    """Sample tokens instead of taking the most likely one."""
     min_length: int = option(1, minimum=0)
-    """Least tokens to generate before an end is allowed."""
+    """Minimum tokens to generate before an end is allowed."""
     temperature: float = option(1.0, above=0)
     """Divides the logits before sampling."""
     top_p: float = option(0.9, above=0, maximum=1)
-    """Sampling keeps the likeliest tokens that together hold this probability."""
+    """Sampling keeps the most likely tokens that together have this probability."""
     top_k: int = option(0, minimum=0)
-    """Sampling keeps this many of the likeliest tokens; 0 keeps all."""
+    """Sampling keeps this many of the most likely tokens; 0 keeps all."""
     repetition_penalty: float = option(1.0, above=0)
     """Above 1, tokens that were generated before become less likely."""
     length_penalty: float = 1.0
@@ -285,18 +287,19 @@ class GenerateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class JoinClipsConfig:
-    """Several short clips in a row as one, their texts too: longer utterances than the recordings hold."""
+    """Several short clips joined into one, with their texts: longer utterances than those recorded."""
 
     p: float = option(0.5, minimum=0, maximum=1)
     """Share of the clips that others are appended to."""
     most: int = option(3, minimum=1)
-    """Clips appended at most; how many is drawn evenly from 1."""
+    """Maximum number of appended clips; the number is drawn uniformly from 1 to this."""
     tasks: tuple[str, ...] = ("asr",)
-    """Tasks whose texts may stand in a row."""
+    """Tasks whose texts may be joined."""
     same: str | None = None
-    """A field of the annotations, such as `speaker`, in which all clips of a row agree."""
+    """A field of the annotations, such as `speaker`, that must be equal in all joined clips."""
     max_s: float | None = option(None, above=0)
-    """Longest row, in seconds: clips that would make it longer are left out; null bounds it by `max_audio_s` alone."""
+    """Maximum length of the result, in seconds: clips that would exceed it are left out; null: only `max_audio_s`
+    limits it."""
     min_pause_s: float = option(0.0, minimum=0)
     """Shortest silence between two clips, in seconds."""
     max_pause_s: float = option(0.3, minimum=0)
@@ -314,14 +317,14 @@ class DatasetsConfig:
     """Annotation files and how clips are read."""
 
     prefix: str | None = option(None, path="folder")
-    """Folder that relative clip paths, and annotation files not found as given, are joined to."""
+    """Folder of relative clip paths, and of annotation files that are not found as given."""
     train_ann_path: Paths = option(None, path="annotation")
-    """Annotation file to train on, or a list of them. Of a clip with several references (`texts`) each epoch takes one,
+    """Annotation file to train on, or a list of them. Of a clip with several references (`texts`) each epoch uses one,
     drawn by `run.seed`. Also written `train_stage1_path`, `train_ann_path_1`."""
     valid_ann_path: Paths = option(None, path="annotation")
     """Annotation file, or list, to validate on; null trains without validation."""
     test_ann_path: Paths = option(None, path="annotation")
-    """Annotation file, or list, to evaluate on where no file for the mode is given."""
+    """Annotation file, or list, to evaluate on if no file for the mode is given."""
     test_ann_path_asr: Paths = option(None, path="annotation")
     """Annotation file, or list, for speech recognition. Also written `test_asr_path`."""
     test_ann_path_aac: Paths = option(None, path="annotation")
@@ -329,24 +332,24 @@ class DatasetsConfig:
     train_stage2_path: Paths = option(None, path="annotation")
     """With `run.auto_second`: annotation file, or list, that the second stage trains on. Also `train_ann_path_2`."""
     valid_stage2_path: Paths = option(None, path="annotation")
-    """With `run.auto_second`: what the second stage validates on; null takes `valid_ann_path`. Also
+    """With `run.auto_second`: what the second stage validates on; null uses `valid_ann_path`. Also
     `valid_ann_path_2`."""
 
     max_audio_s: float | None = option(None, above=0)
-    """Longest audio used of a clip, in seconds, with a warning and a count; null uses all."""
+    """Maximum length of a clip, in seconds: longer ones are cut, with a warning and a count; null does not cut."""
     max_bad_fraction: float = option(0.001, minimum=0, maximum=1)
-    """Training stops when a larger share of the clips than this cannot be read."""
+    """Training stops when more than this share of the clips cannot be read."""
     cache_encoder_outputs: str | None = None
-    """Folder to keep the outputs of frozen encoders in, so that repeated epochs skip them; null keeps none."""
+    """Folder for a cache of frozen encoders' outputs, so that later epochs need not encode; null: no cache."""
     augmentation: dict[str, Any] | None = None
     """Waveform augmentations for training: name -> settings, such as `gaussian_noise: {p: 0.3}`, `gain: {p: 0.3}`."""
     join_clips: JoinClipsConfig | None = None
-    """Put short clips in a row in training, such as `{p: 0.5, most: 4, same: speaker}`; null leaves each alone."""
+    """Join short clips in training, such as `{p: 0.5, most: 4, same: speaker}`; null joins none."""
     bucket_batches: int = option(50, minimum=0)
-    """Batches that are shuffled together and then sorted by length, so that a batch holds clips of like length; 0 sorts
-    nothing."""
+    """Batches that are shuffled together and then sorted by length, so that a batch has clips of similar length; 0 does
+    not sort."""
     task_weights: dict[str, float] | None = None
-    """How often a task's clips are drawn, relative to the other tasks' (absent: 1); null draws every clip once an
+    """How often a task's clips are drawn, relative to the other tasks' (not listed: 1); null draws every clip once per
     epoch."""
 
     def __post_init__(self) -> None:
@@ -356,7 +359,7 @@ class DatasetsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimsConfig:
-    """AdamW and its learning rate: linear warm-up, then cosine decay over the whole run."""
+    """AdamW and its learning rate: linear warm-up, then cosine decay over the run."""
 
     max_epoch: int = option(30, minimum=1)
     """Epochs to train for."""
@@ -367,7 +370,7 @@ class OptimsConfig:
     init_lr: float = option(3e-5, minimum=0)
     """Learning rate after warm-up: the highest."""
     min_lr: float = option(1e-5, minimum=0)
-    """Learning rate that the cosine falls to."""
+    """Learning rate at the end of the cosine."""
     weight_decay: float = option(0.05, minimum=0)
     """Weight decay of matrices; biases and norms get none."""
     beta2: float = option(0.999, minimum=0, below=1)
@@ -379,27 +382,26 @@ class RunConfig:
     """A training or evaluation run."""
 
     seed: int = option(42, minimum=0)
-    """Seed of everything random."""
+    """Seed of all randomness."""
     output_dir: str = "outputs"
-    """Folder for checkpoints, logs and scores. Where a file gives none: `outputs/` and the file's own folder and
-    name."""
+    """Folder for checkpoints, logs and scores. Default: `outputs/`, then the YAML's folder and name."""
     output_dir_stage2: str | None = None
-    """With `run.auto_second`: the second stage's folder; null takes `output_dir` with `_stage2` at its end. The
+    """With `run.auto_second`: the second stage's folder; null is `output_dir` with `_stage2` appended. The
     family's `output_dir.stage2_output_dir`."""
     evaluate: bool = False
     """Evaluate on the test files instead of training."""
     resume: str | None = option(None, path="any")
-    """Checkpoint folder to continue from, `last` for the newest in `output_dir`; null starts afresh."""
+    """Checkpoint folder to continue from, `last` for the newest in `output_dir`; null starts a new run."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one."""
+    """`cpu`, `cuda`, `cuda:1`; `auto` is CUDA if available."""
     amp: bool = False
-    """Mixed precision on CUDA: float16 with loss scaling, or bfloat16 where `model.dtype` is that; without effect on
+    """Mixed precision on CUDA: float16 with loss scaling, or bfloat16 if `model.dtype` is bfloat16; no effect on
     CPU."""
 
     epoch_based: bool = False
     """An epoch is one pass over the data; false: `iters_per_epoch` iterations."""
     iters_per_epoch: int = option(3000, minimum=1)
-    """Iterations an epoch lasts where it is not one pass over the data."""
+    """Iterations of an epoch, unless `epoch_based`."""
     accum_grad_iters: int = option(1, minimum=1)
     """Batches per optimiser step; the loss is the mean over the target tokens of all of them."""
     batch_size_train: int = option(8, minimum=1)
@@ -407,34 +409,34 @@ class RunConfig:
     batch_size_eval: int = option(8, minimum=1)
     """Clips in a validation or evaluation batch, per process."""
     num_workers: int = option(8, minimum=0)
-    """Processes that read clips, per process; 0 reads in the main one. Results do not depend on it."""
+    """Loader processes per training process; 0 reads in the main process. Results do not depend on it."""
     max_grad_norm: float | None = option(1.0, above=0)
-    """Gradients are scaled down to this norm; null leaves them."""
+    """Gradients are clipped to this norm; null does not clip."""
     max_nonfinite_steps: int = option(5, minimum=1)
     """Training stops after this many non-finite losses in a row; until then such steps are skipped and counted."""
 
     log_freq: int = option(5, minimum=1)
-    """Steps from one log line to the next."""
+    """Steps between log lines."""
     valid_freq: int = option(1, minimum=1)
-    """Epochs from one validation to the next; the last epoch always has one."""
+    """Epochs between validations; the last epoch always has one."""
     valid_scoring: bool = False
-    """Generate text and score it in validation, besides the loss."""
+    """In validation, generate text and score it, in addition to the loss."""
     valid_max_samples: int | None = option(None, minimum=1)
-    """Most validation clips to score, the same ones every time; null scores all."""
+    """Maximum number of validation clips to score, the same ones every time; null scores all."""
     best_metric: str | None = None
-    """What the best checkpoint is chosen by: `loss`, or `task.metric` such as `asr.wer`; null takes the task's own
-    metric with `valid_scoring`, the loss without."""
+    """What the best checkpoint is chosen by: `loss`, or `task.metric` such as `asr.wer`; null is the task's own
+    metric with `valid_scoring`, else the loss."""
     checkpoint_every_steps: int | None = option(None, minimum=1)
-    """Steps from one checkpoint to the next; null writes one at the end of each epoch."""
+    """Steps between checkpoints; null writes one at the end of each epoch."""
     keep_checkpoints: int = option(2, minimum=1)
-    """Newest checkpoints that are kept, besides the best."""
+    """Number of newest checkpoints that are kept, in addition to the best."""
 
     auto_second: bool = False
     """Train the second stage right after the first, starting from its best adapter."""
     second_stage_config: str | None = None
-    """With `auto_second`: the second stage's YAML; null keeps this one, with `datasets.train_stage2_path` and
+    """With `auto_second`: the second stage's YAML; null uses this one, with `datasets.train_stage2_path` and
     `run.optims_stage2`."""
     optims: OptimsConfig = option(factory=OptimsConfig)
     """Optimiser and learning rate. The family's `optims.optims_1`."""
     optims_stage2: OptimsConfig | None = None
-    """With `auto_second`: the second stage's; null takes `optims`. The family's `optims.optims_2`."""
+    """With `auto_second`: the second stage's; null uses `optims`. The family's `optims.optims_2`."""

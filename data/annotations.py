@@ -1,6 +1,6 @@
 """JSON or JSON Lines -> `Annotation`, or an error naming file, entry and field.
 
-An entry is `{path, text, task, Q?, testset_id?, expand_wav?, texts?}`; fields not known here are carried along.
+An entry is `{path, text, task, Q?, testset_id?, expand_wav?, texts?}`; unknown fields are kept in `extra`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from support.command_line import UserError
 
 REFERENCE_FIELDS = ("texts", "captions", "references")
-"""Fields that may hold a list of references besides `text`; the first of them found is used."""
+"""Fields that may have a list of references in addition to `text`; the first one found is used."""
 KNOWN_FIELDS = frozenset({"path", "text", "task", "Q", "testset_id", "expand_wav"})
 PROBED_CLIPS = 16
-"""Clips of a file that are looked for on disk to find the folder that relative paths start from."""
+"""Clips of a file that are looked up on disk to find the folder of its relative paths."""
 
 
 class AnnotationError(UserError):
-    """An annotation file that a user must mend: names the file, the entry, the field."""
+    """An annotation file that a user must fix: names the file, the entry, the field."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Annotation:
     """One clip, what is asked about it, and the answer."""
 
     path: str
-    """The clip, resolved."""
+    """The clip's resolved path."""
     text: str
-    """The reference; empty where none is known."""
+    """The reference; empty if there is none."""
     task: str
     """Which prompts and which metric apply."""
     Q: str | None = None
@@ -40,15 +40,15 @@ class Annotation:
     testset_id: str | None = None
     """Name of the row in a submission."""
     expand_wav: tuple[str, ...] = ()
-    """Further clips, resolved, heard after the first one."""
+    """Resolved paths of further clips, appended to the first one."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Fields that are not known here, as they were."""
+    """Unknown fields, unchanged."""
     source: str = ""
     """`file#entry`, the entry counted from 0, for errors."""
     index: int = 0
     """Position among all entries of all files."""
     texts: tuple[str, ...] = ()
-    """All references, `text` first; at least `text` where the entry has one, even an empty one."""
+    """All references, `text` first; at least `text` if the entry has one, even an empty one."""
 
 
 def load_annotations(
@@ -56,8 +56,8 @@ def load_annotations(
 ) -> list[Annotation]:
     """Read one or several annotation files, in order, as one list.
 
-    A relative annotation file is looked up as given, else under `prefix`. Relative clip paths start from `prefix` where
-    the file's clips are found there, else from the annotation file's folder.
+    A relative annotation file is looked up as given, else under `prefix`. Relative clip paths are relative to `prefix`
+    if the file's clips exist there, else to the annotation file's folder.
 
     Args:
         paths: JSON (`{"annotation": [...]}` or a list) or JSON Lines files.
@@ -72,7 +72,7 @@ def load_annotations(
     if not files:
         raise AnnotationError("no annotation files given")
     annotations: list[Annotation] = []
-    # File -> testset_id -> place. The names of one file: several count from 0 each.
+    # File -> testset_id -> place. Names need only be unique within a file: several files may each count from 0.
     names: dict[Path, dict[str, str]] = {}
     for path in files:
         file = _find(Path(path), prefix)
@@ -116,7 +116,7 @@ def _read(file: Path) -> list[tuple[str, dict[str, Any]]]:
         entries = _read_lines(file, content)
     else:
         entries = _read_json(file, content)
-    escapes = r"\ud" in content or r"\uD" in content  # the only way to half a surrogate pair in a file in UTF-8
+    escapes = r"\ud" in content or r"\uD" in content  # the only source of half a surrogate pair in UTF-8
     for place, entry in entries:
         if not isinstance(entry, dict):
             raise AnnotationError(f"{place}: expected an object with path, text and task, found {_shown(entry)}")
@@ -128,19 +128,19 @@ def _read(file: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _check_characters(entry: dict[str, Any], place: str) -> None:
-    """Raise for half of a surrogate pair (`"\\ud800"` alone): it is no character and could not be written again."""
+    """Raise for half of a surrogate pair (`"\\ud800"` alone): it is not a character and cannot be written as UTF-8."""
     for name, value in entry.items():
         try:
             json.dumps({name: value}, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start]
             raise AnnotationError(
-                f"{place}: field {name!r}: holds {half!r}, half of a surrogate pair; expected whole characters"
+                f"{place}: field {name!r}: has {half!r}, half of a surrogate pair; expected whole characters"
             ) from None
 
 
 def _is_json_lines(content: str) -> bool:
-    """Whether the first line alone is an entry, whatever the file is called."""
+    """Whether the first line alone is an entry, whatever the file's suffix."""
     first = content.lstrip().partition("\n")[0]
     try:
         entry = json.loads(first)
@@ -182,7 +182,7 @@ def _json_problem(error: ValueError) -> str:
 
 
 def _clip_root(entries: list[tuple[str, dict[str, Any]]], file: Path, prefix: str | Path | None) -> Path:
-    """The folder that clip paths start from: decided once for a file, by looking for its first clips."""
+    """The folder of a file's relative clip paths: decided once, by looking up its first clips."""
     if prefix is None:
         return file.parent
     under_prefix = _at_home(prefix)
@@ -191,11 +191,11 @@ def _clip_root(entries: list[tuple[str, dict[str, Any]]], file: Path, prefix: st
         return under_prefix
     if any(os.path.exists(_join(file.parent, clip)) for clip in clips):
         return file.parent
-    return under_prefix  # where none is found, an error about a clip should name the folder that the user gave
+    return under_prefix  # if none exists, an error about a clip should name the folder that the user gave
 
 
 def _join(root: Path, clip: str) -> Path:
-    """A clip's place. The family also writes `/LibriSpeech/...` for a path under its data folder."""
+    """A clip's path. The family also writes `/LibriSpeech/...` for a path under its data folder."""
     path = _at_home(clip)
     if not path.is_absolute():
         return root / path
@@ -204,7 +204,7 @@ def _join(root: Path, clip: str) -> Path:
 
 
 def _at_home(path: str | Path) -> Path:
-    """`~` filled in where it names a home. Unlike pathlib's, os.path's functions have an answer for every name."""
+    """`~` expanded. Unlike pathlib's expansion, os.path's never raises."""
     return Path(os.path.expanduser(path))
 
 
@@ -217,7 +217,7 @@ def _annotation(
     listed = _text_list(entry[references_field], references_field, place) if references_field else []
     text = _text_field(entry, "text", place, required=require_text and not listed)
     if listed:
-        text = text or listed[0]  # beside a list, an empty text is none
+        text = text or listed[0]  # with a list, an empty text counts as none
         texts = (text, *(reference for reference in listed if reference != text))
     else:
         texts = () if text is None else (text,)

@@ -1,8 +1,8 @@
 """A path or bytes → the mono 16 kHz waveform, or an `AudioError` that names the clip.
 
-libsndfile decodes (wav, flac, mp3, ogg, opus, aiff …), soxr resamples. Whole flac files go through dr_flac (miniaudio)
-where it is installed: the same samples in two thirds of the time. Features are computed elsewhere, on the model's
-device: a loader that only decodes is several times faster than one that also computes spectra.
+libsndfile decodes (wav, flac, mp3, ogg, opus, aiff …), soxr resamples. Whole flac files are decoded by dr_flac
+(miniaudio) if it is installed: the same samples in two thirds of the time. Features are computed elsewhere, on the
+model's device: a loader that only decodes is several times faster than one that also computes spectra.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ EXPAND_SILENCE_S = 0.1
 EXPAND_SILENCE_SAMPLES = round(EXPAND_SILENCE_S * SAMPLE_RATE)  # between a clip and each clip of its `expand_wav`
 INT16_SCALE = np.float32(1 / 32_768)
 MAX_PEAK = 10.0  # float files a little over full scale are clipped; beyond this they were never in [-1, 1]
-RESAMPLER_MARGIN_S = 0.1  # read past a cap, so that the filter sees what follows the cut
-MP3_GUESS_FRAMES = 2 * 1152  # without a length header the decoder guesses; `find_damage` has already counted
+RESAMPLER_MARGIN_S = 0.1  # read past a cap, so that the filter's input does not end at the cut
+MP3_GUESS_FRAMES = 2 * 1152  # without a length header the decoder estimates; `find_damage` counted before
 UNKNOWN_LENGTH_FRAMES = 1 << 62  # libsndfile's answer where a header gives no length is 2^63 - 1
 
 Source = str | Path | bytes
@@ -46,7 +46,7 @@ class AudioError(UserError):
 
     Attributes:
         clip: its path, or `<N bytes>`.
-        reason: what was found, and the mend.
+        reason: what was found, and how to fix it.
     """
 
     def __init__(self, clip: str, reason: str) -> None:
@@ -61,8 +61,8 @@ class AudioError(UserError):
 def load_waveform(source: Source, *, expand: Sequence[str | Path] = (), max_audio_s: float | None = None) -> Tensor:
     """The clip as a waveform `[T]`: mono, 16 kHz, float32 in [-1, 1].
 
-    Channels are averaged. Each clip of `expand` follows after 0.1 s of silence. `max_audio_s` cuts the whole, and a
-    warning says so.
+    Channels are averaged. Each clip of `expand` is appended after 0.1 s of silence. `max_audio_s` cuts the result,
+    with a warning.
 
     Raises:
         AudioError: missing, empty, truncated or non-audio file, no samples, samples that are not finite.
@@ -80,9 +80,9 @@ def load_clip(
     max_audio_s: float | None = None,
     first_channel: bool = False,
 ) -> tuple[Tensor, bool]:
-    """As `load_waveform`, returning (waveform `[T]`, whether `max_audio_s` cut it) and warning of nothing.
+    """As `load_waveform`, without the warning: (waveform `[T]`, whether `max_audio_s` cut it).
 
-    `first_channel` takes the first of several channels in place of their mean.
+    `first_channel` uses the first of several channels instead of their mean.
     """
     limit = None if max_audio_s is None else round(max_audio_s * SAMPLE_RATE)
     waveform = _decode(source, limit, first_channel)
@@ -101,19 +101,19 @@ def load_clip(
 
 
 def probe_duration_s(source: Source) -> float:
-    """Length by the header alone, in seconds; raises `AudioError` where there is no readable one."""
+    """Length in seconds, from the header alone; raises `AudioError` if it cannot be read."""
     with _open(source) as sound:
         _check_length(source, sound)
         return sound.frames / sound.samplerate
 
 
 def clip_name(source: Source) -> str:
-    """What errors call the clip."""
+    """The clip's name in errors."""
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 
 
 def _open(source: Source) -> soundfile.SoundFile:
-    """Open by the contents; every way in which that fails becomes an `AudioError`."""
+    """Open by content, not by suffix; every failure becomes an `AudioError`."""
     name = clip_name(source)
     try:
         if isinstance(source, bytes):
@@ -155,13 +155,13 @@ def _check_whole(source: Source, decoder_frames: int | None = None) -> None:
 
 def _check_length(source: Source, sound: soundfile.SoundFile) -> None:
     if sound.frames == 0:
-        raise AudioError(clip_name(source), "holds 0 samples; remove it or record it again")
+        raise AudioError(clip_name(source), "has 0 samples; remove it or record it again")
     if sound.frames >= UNKNOWN_LENGTH_FRAMES:
-        raise AudioError(clip_name(source), "its header does not say how long it is; encode it again from a file")
+        raise AudioError(clip_name(source), "its header has no length; encode it again from a file")
 
 
 def _decode(source: Source, limit: int | None, first_channel: bool) -> np.ndarray:
-    """One file as float32 `[T]`, mono, 16 kHz; where `limit` (in 16 kHz samples) is given, at least limit + 1 of it."""
+    """One file as float32 `[T]`, mono, 16 kHz; with `limit` (in 16 kHz samples), at least limit + 1 samples of it."""
     name = clip_name(source)
     with _open(source) as sound:
         _check_whole(source, sound.frames)
@@ -173,7 +173,7 @@ def _decode(source: Source, limit: int | None, first_channel: bool) -> np.ndarra
         samples = _read(source, sound, wanted)
     if len(samples) < wanted - (MP3_GUESS_FRAMES if sound.format == "MP3" else 0) or len(samples) == 0:
         raise AudioError(
-            name, f"truncated: its header promises {wanted} samples, {len(samples)} were read; copy or encode it again"
+            name, f"truncated: its header says {wanted} samples, {len(samples)} were read; copy or encode it again"
         )
     waveform = _mix_down(samples[:, 0].copy() if first_channel and samples.ndim > 1 else samples)
     is_int16 = samples.dtype == np.int16  # cannot be out of range
@@ -182,7 +182,7 @@ def _decode(source: Source, limit: int | None, first_channel: bool) -> np.ndarra
     if rate_hz != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate_hz, SAMPLE_RATE, quality="HQ")
         if len(waveform) == 0:
-            raise AudioError(name, f"holds {wanted} samples at {rate_hz} Hz, none at 16 kHz; remove it")
+            raise AudioError(name, f"has {wanted} samples at {rate_hz} Hz, none at 16 kHz; remove it")
     elif is_int16:
         return waveform
     return np.clip(waveform, -1.0, 1.0, out=waveform)  # filters and lossy codecs overshoot a little
@@ -194,7 +194,7 @@ def _read(source: Source, sound: soundfile.SoundFile, frames: int) -> np.ndarray
         try:
             decoded = miniaudio.flac_read_f32(source if isinstance(source, bytes) else Path(source).read_bytes())
         except (miniaudio.MiniaudioError, OSError):
-            decoded = None  # libsndfile will say what is wrong
+            decoded = None  # libsndfile's error is raised below
         if decoded is not None and decoded.num_frames == frames:
             samples = np.frombuffer(decoded.samples, dtype=np.float32)
             return samples if decoded.nchannels == 1 else samples.reshape(frames, decoded.nchannels)
@@ -222,7 +222,7 @@ def _mix_down(samples: np.ndarray) -> np.ndarray:
 
 
 def _check_finite(name: str, waveform: np.ndarray) -> None:
-    low, high = float(waveform.min()), float(waveform.max())  # NaN passes through both
+    low, high = float(waveform.min()), float(waveform.max())  # NaN propagates through both
     if not math.isfinite(low + high):
         count = int(np.count_nonzero(~np.isfinite(waveform)))
         raise AudioError(name, f"{count} of {len(waveform)} samples are NaN or infinite; record or convert it again")

@@ -2,7 +2,7 @@
 
 In a YAML: `datasets.augmentation: {gain: {p: 0.5, min_db: -6, max_db: 6}, gaussian_noise: {p: 0.3}}`. They run in the
 order of `AUGMENTATIONS`, whatever the order in the file: crop, speed, shift, gain, noise, so that noise is never
-resampled. Any of them may be kept to some tasks: `crop: {p: 1, tasks: [audiocaption]}`.
+resampled. Any of them may be limited to some tasks: `crop: {p: 1, tasks: [audiocaption]}`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch import Tensor
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
-SPEED_STEP = 0.01  # factors are rounded to it: the resampler plans its filter for a ratio of whole numbers
+SPEED_STEP = 0.01  # factors are rounded to it: the resampler's filter is designed for a ratio of integers
 CROP_POWER, CROP_TRIES = 0.5, 10  # a part has at least half of the whole clip's mean power, if ten tries find one
-SILENT_POWER = 1e-10  # mean square of a clip that holds nothing to hold noise against, -100 dB
+SILENT_POWER = 1e-10  # mean square of a silent clip, -100 dB: it gets no noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(ABC):
-    """One way to change a waveform, applied with probability `p`, to clips of `tasks` (none given: of all)."""
+    """One way to change a waveform, applied with probability `p` to clips of `tasks` (empty: all tasks)."""
 
     p: float = 0.5
     tasks: tuple[str, ...] = ()
@@ -51,9 +51,9 @@ class Augmentation(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Crop(Augmentation):
-    """A part of the clip, its length drawn evenly, never a part much softer than the whole.
+    """A part of the clip, its length drawn uniformly, never one much quieter than the whole.
 
-    For sounds that go on: what is said in the rest of the clip is lost, so keep it from speech by `tasks`.
+    For continuous sounds: speech in the rest of the clip is lost, so exclude speech by `tasks`.
     """
 
     min_s: float = 2.0
@@ -80,7 +80,7 @@ class Crop(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Speed(Augmentation):
-    """Play faster or slower, pitch included (Ko et al., 2015), by a factor drawn evenly."""
+    """Play faster or slower, pitch included (Ko et al., 2015), by a factor drawn uniformly."""
 
     min_factor: float = 0.9
     max_factor: float = 1.1
@@ -99,7 +99,8 @@ class Speed(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class TimeShift(Augmentation):
-    """Put up to `max_shift_s` of silence before the clip. Nothing is cut or wrapped round: the text stays true."""
+    """Put up to `max_shift_s` of silence before the clip. Nothing is cut or wrapped around, so the text stays
+    correct."""
 
     max_shift_s: float = 0.5
 
@@ -115,7 +116,7 @@ class TimeShift(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Gain(Augmentation):
-    """Louder or softer by a number of dB drawn evenly, never past full scale."""
+    """Louder or quieter by a number of dB drawn uniformly, never above full scale."""
 
     min_db: float = -6.0
     max_db: float = 6.0
@@ -131,7 +132,7 @@ class Gain(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianNoise(Augmentation):
-    """White noise at a signal-to-noise ratio drawn evenly in dB; a silent clip stays silent."""
+    """White noise at a signal-to-noise ratio drawn uniformly in dB; a silent clip stays silent."""
 
     min_snr_db: float = 10.0
     max_snr_db: float = 40.0
@@ -165,7 +166,7 @@ class Augment:
 
     @classmethod
     def from_config(cls, spec: Mapping[str, Mapping[str, Any] | None] | None) -> Augment | None:
-        """`datasets.augmentation` (name → settings) as an `Augment`; None where there is nothing to do.
+        """`datasets.augmentation` (name → settings) as an `Augment`; None if it is empty.
 
         Raises:
             ValueError: an unknown name or setting, a value of the wrong type or out of range.
@@ -179,11 +180,11 @@ class Augment:
 
     @property
     def tasks(self) -> set[str]:
-        """Every task that an augmentation is kept to."""
+        """Every task that an augmentation is limited to."""
         return {task for step in self.steps for task in step.tasks}
 
     def __call__(self, waveform: Tensor, rng: np.random.Generator, task: str = "") -> Tensor:
-        """`[T]` float32 of a clip for `task` to `[T']` float32 in [-1, 1]; the input is left as it was."""
+        """`[T]` float32 of a clip for `task` to `[T']` float32 in [-1, 1]; the input is unchanged."""
         samples = waveform.numpy()
         for step in self.steps:
             if (not step.tasks or task in step.tasks) and rng.random() < step.p:

@@ -32,7 +32,7 @@ class Sample:
     annotation: Annotation
     waveform: Tensor  # [T]
     prompt: str
-    """`Q` filled in; not in the template."""
+    """`Q` filled in; without the chat template."""
     text: str
     capped: bool = False
     """Whether `max_audio_s` cut it."""
@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips that go through the model together. It may be empty (B = 0) where every clip was bad."""
+    """Clips that go through the model together. It may be empty (B = 0) if every clip was bad."""
 
     waveforms: Tensor  # [B, T], zeros after a clip's end
     lengths: Tensor  # [B], samples
@@ -53,7 +53,7 @@ class Batch:
     """Prompts and references as token ids, a `models.language.text.TextBatch`; None without a text processor, and for
     an empty batch."""
     bad: tuple[BadClip, ...] = ()
-    """Clips that were to be in this batch and could not be loaded."""
+    """Clips of this batch that could not be loaded."""
     cut: tuple[bool, ...] = ()
     """Which of them `max_audio_s` cut."""
 

@@ -1,7 +1,7 @@
-"""Does an audio file hold what its header promises?
+"""Does an audio file contain what its header says?
 
-Decoders forgive: libsndfile shortens a cut wav or a damaged ogg without a word, and reads a third of a variable-rate
-mp3 that carries no length. Training on such a clip pairs a whole text with half of its audio. The checks here read
+Decoders are tolerant: libsndfile silently shortens a cut wav or a damaged ogg, and reads a third of a variable-rate mp3
+without a length header. Training on such a clip pairs a whole text with half of its audio. The checks here read
 headers and checksums, never the samples, so they cost microseconds.
 
 Sources: RIFF/WAVE (Microsoft, 1991), RF64 (EBU Tech 3306), Wave64 (Sony), AU (Sun), Core Audio Format (Apple), AIFF
@@ -60,7 +60,7 @@ CHUNKS = {
 
 
 def find_damage(file: BinaryIO, decoder_frames: int | None = None) -> str | None:
-    """One sentence on what is cut off or missing, `None` where everything promised is there.
+    """What is cut off or missing, in one sentence; None if the file is complete.
 
     `file` is open for reading in binary; `decoder_frames` is the length that the decoder reports, for containers
     (mp3) whose decoder may believe less than the file holds. Unknown containers pass: their decoder is the judge.
@@ -153,7 +153,7 @@ def _ogg_checksum(page: bytes) -> bytes:
 
 
 def _mpeg_frame(header: bytes) -> tuple[int, int] | None:
-    """(bytes, samples per channel) of the layer III frame that starts with these four bytes; None: not a frame."""
+    """(bytes, samples per channel) of the layer III frame that starts with these four bytes; None: no frame."""
     if len(header) < 4:
         return None
     word = int.from_bytes(header[:4], "big")

@@ -1,8 +1,8 @@
-"""Several short clips in a row as one, their texts too: longer utterances than the recordings hold.
+"""Several short clips joined into one, with their texts: longer utterances than those recorded.
 
-A recogniser trained on single words does not read strings of them. In a YAML: `datasets.join_clips: {p: 0.5, most: 4,
-tasks: [asr], same: speaker}` (concatenation of utterances, as in Lam et al., "On-the-fly aligned data augmentation for
-sequence-to-sequence ASR", 2021, with whole clips).
+A recogniser trained on single words does not recognise sequences of them. In a YAML: `datasets.join_clips: {p: 0.5,
+most: 4, tasks: [asr], same: speaker}` (concatenation of utterances, as in Lam et al., "On-the-fly aligned data
+augmentation for sequence-to-sequence ASR", 2021, with whole clips).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from support.units import SAMPLE_RATE
 
 
 class Joiner:
-    """Which clips of one list of annotations stand in a row: pure functions of a generator.
+    """Which clips of a list of annotations are joined: pure functions of a generator.
 
     Raises:
         ValueError: no clip has one of the tasks, or a clip of them lacks the field `same`.
@@ -43,8 +43,8 @@ class Joiner:
             return annotation.task, None
         if same not in annotation.extra:
             raise UserError(
-                f"{annotation.source or annotation.path}: no field '{same}', by which datasets.join_clips.same chooses "
-                "the clips of a row; add it, or set `same` to null"
+                f"{annotation.source or annotation.path}: no field '{same}', by which datasets.join_clips.same "
+                "selects the clips to join; add it, or set `same` to null"
             )
         return annotation.task, annotation.extra[same]
 
@@ -56,11 +56,11 @@ class Joiner:
         return [group[i] for i in rng.integers(len(group), size=int(rng.integers(1, self.settings.most + 1)))]
 
     def longest_s(self, waveforms: Sequence[Tensor]) -> float:
-        """The length of a row of waveforms, every pause the longest."""
+        """The length of joined waveforms with maximal pauses."""
         return sum(map(len, waveforms)) / SAMPLE_RATE + (len(waveforms) - 1) * self.settings.max_pause_s
 
     def join(self, waveforms: Sequence[Tensor], rng: np.random.Generator) -> Tensor:
-        """Waveforms `[T]` in a row, with a pause between each two."""
+        """Waveforms `[T]` joined, with a pause between each two."""
         row = [waveforms[0]]
         for waveform in waveforms[1:]:
             pause_s = rng.uniform(self.settings.min_pause_s, self.settings.max_pause_s)

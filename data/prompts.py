@@ -1,4 +1,4 @@
-"""Instructions by task: prompt files, what they must hold, and the question that some prompts ask of each clip."""
+"""Instructions by task: prompt files, their checks, and the question that some prompts take from each clip."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from configs.paths import program_file
 from data.annotations import Annotation
 from support.command_line import UserError
 
-PLACEHOLDER = "<SpeechHere>"  # where the audio belongs in a prompt
+PLACEHOLDER = "<SpeechHere>"  # where the audio goes in a prompt
 QUESTION_SLOT = "{}"
 
 
 class PromptError(UserError):
-    """A prompt file, or a task without its prompt, that a user must mend."""
+    """A prompt file, or a task without a prompt, that a user must fix."""
 
 
 class Prompts(Mapping[str, "str | tuple[str, ...]"]):
-    """Task → one prompt (test) or several (training), and the file that they come from, for errors."""
+    """Task → one prompt (test) or several (training), and their file, for errors."""
 
     def __init__(self, by_task: Mapping[str, str | Sequence[str]], source: str = "prompts") -> None:
         self._by_task = {
@@ -39,7 +39,7 @@ class Prompts(Mapping[str, "str | tuple[str, ...]"]):
         return len(self._by_task)
 
     def choices(self, task: str) -> tuple[str, ...]:
-        """All prompts of a task; raises `PromptError` where there is none."""
+        """All prompts of a task; raises `PromptError` if there is none."""
         if task not in self._by_task:
             raise PromptError(f"{self.source}: no prompt for task '{task}'; it has {', '.join(self._by_task)}")
         prompts = self._by_task[task]
@@ -78,10 +78,10 @@ def load_prompts(path: str | Path) -> Prompts:
 
 
 def fill_prompt(prompt: str, annotation: Annotation, source: str = "prompts") -> str:
-    """Put the annotation's `Q` where the prompt says `{}`.
+    """Replace the prompt's `{}` by the annotation's `Q`.
 
     Raises:
-        PromptError: there is no `Q`, or it holds the audio's placeholder.
+        PromptError: there is no `Q`, or it contains the audio's placeholder.
     """
     if QUESTION_SLOT not in prompt:
         return prompt
@@ -92,7 +92,7 @@ def fill_prompt(prompt: str, annotation: Annotation, source: str = "prompts") ->
         )
     if PLACEHOLDER in annotation.Q:
         raise PromptError(
-            f"{annotation.source or annotation.path}: 'Q' holds {PLACEHOLDER}, which stands in the prompt already: "
-            f"{annotation.Q!r}; take it out"
+            f"{annotation.source or annotation.path}: 'Q' holds {PLACEHOLDER}, which the prompt already has: "
+            f"{annotation.Q!r}; remove it"
         )
     return prompt.replace(QUESTION_SLOT, annotation.Q)

@@ -1,4 +1,4 @@
-"""Clips that cannot be used: set aside in a file, counted, and a reason to stop when there are too many."""
+"""Clips that cannot be used: listed in a file and counted; too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ class TooManyBadClips(UserError):
 class Quarantine:
     """Bad clips of a run. Each is written once, as a line `{index, path, reason}`, and counted once.
 
-    Give `path=None` to the processes that only count: with several processes, every one adds every clip (gathered by
-    the caller), so that all of them stop together, and one writes. A file that is there is continued: what it names is
-    not written again. Clips of another set are `note`d beside them, with its name as `split`, and not counted. What was
-    counted before a restart is not read from the file, which may know more than the checkpoint that the run goes on
-    from: it is `take_up`'s.
+    With `path=None` a process only counts: with several processes, each adds every clip (gathered by the caller), so
+    that all stop together, and one writes. An existing file is continued: its clips are not written again. Clips of
+    another set are written by `note`, with its name as `split`, and not counted. The count before a restart is not read
+    from the file, which may have more clips than the checkpoint that the run continues from: `take_up` restores it.
     """
 
     def __init__(self, path: str | Path | None, total: int, max_bad_fraction: float) -> None:
@@ -38,7 +37,7 @@ class Quarantine:
         return len(self.clips)
 
     def add(self, clip: BadClip) -> None:
-        """Set a clip aside.
+        """Write and count a clip.
 
         Raises:
             TooManyBadClips: now there are more than `max_bad_fraction * total` of them.
@@ -51,14 +50,14 @@ class Quarantine:
             raise TooManyBadClips(self._too_many())
 
     def take_up(self, clips: Iterable[BadClip]) -> None:
-        """Count the clips that the run had counted when it stopped, so that it ends where it would have ended."""
+        """Count the clips that the run had counted when it stopped, so that the limit applies to the whole run."""
         for clip in clips:
             if clip.index not in self.clips:
                 self.clips[clip.index] = clip
                 self._write(clip, {})
 
     def note(self, clip: BadClip, split: str) -> None:
-        """Name a clip of another set than the one that is counted."""
+        """Write a clip of another set, without counting it."""
         self._write(clip, {"split": split})
 
     def _write(self, clip: BadClip, mark: dict[str, str]) -> None:
@@ -78,7 +77,7 @@ class Quarantine:
         return "\n".join(
             [
                 f"{len(self.clips)} of {self.total} clips cannot be used, more than datasets.max_bad_fraction = "
-                f"{self.max_bad_fraction:g} allows{listed}; mend or remove them, or allow more:",
+                f"{self.max_bad_fraction:g} allows{listed}; fix or remove them, or allow more:",
                 *named,
             ]
         )
@@ -87,7 +86,7 @@ class Quarantine:
         if not self.path.exists():
             return set()
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        if text and not text.endswith("\n"):  # a line cut off by a kill: end it, so that the next one stands alone
+        if text and not text.endswith("\n"):  # a line cut off by a kill: end it before the next one
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")
         written = set()

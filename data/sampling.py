@@ -21,9 +21,9 @@ from support.command_line import UserError
 
 log = logging.getLogger(__name__)
 
-PROBE_THREADS = 8  # headers are read from disk, perhaps over a network: waiting, not computing
+PROBE_THREADS = 8  # headers are read from disk, perhaps over a network: waiting for I/O, not computing
 PROBES_WITH_PROGRESS = 2000
-ORDER_STREAM = 0xB5  # sets this use of (seed, epoch) apart from the draws of single clips
+ORDER_STREAM = 0xB5  # separates this generator from those of single clips, which also use (seed, epoch)
 
 
 class SampleKey(NamedTuple):
@@ -33,20 +33,20 @@ class SampleKey(NamedTuple):
     index: int
     """Position in the dataset."""
     repeat: int = 0
-    """How often the clip was drawn before in this epoch; above 0 for task weights over 1 only."""
+    """How often the clip was drawn before in this epoch; above 0 only with task weights above 1."""
 
 
 class GlobalBatchSampler:
     """Yields this process's part of each global batch, as a list of `SampleKey`s, from `consumed` to the epoch's end.
 
-    Step k of all processes together holds the clips of step k of one process with `batch_size * world_size`. The last
+    Step k of all processes together has the clips of step k of one process with `batch_size * world_size`. The last
     global batch of an epoch may be smaller (a process's part of it even empty).
 
     Args:
         durations: length of each clip, in any unit.
-        batch_size: clips a process and step.
+        batch_size: clips per process and step.
         world_size: number of processes.
-        rank: which of them this is.
+        rank: this process.
         seed: of the order.
         shuffle: a new order each epoch; else always the longest clips first.
         bucket_batches: this many global batches' worth of shuffled clips are sorted by length, cut into batches, and
@@ -85,7 +85,7 @@ class GlobalBatchSampler:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next sample belongs to."""
+        """The epoch of the next sample."""
         return self.consumed // max(1, self.epoch_samples)
 
     def state_dict(self) -> dict[str, int]:
@@ -96,7 +96,7 @@ class GlobalBatchSampler:
         """Continue after the samples that `state` counts.
 
         Raises:
-            ValueError: the state comes from a run over another number of clips.
+            UserError: the state comes from a run over another number of clips.
         """
         samples = state.get("epoch_samples", self.epoch_samples)
         if samples != self.epoch_samples:
@@ -113,7 +113,7 @@ class GlobalBatchSampler:
         self.consumed = int(state["consumed"])
 
     def advanced(self, state: Mapping[str, int], batches: int = 1) -> dict[str, int]:
-        """The state after `batches` more global batches; this sampler's own state stays."""
+        """The state after `batches` more global batches; this sampler's own state does not change."""
         consumed = state["consumed"]
         for _ in range(batches):
             consumed += min(self.global_batch, self.epoch_samples - consumed % self.epoch_samples)
@@ -164,7 +164,7 @@ class GlobalBatchSampler:
 def _task_groups(
     clips: int, tasks: Sequence[str] | None, weights: Mapping[str, float] | None
 ) -> list[tuple[np.ndarray, int]]:
-    """(positions, draws an epoch) of each task; one group where nothing is weighted."""
+    """(positions, draws per epoch) of each task; one group without weights."""
     if not weights:
         return [(np.arange(clips), clips)] if clips else []
     assert tasks is not None and len(tasks) == clips, "task weights need the task of each clip"
@@ -182,8 +182,8 @@ def _task_groups(
 def clip_durations(annotations: Sequence[Annotation], *, threads: int = PROBE_THREADS) -> list[float]:
     """Length of each annotation's audio in seconds, for bucketing.
 
-    The annotation's own `duration` is believed; where it is absent the file's header is read. 0 for what cannot be
-    read: it is named when its turn comes.
+    The annotation's own `duration` is used; without one the file's header is read. 0 for a file that cannot be read:
+    its error is reported when the clip is loaded.
     """
     missing = [a for a in annotations if _stated_duration_s(a) is None or a.expand_wav]
     paths = list(dict.fromkeys(path for a in missing for path in (a.path, *a.expand_wav)))

@@ -1,1 +1,1 @@
-"""References and hypotheses to figures; knows no model and no file."""
+"""References and hypotheses to scores; independent of models and files."""

@@ -11,14 +11,14 @@ from scoring.words import check_texts
 
 
 def accuracy(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Share of hypotheses equal to their reference, case, punctuation, accents' form and blanks aside."""
+    """Share of hypotheses equal to their reference, ignoring case, punctuation, Unicode form and spaces."""
     check_texts(references, hypotheses)
     pairs = zip(references, hypotheses, strict=True)
     return sum(_answer_words(a) == _answer_words(b) for a, b in pairs) / len(references)
 
 
 def token_f1(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Mean overlap of words between answer and reference (F1 as in SQuAD); two empty texts agree."""
+    """Mean overlap of words between answer and reference (F1 as in SQuAD); two empty texts count as equal."""
     check_texts(references, hypotheses)
 
     def f1(reference: list[str], hypothesis: list[str]) -> float:

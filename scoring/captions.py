@@ -1,9 +1,9 @@
-"""Caption scores: CIDEr-D, BLEU, ROUGE-L, METEOR, SPICE, SPIDEr over several references a clip.
+"""Caption scores: CIDEr-D, BLEU, ROUGE-L, METEOR, SPICE, SPIDEr over several references per clip.
 
-References are ``list[list[str]]`` (one inner list a clip), hypotheses ``list[str]``. Texts are tokenised by
-:func:`ptb_tokenize`, a Python rendering of the Stanford tokenizer that the COCO caption tools start through Java, so
-CIDEr-D, BLEU and ROUGE-L need no Java. METEOR and SPICE are Java programs; where they cannot run they are ``None``,
-:func:`unavailable` says why, and no call waits longer than its time limit.
+References are ``list[list[str]]`` (one inner list per clip), hypotheses ``list[str]``. Texts are tokenised by
+:func:`ptb_tokenize`, a Python version of the Stanford tokenizer that the COCO caption tools run in Java, so
+CIDEr-D, BLEU and ROUGE-L need no Java. METEOR and SPICE are Java programs; where they cannot run the score is ``None``,
+:func:`unavailable` gives the reason, and no call waits longer than its time limit.
 
 Decided edge cases: an empty hypothesis scores 0; an empty reference is a reference without n-grams; when the
 references of a whole corpus are empty CIDEr-D is 0; with one clip CIDEr-D is 0 by its definition (its inverse document
@@ -34,14 +34,14 @@ _DROPPED = frozenset("'\"`.?!,:-;“”‘’«»‹›…–—") | {"''", "``"
 _SPELT = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-", "£": "#", "€": "$"}
 _SPELT |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "¤": "$", "¢": "cents"}
 
-# What the Stanford tokenizer does not know it deletes, with a warning, so that words end there: emoji and all else
-# beyond the basic plane, joiners, variation selectors and marks of direction, symbols that its rules leave out.
+# The Stanford tokenizer deletes unknown characters, with a warning, so that words end there: emoji and all else beyond
+# the basic plane, joiners, variation selectors, direction marks, symbols without a rule.
 _DELETED = re.compile(
     "[\x7f\x81-\x84\x86-\x9f\u200b-\u200f\u2012\u2015\u201b\u2024\u2025\u2027\u202a-\u202e\u203c\u203d\u2043"
     "\u2045-\u206f\u2072\u2073\u208f\u209d-\u20a3\u20a5-\u20ab\u20ad-\u20ff\u2150-\u2152\u215f-\u2182\u2185-\u218f"
     "\u2e00-\u2e2e\u2e30-\u2e7f\ud800-\uf8ff\ufe00-\ufe6f\ufefd-\uff00\ufff0-\uffff\U00010000-\U0010ffff]"
 )
-# Numbers to Python's regular expressions, tokens of their own there: superscripts, fractions, encircled digits.
+# Digits for Python's regular expressions, but separate tokens there: superscripts, fractions, encircled digits.
 _APART = re.compile("([\xb2\xb3\xb9\xbc-\xbe\u2070-\u2089\u2153-\u215e\u2460-\u249b\u24ea-\u24ff\u2776-\u2793¢])")
 _ENTITIES = {"&amp;": "&", "&lt;": " < ", "&gt;": " > ", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
 
@@ -81,7 +81,7 @@ _PTB_TOKEN = re.compile(
 
 
 class MetricUnavailable(RuntimeError):
-    """A score cannot be computed on this machine; the message says why and what would mend it."""
+    """A score cannot be computed on this machine; the message says why and how to fix it."""
 
 
 class Bleu(NamedTuple):
@@ -94,11 +94,11 @@ class Bleu(NamedTuple):
 
 
 def ptb_tokenize(texts: Sequence[str]) -> list[str]:
-    """Lower-cased Penn Treebank tokens without punctuation, joined by spaces, one string a text.
+    """Lower-cased Penn Treebank tokens without punctuation, joined by spaces, one string per text.
 
     The texts are read as the lines of one document, as the COCO tools do: a text that ends in an initial ("… in a.")
     keeps its full stop unless the next text begins with a word such as "The". Equal to the Java tool's output on the
-    AudioCaps captions; rare tokens (mixed fractions "3 1/2", "^_^") come out in another cut.
+    AudioCaps captions; rare tokens (mixed fractions "3 1/2", "^_^") are split differently.
     """
     lines = [_plain(text) for text in texts]
     document = "\n".join(lines)
@@ -116,7 +116,7 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """The text on one line, of characters that the Stanford tokenizer knows."""
+    """The text on one line, without characters that the Stanford tokenizer deletes."""
     for entity, character in _ENTITIES.items():
         text = text.replace(entity, character)
     return " ".join(_APART.sub(r" \1 ", _DELETED.sub(" ", text.replace("\xad", ""))).split())
@@ -132,10 +132,10 @@ def check_pairs(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) 
     """Raise ``ValueError`` unless there is one non-empty list of references for each of one or more hypotheses."""
     for name, values in (("references", references), ("hypotheses", hypotheses)):
         if isinstance(values, str):
-            raise ValueError(f"{name} is one string, expected a list with one entry a clip; wrap it in a list")
+            raise ValueError(f"{name} is one string, expected a list with one entry per clip; wrap it in a list")
     if len(references) != len(hypotheses):
         raise ValueError(
-            f"{len(references)} references but {len(hypotheses)} hypotheses; both need one entry a clip, in one order"
+            f"{len(references)} references but {len(hypotheses)} hypotheses; both need one entry per clip, in order"
         )
     if not hypotheses:
         raise ValueError("no clips to score: references and hypotheses are empty lists")
@@ -147,7 +147,7 @@ def check_pairs(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) 
 
 
 def cider_d(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> float:
-    """CIDEr-D (0 to 10) of a corpus; document frequencies come from the references given."""
+    """CIDEr-D (0 to 10) of a corpus; document frequencies are those of the references."""
     items = cider_d_per_clip(references, hypotheses)
     return sum(items) / len(items)
 
@@ -161,7 +161,7 @@ def cider_d_x100(references: Sequence[Sequence[str]], hypotheses: Sequence[str])
     """100 x CIDEr-D over the first reference, words split at blanks, only hypotheses lower-cased.
 
     Some evaluators print this figure under the name SPIDEr. Case and punctuation of the references count against the
-    model, so it is no measure of quality by itself; it exists to compare with figures that were printed that way.
+    model, so it does not measure quality by itself; it is for comparison with figures that were printed that way.
     """
     check_pairs(references, hypotheses)
     return 100.0 * _mean(_cider([[several[0]] for several in references], [text.lower() for text in hypotheses]))
@@ -175,7 +175,7 @@ def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> Bleu
 
 
 def rouge_l(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> float:
-    """Mean ROUGE-L (0 to 1), beta 1.2, best precision and best recall taken over the references separately."""
+    """Mean ROUGE-L (0 to 1), beta 1.2, maximum precision and maximum recall over the references separately."""
     scorer = _pycocoevalcap("rouge.rouge").Rouge()
     tokens = _tokenized(references, hypotheses)
     scores = [
@@ -223,7 +223,7 @@ def meteor_or_raise(
 
 
 def _meteor_dialogue(command: list[str], folder: Path, lines: list[str], timeout_s: float) -> float:
-    """Ask METEOR for each line's statistics, then for the score of all of them: its corpus figure is no mean."""
+    """Ask METEOR for each line's statistics, then for the score of all of them: its corpus score is not the mean."""
     process = subprocess.Popen(
         command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
     )
@@ -255,7 +255,7 @@ def spice_or_raise(
     """As :func:`spice`, raising :class:`MetricUnavailable` with the reason. Never downloads its models."""
     several, tokens = _tokenized(references, hypotheses)
     _require("spice")
-    # Java 17 closes the packages that SPICE's serialiser opens by reflection.
+    # Java 17 denies reflection into the packages that SPICE's serialiser needs.
     packages = [f"java.base/java.{name}" for name in ("lang", "util", "util.concurrent", "math", "net", "text", "io")]
     options = " ".join(f"--add-opens={name}=ALL-UNNAMED" for name in [*packages, "java.sql/java.sql"])
     environment = {**os.environ, "JDK_JAVA_OPTIONS": f"{os.environ.get('JDK_JAVA_OPTIONS', '')} {options}".strip()}
@@ -293,13 +293,13 @@ def spice_or_raise(
 def unavailable(name: str) -> str | None:
     """Why ``meteor``, ``spice`` or ``spider`` cannot be computed here, or ``None`` if nothing is missing."""
     if name not in ("meteor", "spice", "spider"):
-        raise ValueError(f"no preflight for {name!r}; it knows meteor, spice, spider")
+        raise ValueError(f"no check for {name!r}; expected meteor, spice or spider")
     try:
         folder = _package_folder()
     except MetricUnavailable as error:
         return str(error)
     if shutil.which("java") is None:
-        return f"{name} needs Java, and there is no `java` on the PATH; install a Java runtime (17 is fine)"
+        return f"{name} needs Java, and there is no `java` on the PATH; install a Java runtime (17 works)"
     needed = {
         "meteor": ("meteor/meteor-1.5.jar", "meteor/data/paraphrase-en.gz"),
         "spice": (
@@ -311,10 +311,10 @@ def unavailable(name: str) -> str | None:
     missing = [part for part in needed if not (folder / part).is_file()]
     if not missing:
         return None
-    mend = "reinstall pycocoevalcap"
+    fix = "reinstall pycocoevalcap"
     if name != "meteor":
-        mend = "put Stanford CoreNLP 3.6.0's two jars into that folder (pycocoevalcap/spice/get_stanford_models.py)"
-    return f"{name} needs {', '.join(Path(part).name for part in missing)} in {(folder / missing[0]).parent}; {mend}"
+        fix = "put Stanford CoreNLP 3.6.0's two jars into that folder (pycocoevalcap/spice/get_stanford_models.py)"
+    return f"{name} needs {', '.join(Path(part).name for part in missing)} in {(folder / missing[0]).parent}; {fix}"
 
 
 def _require(name: str) -> None:

@@ -1,8 +1,8 @@
-"""The table of tasks, and the figures of each: references and hypotheses in, scores out.
+"""The table of tasks, and the scores of each: references and hypotheses in, scores out.
 
-Corpus-level figures with the counts behind them. Decided edge cases: an empty hypothesis counts every reference word as
+Corpus-level scores with their counts. Decided edge cases: an empty hypothesis counts every reference word as
 deleted; an empty reference adds insertions to the numerator only; when all references are empty the error rate is the
-number of inserted words, as jiwer has it (0.0 if there are none either); unequal counts, or nothing to score, is a
+number of inserted words, as in jiwer (0.0 if there are none); unequal counts, or nothing to score, is a
 ``ValueError``. Text is Unicode throughout.
 """
 
@@ -30,7 +30,7 @@ from support.command_line import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The figures of one task; ``reasons`` says why a value is ``None`` (or 0 by definition)."""
+    """The scores of one task; ``reasons`` says why a value is ``None`` (or 0 by definition)."""
 
     values: dict[str, float | None]
     reasons: dict[str, str]
@@ -92,7 +92,7 @@ def _score_captions(references: list[list[str]], hypotheses: list[str]) -> dict[
 
 @dataclass(frozen=True, kw_only=True)
 class TaskMetrics:
-    """How a kind of task is scored: the metric that picks the best checkpoint, its direction, the computation."""
+    """How a task is scored: the metric that selects the best checkpoint, its direction, the computation."""
 
     primary: str
     direction: str
@@ -141,22 +141,22 @@ _COUNTS = frozenset({"reference_words", "reference_characters", "reference_phone
 
 
 def task_metrics(task: str) -> TaskMetrics:
-    """The row of ``TASKS`` for a task; a variant (``audiocaption_clotho``) takes the row that its name begins with.
+    """The row of ``TASKS`` for a task; a variant (``audiocaption_clotho``) uses the row that its name begins with.
 
     Raises:
-        ValueError: no row fits; add one to ``TASKS``.
+        UserError: no row fits; add one to ``TASKS``.
     """
     if task in TASKS:
         return TASKS[task]
     stems = [stem for stem in ("asr", "audiocaption", "QA") if task.startswith(stem + "_")]
     if not stems:
         raise UserError(f"no metric for task {task!r}; known tasks: {', '.join(TASKS)}; add a row to metrics.TASKS")
-    # An unlisted language cannot be sent through English spelling rules.
+    # English spelling rules do not apply to other languages.
     return TASKS["asr_de"] if re.fullmatch(r"asr_[a-z]{2}", task) and task != "asr_en" else TASKS[stems[0]]
 
 
 def primary_metric(task: str) -> tuple[str, str]:
-    """The metric that decides which checkpoint is best, and its direction: ``("wer", "min")``."""
+    """The metric that selects the best checkpoint, and its direction: ``("wer", "min")``."""
     row = task_metrics(task)
     return row.primary, row.direction
 
@@ -169,7 +169,7 @@ def directions(names: Iterable[str]) -> dict[str, str]:
 def score(
     task: str, references: Sequence[str] | Sequence[Sequence[str]], hypotheses: Sequence[str]
 ) -> dict[str, float | None]:
-    """All figures of a task; ``None`` where one cannot be computed here (:func:`score_with_reasons` says why)."""
+    """All scores of a task; ``None`` where one cannot be computed here (:func:`score_with_reasons` says why)."""
     return score_with_reasons(task, references, hypotheses).values
 
 
@@ -179,10 +179,10 @@ def score_with_reasons(
     hypotheses: Sequence[str],
     java: bool = True,
 ) -> Scores:
-    """All figures of a task and, for each ``None``, the reason.
+    """All scores of a task and, for each ``None``, the reason.
 
     Args:
-        references: one string a clip, or a list of several.
+        references: one string per clip, or a list of several.
         java: whether METEOR and SPICE may start their Java programs (they take seconds; off during training).
     """
     row = task_metrics(task)

@@ -43,7 +43,7 @@ def wer_nota(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors
     """Word errors as the contest's evaluator counts them.
 
     Whisper's English normaliser, then sacreBLEU's 13a tokens in lower case, without tokens made only of punctuation: a
-    currency sign before a number is a word of its own, `%` is lost.
+    currency sign before a number is a separate word, `%` is lost.
     """
     normalise, tokenize = english_normalizer(), _tokenizer_13a()
 
@@ -55,13 +55,13 @@ def wer_nota(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors
 
 
 def cer(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:
-    """Character errors after Whisper's basic normaliser, blanks left out (for scripts without word spaces)."""
+    """Character errors after Whisper's basic normaliser, spaces removed (for scripts without word spaces)."""
     normalise = _basic_normalizer(split_letters=True)
     return _errors(references, hypotheses, lambda text: list("".join(normalise(text).split())))
 
 
 def per(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:
-    """Phone errors: symbols between blanks, upper and lower case alike, stress digits (AH0) left out."""
+    """Phone errors: symbols between spaces, ignoring case and stress digits (AH0)."""
     return _errors(references, hypotheses, lambda text: [re.sub(r"\d$", "", token) for token in text.lower().split()])
 
 
@@ -78,10 +78,10 @@ _SPECIAL = re.compile(
 
 
 def clean_hypothesis(text: str, special_tokens: Iterable[str] = ()) -> str:
-    """The text without any special token, blanks collapsed.
+    """The text without special tokens, spaces collapsed.
 
-    Known spellings (``</s>``, ``<|im_end|>``, ``<end_of_turn>``, ``[PAD]`` …) always go; ``special_tokens`` adds the
-    tokenizer's own (``tokenizer.all_special_tokens``) and an end symbol.
+    Common spellings (``</s>``, ``<|im_end|>``, ``<end_of_turn>``, ``[PAD]`` …) are always removed; ``special_tokens``
+    adds the tokenizer's own (``tokenizer.all_special_tokens``) and an end symbol.
     """
     for token in sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True):
         text = text.replace(token, " ")
@@ -113,7 +113,7 @@ def _tokenizer_13a() -> Callable[[str], str]:
 def check_texts(references: Sequence[str], hypotheses: Sequence[str]) -> None:
     for name, values in (("references", references), ("hypotheses", hypotheses)):
         if isinstance(values, str):
-            raise ValueError(f"{name} is one string, expected a list with one entry a clip; wrap it in a list")
+            raise ValueError(f"{name} is one string, expected a list with one entry per clip; wrap it in a list")
         wrong = next((index for index, value in enumerate(values) if not isinstance(value, str)), None)
         if wrong is not None:
             raise ValueError(f"{name}[{wrong}] is {type(values[wrong]).__name__}, expected a string")
@@ -123,7 +123,7 @@ def check_texts(references: Sequence[str], hypotheses: Sequence[str]) -> None:
 def _errors(references: Sequence[str], hypotheses: Sequence[str], words: Callable[[str], list[str]]) -> WordErrors:
     """Corpus counts over the words of each text; jiwer finds the alignments."""
     check_texts(references, hypotheses)
-    # Ids in place of words: jiwer would split and strip the words' own characters again.
+    # Ids instead of words: jiwer would split and strip the words' own characters again.
     ids: dict[str, str] = {}
 
     def encoded(text: str) -> str:

@@ -1,18 +1,18 @@
-"""A CUDA device for machines without one: tensors that say they lie on it, and are computed on the CPU.
+"""A simulated CUDA device: tensors that report it as their device, and are computed on the CPU.
 
     with pretend_cuda() as device:
         model.to("cuda")
         ...
         assert device.replays > 0
 
-What makes programs fail on a real device, and not on a CPU, is held here:
+It checks what fails on a real device but not on a CPU:
 
-- a function takes tensors of one device, but for numbers of no dimension and indices;
-- in a graph's capture nothing is computed, and nothing may pass between host and device: no copy, no `item`, no mask as
-  an index. A replay repeats what was recorded, on the memory of then.
+- all tensor arguments of a function are on one device, except for 0-dimensional tensors and indices;
+- during a graph's capture nothing is computed, and nothing may go between host and device: no copy, no `item`, no mask
+  as an index. A replay repeats the recorded operations on the memory of the capture.
 
-Not held: the order of streams (all is done at once), memory that a graph's pool gives away twice, what a function of
-PyTorch does within itself, autocast, sums in another order.
+It does not check: the order of CUDA streams (operations run at once), reuse of a graph pool's memory, the inside of
+PyTorch's functions, autocast, other orders of summation.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CudaTensor(Tensor):
 
 
 class PretendedCuda(TorchFunctionMode):
-    """The device: what runs on it, what is being recorded, and counts of what happened."""
+    """The device: its running operations, the current recording, and counts of events."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class _Stream:
 
 @contextlib.contextmanager
 def pretend_cuda(capability: tuple[int, int] = (7, 0)) -> Iterator[PretendedCuda]:
-    """While the context is open, `cuda` is a device like any other; what lies on it must not outlive the context."""
+    """Within the context, `cuda` can be used as a device; its tensors must not outlive the context."""
     device = _Graph.device = PretendedCuda()
     here = _Stream()
     major, minor = capability

@@ -1,14 +1,17 @@
-"""Runs of tiny projects for tests: a runner from a YAML, and what its log holds."""
+"""Runs of tiny projects for tests: a runner from a YAML, its log, and checkpoints."""
 
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 import train
 from configs.schema import load_config
 from models import build_model
 from runner import Runner
+from training.run_folder import RunFolder
+from training.step import TrainingStep
 
 
 def make_runner(config_path: Path, *options: str, resume: Path | None = None) -> Runner:
@@ -25,3 +28,28 @@ def log_of(folder: Path) -> list[dict]:
 
 def losses_of(folder: Path) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in log_of(folder) if "loss" in line]
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
+    """Call `action` when the step after `step` is about to be taken."""
+    take = TrainingStep.take
+
+    def taken(self, window, tokens):
+        taken.count += 1
+        if taken.count == step + 1:
+            action()
+        return take(self, window, tokens)
+
+    taken.count = 0
+    monkeypatch.setattr(TrainingStep, "take", taken)
+
+
+def checkpoint_folders(path: Path, *steps: int) -> RunFolder:
+    """A run's folder with empty checkpoints."""
+    for step in steps:
+        (path / f"checkpoint_{step:06d}" / "trainer_state").mkdir(parents=True)
+    return RunFolder(path)
+
+
+def names_of(folder: RunFolder) -> list[str]:
+    return [path.name for path in folder.checkpoints()]

@@ -1,4 +1,4 @@
-"""The whole program on a pretended CUDA device: devices are kept apart, graphs are captured, answers are the CPU's."""
+"""The program on a simulated CUDA device: devices are not mixed, graphs are captured, results are the CPU's."""
 
 from __future__ import annotations
 

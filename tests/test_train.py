@@ -1,4 +1,4 @@
-"""The command line: stages, resume, dry run, and what it says."""
+"""The command `train.py`: stages, resuming, messages."""
 
 import json
 import os
@@ -70,24 +70,6 @@ def test_resume_from_nowhere_is_an_error(tiny_project, capsys, tmp_path):
     status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--resume", tmp_path / "nowhere")
     assert status == 1
     assert "nowhere" in err
-
-
-def test_dryrun_reports_and_writes_nothing(tiny_project, capsys):
-    status, out, _ = run(capsys, "--cfg-path", tiny_project.config, "--dryrun")
-    assert status == 0
-    for expected in (
-        "whisper",
-        "beats",
-        "connector",
-        "lora",
-        "trainable",
-        "AdamW",
-        "[B, T]",
-        "ASSISTANT:",
-        "target tokens",
-    ):
-        assert expected in out
-    assert not tiny_project.output.exists()
 
 
 def test_second_stage_starts_from_the_first(tmp_path, capsys):

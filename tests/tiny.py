@@ -1,4 +1,4 @@
-"""A whole tiny project on disk, in the real formats, made in a second or two.
+"""A complete tiny project on disk, in the real formats, made in a second or two.
 
 `write_project(folder)` writes a Whisper folder, a BEATs `.pt`, an LLM folder with a trained tokenizer, a small corpus
 with annotations and prompts, and the YAML that joins them. Weights are random but seeded: the same call gives the
@@ -48,7 +48,7 @@ TEST_PROMPTS = {task: prompts[0] for task, prompts in TRAIN_PROMPTS.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class TinyProject:
-    """Where the parts of a tiny project lie."""
+    """The paths of a tiny project."""
 
     root: Path
     config: Path
@@ -377,7 +377,7 @@ def merge(into: dict, extra: dict) -> dict:
 
 
 def write_project(folder: Path, *, family: str = "llama", seed: int = 0, **sections: dict) -> TinyProject:
-    """Write a whole tiny project under `folder`; `model={...}`, `run={...}` … override single keys of its YAML.
+    """Write a complete tiny project under `folder`; `model={...}`, `run={...}` … override single keys of its YAML.
 
     `model={"beats_path": ""}` makes a model of one encoder, `model={"lora": False}` one without LoRA, and so on.
     """

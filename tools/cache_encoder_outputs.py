@@ -1,4 +1,4 @@
-"""Encode the clips of a YAML once, in several processes, so that training and evaluation find everything in the cache.
+"""Encode the clips of a YAML once, in several processes, so that training and evaluation find them in the cache.
 
     python -m tools.cache_encoder_outputs --cfg-path configs/demo/stage1.yaml --processes 2
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 CLIPS_A_JOB = 64
 ANNOTATIONS = ("train_ann_path", "valid_ann_path", "train_stage2_path", "valid_stage2_path")
-"""What is encoded, besides the test files."""
+"""Keys of the annotation files to encode, in addition to the test files."""
 TEST_ANNOTATIONS = ("test_ann_path", "test_ann_path_asr", "test_ann_path_aac")
 
 Clip = tuple[str, tuple[str, ...]]
-"""A clip's path and those appended to it."""
+"""The paths of a clip and of those appended to it."""
 
 
 _cache: FrameCache
@@ -53,7 +53,7 @@ def _start(config: Config) -> None:
     global _cache, _max_audio_s
     torch.set_num_threads(1)  # the processes share the cores
     device = pick_device(config.run.device)
-    model = training_model_config(config, device)  # the precision that training will ask for
+    model = training_model_config(config, device)  # the precision of training
     stack = EncoderStack.from_config(model, device, rules=rules_of(model).encoders).eval()
     _cache = FrameCache(config.datasets.cache_encoder_outputs, stack)
     _max_audio_s = config.datasets.max_audio_s
@@ -93,8 +93,8 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
     """Encode every clip; returns how many are in the cache and how many could not be read.
 
     Raises:
-        ConfigError: the configuration has no cache, encoders whose outputs cannot be kept, or changes the clips that it
-            trains on.
+        ConfigError: the configuration has no cache, encoders whose outputs cannot be cached, or augments its
+            training clips.
     """
     datasets = config.datasets
     if not datasets.cache_encoder_outputs:
@@ -109,7 +109,7 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
     from models.released_rules import rules_of
 
     reason = why_not_cached(frozen_encoders(config.model), rules_of(config.model).encoders)
-    if reason is not None:  # found out before processes start
+    if reason is not None:  # checked before processes start
         raise ConfigError(f"{config.path}: {reason}")
     clips = clips_of(config)
     jobs = [clips[start : start + CLIPS_A_JOB] for start in range(0, len(clips), CLIPS_A_JOB)]

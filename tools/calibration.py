@@ -1,6 +1,6 @@
-"""GPTQ over a whole language model: layer by layer, on the very sequences that it will read.
+"""GPTQ over a language model, layer by layer, on sequences of its real input.
 
-A layer is rounded for the inputs that the rounded layers before it give, as in the paper's code: within a layer, linear
+A layer is calibrated on the outputs of the rounded layers before it, as in the paper's code; within a layer, linear
 layers that share an input are rounded together, in the order in which they run.
 """
 
@@ -23,7 +23,7 @@ from support.command_line import UserError
 
 @dataclass(frozen=True)
 class CalibrationSequence:
-    """What the language model reads: embeddings `[1, L, H]` without padding."""
+    """One input of the language model: embeddings `[1, L, H]` without padding."""
 
     embeds: Tensor
     kind: str
@@ -32,19 +32,19 @@ class CalibrationSequence:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearReport:
-    """What rounding did to one linear layer: the relative change of its outputs on the calibration sequences."""
+    """The effect of rounding one linear layer: the relative change of its outputs on the calibration sequences."""
 
     layer: int
     name: str
     error: float
     """By GPTQ."""
     nearest: float
-    """By rounding to the nearest, for comparison."""
+    """By rounding to nearest, for comparison."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """How the model calls a layer for one sequence, besides the hidden states."""
+    """The arguments of a layer for one sequence, other than the hidden states."""
 
     arguments: tuple[Any, ...]
     named: dict[str, Any]
@@ -86,11 +86,11 @@ def quantize_layers(
 ) -> dict[str, Rounded]:
     """Round every linear layer of the decoder; embeddings and output head stay.
 
-    The layers of `llm` hold the rounded numbers afterwards. `after_layer` hears of each as soon as it is done. Returns
-    module name within `llm.model` -> what a file holds.
+    The layers of `llm` have the rounded values afterwards. `after_layer` is called after each layer. Returns module
+    name within `llm.model` -> the packed tensors of the file.
 
     Raises:
-        ValueError: no sequences, or a layer whose size the format or `settings.group_size` does not fit.
+        ValueError: no sequences, or a layer whose size does not fit the format or `settings.group_size`.
     """
     if not sequences:
         raise UserError("GPTQ needs sequences to calibrate on; there are none")
@@ -125,7 +125,7 @@ def quantize_layers(
 
 
 def _linears(layer: nn.Module) -> dict[str, nn.Linear]:
-    """The frozen linear layers of a decoder layer, those beneath LoRA among them."""
+    """The frozen linear layers of a decoder layer, including those under LoRA."""
     return {
         name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear) and "lora_" not in name
     }
@@ -146,7 +146,7 @@ def _check_fit(name: str, linear: nn.Linear, settings: GPTQSettings) -> None:
 def _record(
     llm: LanguageModel, layers: nn.ModuleList, sequences: Sequence[CalibrationSequence]
 ) -> tuple[list[Tensor], list[list[_Call]]]:
-    """The first layer's inputs, and how each layer is called (masks and positions, which no weight changes)."""
+    """The first layer's inputs, and each layer's arguments (masks and positions, which do not depend on weights)."""
     first: list[Tensor] = []
     calls: list[list[_Call]] = [[] for _ in layers]
 
@@ -179,7 +179,7 @@ def _run(layer: nn.Module, states: Tensor, call: _Call) -> Tensor:
 
 
 def _groups(layer: nn.Module, states: Tensor, call: _Call) -> list[list[tuple[str, nn.Linear]]]:
-    """The linear layers in the order in which they run, those with the same input together."""
+    """The linear layers in the order in which they run, grouped by input."""
     seen: list[tuple[Tensor, list[tuple[str, nn.Linear]]]] = []
 
     def hook(name: str) -> Callable[[nn.Linear, tuple[Tensor]], None]:

@@ -1,9 +1,9 @@
-"""Does a submission hold exactly one row for every clip of an annotation file, in its order?
+"""Does a submission have exactly one row for every clip of an annotation file, in its order?
 
     python -m tools.check_submission outputs/…/submission.csv test_asr.json [more.json …] [--prefix FOLDER]
     python -m tools.check_submission outputs/…/submission.csv test.json --task asr     # of a file with several tasks
 
-Prints what is wrong, a line each, and ends with status 1; empty hypotheses are counted, not errors.
+Prints the problems, one per line, and ends with status 1; empty hypotheses are counted, not errors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from evaluation.predictions import SUBMISSION_HEADER, row_ids
 from support import command_line
 from support.command_line import UserError
 
-SHOWN = 5  # ids named in a message
+SHOWN = 5  # ids listed in a message
 
 
 def read_submission(path: str | Path) -> tuple[list[str], list[list[str]]]:
@@ -41,7 +41,7 @@ def read_submission(path: str | Path) -> tuple[list[str], list[list[str]]]:
 
 
 def find_problems(header: Sequence[str], rows: Sequence[Sequence[str]], expected: Sequence[str]) -> list[str]:
-    """What is wrong with a submission, in words; nothing if it is sound. `expected` are the ids in order."""
+    """The problems of a submission, in words; none if it is valid. `expected` are the ids in order."""
     problems = []
     if tuple(header) != SUBMISSION_HEADER:
         problems.append(f"header is {','.join(header) or 'absent'}; expected {','.join(SUBMISSION_HEADER)}")

@@ -3,11 +3,11 @@
     python -m tools.convert_checkpoint checkpoint_best.pth outputs/salmonn --cfg-path configs/salmonn_3b/evaluate.yaml
     python -m tools.convert_checkpoint outputs/salmonn checkpoint_again.pth
 
-The folder loads by itself (`models.load_model`), and evaluates with `--ckpt`; its config.yaml says `legacy: weights`,
-and on which layers the file has low-rank adapters, whatever the YAML says.
-Every tensor keeps its bits. What has no place in an adapter (buffers, optimiser, epoch) is kept in `released.pt`, so
-that the way back gives the whole file again; secrets in its configuration are left out. An adapter that was trained
-here has no such file: it gives a `.pth` of the trained parameters alone.
+The folder loads by itself (`models.load_model`), and evaluates with `--ckpt`; its config.yaml has `legacy: weights` and
+the layers on which the file has low-rank adapters, whatever the YAML says. Every tensor is copied bit for bit. What an
+adapter does not contain (buffers, optimiser, epoch) is kept in `released.pt`, so that converting back gives the same
+file; secrets in its configuration are left out. An adapter that was trained here has no such file: it gives a `.pth` of
+the trained parameters alone.
 """
 
 from __future__ import annotations

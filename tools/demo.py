@@ -1,7 +1,7 @@
-"""Everything once: corpus, training, both evaluations, efficiency; ends with one table.
+"""The whole recipe: corpus, training, both evaluations, efficiency; ends with one table.
 
     python -m tools.demo                                          # the synthetic corpus (make demo)
-    python -m tools.demo --short                                  # the same path in a few steps (make demo-short)
+    python -m tools.demo --short                                  # the same with a few training steps (make demo-short)
     python -m tools.demo --recipe real --prefix /path/to/recordings      # real recordings (make real)
 
 The trained model's scores are compared with those of the same model with audio swapped between clips, and those of an
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"asr": ("submission_asr", "wer"), "aac": ("submission_aac", "cider_d")}
 """Task -> the evaluation's mode and the figure that is shown."""
 MOST_PROCESSES = 2
-"""Processes to train in, on a CPU: what the recipes' times are stated for."""
+"""Training processes on a CPU: the recipes' times are for two."""
 VARIANTS = {"": "trained", "_swapped": "audio swapped between clips", "_untrained": "untrained connector"}
 FLOAT32 = ("model.quantization=none", "model.dtype=float32")
 """Overrides for the language model as its folder holds it, which quantised weights are compared with."""
@@ -42,12 +42,12 @@ FLOAT32 = ("model.quantization=none", "model.dtype=float32")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to run, one YAML a training stage; the last one's model is evaluated."""
+    """What to run, one YAML per training stage; the last one's model is evaluated."""
 
     name: str
     stages: tuple[str, ...]
     synthetic: bool = False
-    """Whether the corpus is made here; else the recordings are given."""
+    """Whether the corpus is synthesised; else the recordings are given."""
     short: tuple[str, ...] = ()
     """Overrides for a run of a few steps."""
 
@@ -74,7 +74,7 @@ RECIPES = {
 
 @dataclass
 class Run:
-    """One run of a recipe: where it writes, and what it has found so far."""
+    """One run of a recipe: its folder, and its results so far."""
 
     recipe: Recipe
     output: Path
@@ -84,7 +84,7 @@ class Run:
     scores: dict[str, dict[str, float | None]] = field(default_factory=lambda: {task: {} for task in TASKS})
     efficiency: dict[str, float] = field(default_factory=dict)
     precisions: dict[str, dict[str, float | str | None]] = field(default_factory=dict)
-    """Back-end, or `float32` -> what the trained adapter scores and costs on them; empty unless there are two."""
+    """Back-end, or `float32` -> scores and costs of the trained adapter on them; empty unless there are two."""
     files: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -114,7 +114,7 @@ class Run:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -204,7 +204,7 @@ def evaluate(run: Run, name: str, overrides: Sequence[str], *, swapped: bool = F
 
 
 def evaluate_variant(run: Run, variant: str, adapter: Path) -> None:
-    """Score every task: by the trained model, by the same with swapped audio, or by an untrained connector."""
+    """Score every task: with the trained model, with swapped audio, or with an untrained connector."""
     output = run.output / "untrained" if variant == "_untrained" else run.output
     overrides = (f"run.output_dir={output}", "model.ckpt=" if variant == "_untrained" else f"model.ckpt={adapter}")
     java = not (variant or run.short)  # METEOR is for the model's own scores
@@ -228,7 +228,7 @@ def measure_efficiency(run: Run, adapter: Path, report: Path, name: str, overrid
 def measure_trained(run: Run, adapter: Path) -> None:
     """What the trained model costs; where its language model is quantised, also its scores and costs in float32.
 
-    A folder of GPTQ weights holds no others, so there is nothing to compare them with.
+    A folder of GPTQ weights has no unquantised ones to compare with.
     """
     path = run.output / "efficiency.json"
     report = measure_efficiency(run, adapter, path, "efficiency")
@@ -269,11 +269,11 @@ def precision_table(run: Run) -> str:
         rows.append([label, *(f"{value:.4f}" if isinstance(value, float) else value for value in values)])
     figures = format_table(["one adapter, two precisions of the LLM", *run.precisions], rows)
     kernels = [f"{figures['kernel']}; LoRA: {figures['lora']}" for figures in run.precisions.values()]
-    notes = ["float32: the numbers in the LLM's folder, under an adapter that learned on the quantised ones."]
+    notes = ["float32: the weights in the LLM's folder, with an adapter that was trained on the quantised ones."]
     if ", cpu," in kernels[0]:
         notes += [
             "On a CPU, at this size, fewer bits save little and cost time: their kernels are slower than float32's,",
-            "embeddings and output head stay as they are, and most of the peak is Python and its libraries.",
+            "embeddings and output head are not quantised, and most of the peak is Python and its libraries.",
         ]
     return "\n".join([figures, *(f"  {kernel}" for kernel in kernels), *notes])
 

@@ -1,13 +1,13 @@
-"""Pretrain the stand-in checkpoints of `assets/standins` from nothing: Whisper, BEATs and LLM, small, in real formats.
+"""Pretrain the stand-in checkpoints of `assets/standins` from scratch: small Whisper, BEATs and LLM in real formats.
 
     python -m tools.pretrain_standins --out assets/standins
     python -m tools.pretrain_standins --parts llm --scale 0.01 --out outputs/try       # a few steps of one part
 
-About two and a half hours on one CPU core with bfloat16 instructions, more without; steps are counted, never seconds.
-The parts are independent of each other and may run side by side. Everything is drawn from `--seed`; test voices, test
-sentences and test pairs of events are kept out, and every clip and every line of text is checked against them.
+About two and a half hours on one CPU core with bfloat16 instructions, more without; the amount of training is counted
+in steps. The parts are independent and may run in parallel. All randomness comes from `--seed`; test voices, test
+sentences and test pairs of events are excluded, and every clip and every line of text is checked against them.
 
-Needs espeak-ng's package (`pip install espeakng-loader`). `docs/standins.md` says what was measured.
+Needs espeak-ng's package (`pip install espeakng-loader`). The results are in `docs/standins.md`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from support import command_line
 WHISPER_SPEECH = 0.94
 BEATS_CLIPS, BEATS_SPEECH = 6_000, 0.2
 HELD_OUT = 200
-"""Clips kept from training, for the figures printed on the way."""
+"""Clips held out from training, for the figures printed meanwhile."""
 LIMIT_BYTES = 12 * 2**20
 
 

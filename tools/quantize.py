@@ -1,13 +1,13 @@
-"""Round a language model to a GPTQ folder on the sequences that it will read, and measure what that costs.
+"""Quantise a language model to a GPTQ folder, calibrated on its real input, and measure the cost.
 
     python -m tools.quantize --cfg-path configs/demo/stage2.yaml --out outputs/demo/llm-gptq --group-size 64 \\
         --options model.ckpt=outputs/demo/stage2/best --compare nf4 torchao_int8 int8-encoders
     python -m tools.quantize --cfg-path … --out … --lora both
 
 Calibrates on audio tokens, prompts and answers of `datasets.train_ann_path` as the model joins them, and on plain text.
-Prints, for every layer, how far its outputs move and the loss once it is rounded; then, before and after, the loss and
-the share of tokens that change on held-out clips, the task score and the bytes. `--out` gets a folder in the AutoGPTQ
-format (v1), which `model.llama_path` takes, with `report.json`; it is read back and must give equal outputs.
+Prints, for every layer, how much its outputs change and the loss once it is rounded; then, before and after, the loss
+and the share of tokens that change on held-out clips, the task score and the bytes. `--out` becomes a folder in the
+AutoGPTQ format (v1), for `model.llama_path`, with `report.json`; it is read back and must give equal outputs.
 
 `--lora beside` rounds the base and keeps LoRA apart, calibrated with LoRA applied; the adapter stays as it is.
 `--lora merge` adds LoRA into the weights before rounding; the adapter without it goes to `<out>/adapter`. `--lora both`
@@ -38,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", required=True, metavar="FOLDER", help="where the GPTQ folder goes")
     result.add_argument("--overwrite", action="store_true", help="replace models that are already there")
     result.add_argument("--bits", type=int, default=4, choices=(2, 4, 8))
-    result.add_argument("--group-size", type=int, default=128, help="inputs under one scale; -1: all (default: 128)")
+    result.add_argument("--group-size", type=int, default=128, help="inputs that share a scale; -1: all (default: 128)")
     result.add_argument("--act-order", action="store_true", help="round inputs in the order of falling activations")
-    result.add_argument("--asym", action="store_true", help="zero points of their own instead of the middle")
+    result.add_argument("--asym", action="store_true", help="a zero point for each group instead of the middle")
     result.add_argument("--damp", type=float, default=0.01, help="of the mean, added to the second moments' diagonal")
     result.add_argument(
         "--samples", type=number(int, 1), default=128, help="training clips to calibrate on (default: 128)"

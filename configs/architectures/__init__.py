@@ -1,9 +1,9 @@
 """Public models' architecture facts: what transformers' configurations need to build a network without its weights.
 
-One JSON file a model: `names` it goes by (hub names, file names of `.pt` files), `kind` (`llm`, `whisper`, `beats`,
-`ced`, or `audio`, any other audio encoder of transformers), `config` (the fields of its `config.json` that shape it),
-`quantized` (names of copies whose weights are stored quantised, and how) and `published` (its parameter count, to the
-`unit` that it was published in). Nothing here needs the network or the weights.
+One JSON file per model: its `names` (hub names, file names of `.pt` files), `kind` (`llm`, `whisper`, `beats`, `ced`,
+or `audio`, any other audio encoder of transformers), `config` (the fields of its `config.json` that determine its
+shapes), `quantized` (names of copies with quantised weights, and their format) and `published` (its parameter count, to
+the `unit` that it was published in). No network and no weights are needed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ AUDIO_TYPES = (
 
 
 class UnknownArchitectureError(UserError):
-    """Nothing is known of a model: no folder with a config.json, and no row of this table."""
+    """A model without a config.json that is not in this table either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +69,14 @@ class Architecture:
 
 
 def find_architecture(path: str, kind: str | None = None) -> Architecture:
-    """The facts of what a configuration names: a folder, a hub name (with or without revision), or a `.pt` file's name.
+    """The facts of a model that a configuration names: a folder, a hub name (with or without revision), or a `.pt`
+    file's name.
 
     A `config.json` in the folder or in the hub's cache comes first; then the table, by the whole name or by its last
-    part, so that `weights/Llama-3.2-1B-Instruct`, not downloaded yet, is known too.
+    part, so that `weights/Llama-3.2-1B-Instruct` is found before it is downloaded.
 
     Raises:
-        UnknownArchitectureError: with the names that are known.
+        UnknownArchitectureError: with the known names.
         UserError: it is of another `kind` than the one asked for.
     """
     facts = _find(path)
@@ -104,7 +105,7 @@ def _find(path: str) -> Architecture:
     nearest = difflib.get_close_matches(Path(name).name.lower(), [Path(known).name.lower() for known in table], n=1)
     meant = [known for known in known_names() if nearest and Path(known).name.lower() == nearest[0]]
     raise UnknownArchitectureError(
-        f"nothing is known of the architecture of {path!r}: it is no folder with a config.json, and no known model"
+        f"the architecture of {path!r} is not known: it is neither a folder with a config.json nor a known model"
         f"{f' (did you mean {meant[0]}?)' if meant else ''}. Give a folder with its config.json, or one of: "
         f"{', '.join(known_names())}"
     )
@@ -117,7 +118,7 @@ def known_names() -> list[str]:
 
 
 def all_architectures() -> list[Architecture]:
-    """One a file of the table, under its first name."""
+    """One per file of the table, under its first name."""
     return [_row(file, file["names"][0]) for file in _files()]
 
 

@@ -1,4 +1,4 @@
-"""What the demo corpus' sounds are called: one- and two-event captions, and which pairs are kept for testing."""
+"""Captions of the demo corpus' sounds, of one or two events, and which pairs are reserved for testing."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import numpy as np
 from data.demo.sounds import CONTINUOUS, INSTRUMENTS, SOUNDS
 
 PAIR_TEST_SHARE = 6
-"""One unordered pair of events in so many belongs to the test split."""
+"""One of this many unordered pairs of events belongs to the test split."""
 
 _VERBS = {
     "rain": ("rain", "falls", "falling"),
@@ -60,7 +60,7 @@ def _gerund(kind: str) -> str:
 
 
 def captions(relation: str, kinds: tuple[str, ...]) -> list[str]:
-    """Six ways to say it, the plainest first. For `while`, the first kind is the one in the background."""
+    """Six captions, the plainest first. For `while`, the first kind is the one in the background."""
     if relation == "single":
         (a,) = kinds
         return [
@@ -105,7 +105,7 @@ def draw_references(rng: np.random.Generator, relation: str, kinds: tuple[str, .
 
 
 def is_test_pair(first: str, second: str) -> bool:
-    """Whether clips with both kinds are kept for testing, in either order and relation."""
+    """Whether clips with both kinds are reserved for testing, in either order and relation."""
     key = "|".join(sorted((first, second)))
     return hashlib.sha256(key.encode()).digest()[0] % PAIR_TEST_SHARE == 0
 

@@ -1,4 +1,4 @@
-"""One clip of the demo corpus: what is heard, through which channel, and how it becomes samples."""
+"""One clip of the demo corpus: its content, its recording channel, and how it is rendered."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Speech, sounds, or speech over one sound; everything needed to render it again."""
+    """Speech, sounds, or speech over one sound; all that is needed to render it."""
 
     seed: tuple[int, ...]
     channel: Channel
@@ -71,7 +71,7 @@ def draw_channel(rng: np.random.Generator) -> Channel:
 
 
 def draw_speech_clip(seed: tuple[int, ...], *, test: bool, command: bool | None = None) -> Clip:
-    """A random sentence by a random voice, both of one split. `seed` decides everything."""
+    """A random sentence by a random voice, both of one split; a function of `seed`."""
     rng = np.random.default_rng(seed)
     return Clip(
         seed=seed,

@@ -1,10 +1,10 @@
-"""The demo corpus: speech, sounds and music made here, with the truth known, for every stage of the recipe.
+"""The demo corpus: synthetic speech, sounds and music with exact annotations, for every stage of the recipe.
 
     python -m data.prepare demo --out outputs/demo/corpus --seed 0
 
-Writes clips and annotation files in the project's own form: `train_stage1.json` (asr, audiocaption),
+Writes clips and annotation files in the project's format: `train_stage1.json` (asr, audiocaption),
 `train_stage2.json` (those and the instruction tasks), `valid.json`, `test_asr.json`, `test_aac.json` (five references)
-and `test_tasks.json`. Paths are relative to the corpus folder. The same seed gives the same bytes, whatever the number
+and `test_tasks.json`. Paths are relative to the corpus folder. The same seed gives the same bytes, with any number
 of processes.
 
 Test clips have voices, sentences and pairs of events that no training clip of any seed has (`data.demo.speech`,
@@ -35,7 +35,7 @@ SHARD_CLIPS = 360
 """Clips rendered by one fresh process; fixed, so that the bytes do not depend on the machine."""
 
 INVENTED_SPEAKERS = 0.5
-"""Share of the training speech by a speaker drawn for that clip alone."""
+"""Share of the training speech whose speaker is drawn for that clip alone."""
 
 _GROUPS = ("speech_train", "sound_train", "music_train", "mixed_train", "speech_valid", "sound_valid", "speech_test",
            "sound_test", "music_test", "mixed_test")  # fmt: skip
@@ -60,7 +60,7 @@ class DemoSizes:
 
     @classmethod
     def small(cls) -> "DemoSizes":
-        """Enough to walk every path in seconds."""
+        """Enough to run all code in seconds."""
         return cls(
             speech_train=48, sound_train=40, music_train=8, mixed_train=8, speech_valid=6, sound_valid=6,
             speech_test=10, sound_test=10, music_test=4, mixed_test=4, answers=12,
@@ -100,7 +100,7 @@ def write_corpus(
     folder, sizes = Path(folder), sizes or DemoSizes()
     clips = {group: [_draw(group, seed, i) for i in range(getattr(sizes, group))] for group in _GROUPS}
     jobs = _shards(folder, clips)
-    # espeak-ng's output depends on what its process said before, so every shard has a process to itself.
+    # espeak-ng's output depends on earlier calls in its process, so every shard has a process of its own.
     with ProcessPoolExecutor(
         processes or len(os.sched_getaffinity(0)), mp_context=get_context("spawn"), max_tasks_per_child=1
     ) as pool:
@@ -154,7 +154,7 @@ def _render_shard(job: tuple[Path, list[tuple[Clip, str]]]) -> list[tuple[str, t
     facts = []
     for clip, path in items:
         waveform = render(clip, synthesiser).waveform
-        buffer = io.BytesIO()  # into a file, libsndfile would wait for the disk clip by clip
+        buffer = io.BytesIO()  # written to a file, libsndfile would wait for the disk after each clip
         soundfile.write(buffer, waveform.T, clip.channel.rate_hz, subtype="PCM_16", format=Path(path).suffix[1:])
         (folder / path).write_bytes(buffer.getvalue())
         phonemes = "" if clip.sentence is None else synthesiser.phonemes(clip.sentence.text, clip.voice)
@@ -215,7 +215,7 @@ def _caption(rng: np.random.Generator, item: Written, references: bool = False) 
 def _instructions(
     rng: np.random.Generator, written: dict[str, list[Written]], split: str, count: int
 ) -> list[dict[str, Any]]:
-    """Up to `count` entries of every instruction task, on the clips that the split has anyway."""
+    """Up to `count` entries of every instruction task, on the split's existing clips."""
     found: dict[str, list[dict[str, Any]]] = {}
     for item in written[f"speech_{split}"]:
         for answer in speech_answers(rng, item.clip):
@@ -238,7 +238,7 @@ def _verifications(rng: np.random.Generator, items: list[Written], count: int) -
     speakers: dict[str, list[Written]] = {}
     for item in items:
         if item.clip.voice.variant:
-            continue  # says one clip alone: to know an invented speaker would be to know the answer
+            continue  # has one clip only: such a speaker alone would give the answer away
         speakers.setdefault(item.clip.voice.speaker, []).append(item)
     repeated = [name for name in speakers if len(speakers[name]) > 1]
     entries = []
@@ -263,8 +263,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The corpus' options, for this module's command and for `data.prepare`."""
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
-    parser.add_argument("--small", action="store_true", help="a few clips of every kind, for a quick look")
-    parser.add_argument("--processes", type=int, default=None, help="default: one a CPU core")
+    parser.add_argument("--small", action="store_true", help="a few clips of every kind")
+    parser.add_argument("--processes", type=int, default=None, help="default: one per CPU core")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Sounds and music of the demo corpus, by signal processing alone.
+"""Sounds and music of the demo corpus, by signal processing.
 
 Every generator takes a random generator, a duration and the sample rate, and returns one event as float64 of about
 that length with a peak near 1. Draws differ in pitch, tempo, timbre and level, so no two clips are alike.
@@ -35,7 +35,7 @@ def _sweep(hz: np.ndarray) -> np.ndarray:
 
 
 def _wander(rng: np.random.Generator, samples: int, per_s: float) -> np.ndarray:
-    """A slow random curve in [-1, 1], with about `per_s` turns a second."""
+    """A slow random curve in [-1, 1], with about `per_s` turns per second."""
     points = max(3, int(samples / RATE_HZ * per_s) + 2)
     return np.interp(np.linspace(0, points - 1, samples), np.arange(points), rng.uniform(-1, 1, points))
 
@@ -48,7 +48,7 @@ def _envelope(samples: int, attack_s: float, release_s: float) -> np.ndarray:
 def _strikes(
     rng: np.random.Generator, duration_s: float, gap_s: float, jitter: float, strike: Callable[[int], np.ndarray]
 ) -> np.ndarray:
-    """Repeat a short sound about every `gap_s` seconds; the first comes at once."""
+    """Repeat a short sound about every `gap_s` seconds, starting at 0."""
     out = np.zeros(int(duration_s * RATE_HZ))
     at_s, number = 0.0, 0
     while at_s < duration_s - 0.05:
@@ -382,4 +382,4 @@ SOUNDS: dict[str, Callable[[np.random.Generator, float], np.ndarray]] = {
 """Kind of sound → generator. The continuous ones come first."""
 
 CONTINUOUS = ("rain", "wind", "engine", "helicopter", "siren")
-"""Kinds that can lie behind another event."""
+"""Kinds that can be in the background of another event."""

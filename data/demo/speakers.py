@@ -1,8 +1,8 @@
-"""Speakers that nobody has heard: espeak-ng voice variants drawn at random.
+"""New speakers: espeak-ng voice variants drawn at random.
 
-espeak-ng has some forty voices to train with, and whoever hears only those knows them by heart. A variant file sets
-where the formants lie, how strong and wide they are, how breathy or rough the voice is: drawn at random, every clip can
-have a speaker of its own (espeak-ng's docs/voices.md describes the lines).
+espeak-ng has some forty voices for training, and a model trained on those alone memorises them. A variant file sets the
+formants' frequencies, strengths and widths, and how breathy or rough the voice is: drawn at random, every clip can have
+a speaker of its own (espeak-ng's docs/voices.md describes the lines).
 """
 
 from pathlib import Path
@@ -29,11 +29,11 @@ def draw_speaker(rng: np.random.Generator) -> str:
     if rng.random() < 0.12:
         lines.append(f"klatt {rng.integers(1, 4)}")
     for number in range(FORMANTS):
-        # Above the third, formants tell speakers apart and carry no vowel: they may be anywhere.
+        # Formants above the third distinguish speakers, not vowels: they may be anywhere.
         place = tract * rng.uniform(0.92, 1.08) if number < 3 else rng.uniform(0.7, 1.25)
         lines.append(f"formant {number} {100 * place:.0f} {rng.uniform(55, 150):.0f} {rng.uniform(60, 170):.0f}")
     tone = rng.random()
-    if tone < 0.5:  # how strong each part of the spectrum is: anything, or duller the higher
+    if tone < 0.5:  # strength of each part of the spectrum: random, or falling with frequency
         points, strengths = np.sort(rng.uniform(100, 3500, 4)), rng.uniform(15, 255, 4)
         if tone < 0.2:
             strengths = np.sort(strengths)[::-1]
@@ -43,14 +43,14 @@ def draw_speaker(rng: np.random.Generator) -> str:
 
 
 def _rhythm(rng: np.random.Generator) -> list[str]:
-    """How long and how loud syllables are, by stress, and which tune a sentence has."""
+    """Length and loudness of syllables, by stress, and the sentence's intonation."""
     lines = []
     kind = rng.random()
     if kind < 0.35:
         lines.append(f"stressAdd {_by_stress(rng, -25, 70)}")
-    elif kind < 0.55:  # some stresses drawn far out
+    elif kind < 0.55:  # some stresses with extreme values
         lines.append("stressAdd " + " ".join(f"{rng.choice([0, rng.uniform(-30, 180)]):.0f}" for _ in range(STRESSES)))
-    elif kind < 0.7:  # lengths of their own in place of the language's, nearly the same for all
+    elif kind < 0.7:  # own lengths instead of the language's, nearly the same for all
         lines.append("stressLength " + " ".join(str(step) for step in range(STRESSES)))
         lines.append(f"stressAdd {_by_stress(rng, 80, 170)}")
     if rng.random() < 0.35:

@@ -30,7 +30,8 @@ MALE_TRAIN = (
 FEMALE_TEST = ("Andrea", "anika")
 MALE_TEST = ("m4", "Michael")
 ACCENTS = ("en-us", "en-us", "en-us", "en", "en", "en-gb-x-rp")
-"""Repeated by weight. Accents are shared by both splits; speakers (espeak-ng's voice variants) are not."""
+"""Repeated by weight. Both splits have the same accents, but different speakers (espeak-ng's voice variants) are
+not."""
 
 
 class SpeechError(UserError):
@@ -44,13 +45,13 @@ class Voice:
     accent: str
     speaker: str
     gender: str | None
-    """None of an invented speaker, who may be either."""
+    """None for an invented speaker."""
     rate_wpm: int
     pitch: int
     pitch_range: int
     word_gap: int
     variant: str = ""
-    """An invented speaker's definition; one of espeak-ng's own speakers needs none."""
+    """An invented speaker's definition; empty for espeak-ng's own speakers."""
 
     @property
     def name(self) -> str:
@@ -59,7 +60,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Spoken:
-    """What espeak-ng said."""
+    """espeak-ng's output."""
 
     waveform: np.ndarray  # [T] float32 in [-1, 1]
     rate_hz: int
@@ -68,7 +69,7 @@ class Spoken:
 
 
 def draw_voice(rng: np.random.Generator, *, test: bool) -> Voice:
-    """A random voice of one split, both genders alike."""
+    """A random voice of one split, both genders equally likely."""
     female = bool(rng.random() < 0.5)
     speakers = (FEMALE_TEST if test else FEMALE_TRAIN) if female else (MALE_TEST if test else MALE_TRAIN)
     return Voice(
@@ -83,7 +84,7 @@ def draw_voice(rng: np.random.Generator, *, test: bool) -> Voice:
 
 
 def invent_speaker(voice: Voice, name: str, rng: np.random.Generator) -> Voice:
-    """The same accent, rate and pitch, spoken by somebody new."""
+    """The same accent, rate and pitch with a new speaker."""
     return replace(voice, speaker=name, gender=None, variant=draw_speaker(rng))
 
 
@@ -102,7 +103,7 @@ def espeak_package() -> ModuleType:
 
 
 class Synthesiser:
-    """espeak-ng, initialised once a process (the library keeps its state in globals).
+    """espeak-ng, initialised once per process (the library keeps its state in globals).
 
     Raises:
         SpeechError: the package `espeakng-loader` is not installed, or the library does not start.
@@ -140,7 +141,7 @@ class Synthesiser:
             self._library.espeak_SetParameter(number, getattr(voice, name), 0)
 
     def say(self, text: str, voice: Voice) -> Spoken:
-        """Speak plain lower-case English; silence at both ends is cut to 30 ms."""
+        """Synthesise plain lower-case English; silence at both ends is cut to 30 ms."""
         self._select(voice)
         self._chunks = []
         encoded = text.encode()
@@ -148,7 +149,7 @@ class Synthesiser:
         self._library.espeak_Synchronize()
         waveform = np.frombuffer(b"".join(self._chunks), dtype=np.int16).astype(np.float32) / 32768
         if not waveform.size:
-            raise SpeechError(f"espeak-ng said nothing for {text!r} with voice {voice.name!r}")
+            raise SpeechError(f"espeak-ng returned no audio for {text!r} with voice {voice.name!r}")
         sounding = np.flatnonzero(np.abs(waveform) > 0.005)
         margin = int(0.03 * self.rate_hz)
         start = max(0, int(sounding[0]) - margin) if sounding.size else 0

@@ -1,4 +1,4 @@
-"""What can be asked about a demo clip, and the true answers, for instruction tuning."""
+"""Questions about a demo clip and their true answers, for instruction tuning."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from data.demo.clips import Clip, Event
 
 @dataclass(frozen=True)
 class Answer:
-    """One task on one clip: what is asked (where the prompt has a place for it) and the answer."""
+    """One task on one clip: the question (for prompts with `{}`) and the answer."""
 
     task: str
     text: str

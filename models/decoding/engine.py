@@ -1,4 +1,5 @@
-"""Prefill and decode step with all that pays to keep between generations: prefixes, and captured CUDA graphs."""
+"""Prefill and decode steps as generation, evaluation and the efficiency report run them: with a prefix cache, and on
+CUDA with captured graphs."""
 
 from torch import Tensor
 
@@ -12,12 +13,13 @@ from models.runtime.spans import spanned
 
 
 class DecodeEngine:
-    """The two steps that every search is made of, for one language model.
+    """`steps.prefill` and `steps.decode_step` of one language model, and what is kept to make them faster.
+
+    What is kept is used only while the weights are those that it was computed with. Copies start without it.
 
     Args:
-        llm: the language model; whether its weights have changed is checked before each prefill.
-        captures: whether steps may be captured in CUDA graphs.
-        graphs: the graphs to use; None makes them on a CUDA device.
+        captures: whether steps may be captured in CUDA graphs (`model.cuda_graphs`).
+        graphs: the captured steps, on any device; None captures them on CUDA.
     """
 
     def __init__(self, llm: LanguageModel, *, captures: bool = True, graphs: StepGraphs | None = None) -> None:
@@ -26,9 +28,12 @@ class DecodeEngine:
         self.prefixes = PrefixCache()
         self._graphs = graphs
 
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_graphs": None}
+
     @property
     def graphs(self) -> StepGraphs | None:
-        """The captured steps; None in training, without a CUDA device, and where `captures` is off."""
+        """The captured steps; None in training, where there are none, and where `captures` is off."""
         if self.llm.training or not self.captures:
             return None
         if self._graphs is None and self.llm.device.type == "cuda":
@@ -37,23 +42,21 @@ class DecodeEngine:
 
     @property
     def shrinks_batches(self) -> bool:
-        """Whether rows that finished leave a batch before all have. Captured steps are of one number of rows; each
-        other number would be captured anew, and idle rows cost a GPU next to nothing."""
+        """Whether finished rows leave a batch before the others finish. A graph is captured for one number of rows:
+        every other number would be captured anew, and idle rows cost a GPU next to nothing."""
         return self.graphs is None
 
     @spanned("prefill")
     def prefill(self, assembled: Assembled, cache: KeyValueCache) -> Tensor:
-        """Run the whole prompt once: logits `[B, V]` of each row's first new token.
-
-        Of rows whose first texts have a cached prefix, only the rest is run.
-        """
-        known = self.prefixes.of_rows(self.llm, assembled.prefixes)
-        graphs = self.graphs
-        logits = None if graphs is None else graphs.prefill(self.llm, assembled, cache, known)
+        """Run the prompts once: logits `[B, V]` of each row's first new token. Rows with a cached prefix skip it."""
+        if self.llm.training:
+            self.clear()
+        prefixes, graphs = self.prefixes.of_rows(self.llm, assembled.prefixes), self.graphs
+        logits = None if graphs is None else graphs.prefill(self.llm, assembled, cache, prefixes)
         if logits is not None:
             return logits
-        if known:
-            cache.start(known)
+        if prefixes:
+            cache.start(prefixes)
         return steps.prefill(self.llm, assembled, cache)
 
     def step(self, token_ids: Tensor, cache: KeyValueCache) -> Tensor:
@@ -63,11 +66,11 @@ class DecodeEngine:
         return steps.decode_step(self.llm, token_ids, cache) if logits is None else logits
 
     def free_graphs(self) -> None:
-        """Give back the memory that captured steps work in; they are captured again when they are needed."""
+        """Free the memory of the captured steps, which are captured again when they are needed."""
         if self._graphs is not None:
             self._graphs.clear()
 
     def clear(self) -> None:
-        """Forget everything: before the weights move, or change."""
+        """Free all that is kept. A cache in use keeps its content."""
         self.prefixes.clear()
         self._graphs = None

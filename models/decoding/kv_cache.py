@@ -1,7 +1,7 @@
-"""Keys and values of earlier tokens, with a write position per row."""
+"""The key-value cache, with a write position per row."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,20 +9,26 @@ from torch import Tensor
 from transformers import Cache
 
 
-class Beginning(Protocol):
-    """Keys and values that a row may begin with; a layer: `[1, heads, L, head width]`."""
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of a text at positions 0 on; a layer: `[1, heads, L, head width]`."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return self.keys[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
 
 class KeyValueCache(Cache):
     """Keys and values of all layers, preallocated, with a write position per row.
 
-    Rows of different length all begin at slot 0; a row's next token is written behind its own last token, over the
-    padding there. So a row's keys are the same in any batch.
+    Every row starts at slot 0. Its next token goes to the slot after its own last token and overwrites padding there,
+    so a row's keys do not depend on the other rows.
     """
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
@@ -33,7 +39,7 @@ class KeyValueCache(Cache):
     def _empty(self, capacity: int) -> None:
         rows, device = len(self._rows), self._rows.device
         self.capacity = capacity
-        self.span = 0  # slots in use in the longest row, known without asking the device
+        self.span = 0  # slots in use in the longest row, known without a device synchronisation
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # [B], next write position
         self.valid = torch.zeros(rows, capacity, dtype=torch.bool, device=device)  # [B, S]
         self.next_positions = self.lengths  # [B], position of the next token; `prefill` sets it
@@ -42,40 +48,39 @@ class KeyValueCache(Cache):
         self._slots = self.lengths[:, None]  # [B, L] of the tokens being written
         self._uniform = True  # all rows end at `span`
         self._uniform_before = True  # and did before the tokens being written: plain slices are enough
-        self._asks = True  # whether the device may be asked; not while its work is recorded
+        self._synchronises = True  # whether a mask may be read on the host; not while a graph is captured
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
-    def start(self, beginnings: Sequence[Beginning]) -> int:
-        """Begin each row with cached keys and values, as many slots as the shortest one has: their number."""
-        assert self.span == 0 and len(beginnings) == len(self.lengths)
-        width = min(map(len, beginnings))
-        alike = all(beginning is beginnings[0] for beginning in beginnings)
+    def start(self, prefixes: Sequence[Prefix]) -> None:
+        """Start each row with its prefix, all cut to the length of the shortest."""
+        assert self.span == 0 and len(prefixes) == len(self.lengths)
+        width = min(map(len, prefixes))
+        alike = all(prefix is prefixes[0] for prefix in prefixes)
         for name, layers in (("keys", self.keys), ("values", self.values)):
-            for index, like in enumerate(getattr(beginnings[0], name)):
+            for index, like in enumerate(getattr(prefixes[0], name)):
                 if index == len(layers):
-                    layers.append(self._allocate(like, len(beginnings)))
-                given = [getattr(row, name)[index][:, :, :width] for row in beginnings[: 1 if alike else None]]
+                    layers.append(self._allocate(like, len(prefixes)))
+                given = [getattr(row, name)[index][:, :, :width] for row in prefixes[: 1 if alike else None]]
                 layers[index][:, :, :width] = given[0] if alike else torch.cat(given)
         self.valid[:, :width] = True
         self.lengths = self.lengths + width
         self.span = width
-        return width
 
     def begin(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Make room for tokens with `mask` `[B, L]`: their slots `[B, L]`, and which slots hold content `[B, span]`."""
+        """Reserve slots for tokens with `mask` `[B, L]`: their slots `[B, L]`; which slots are valid, `[B, span]`."""
         width = mask.shape[1]
         assert self.span + width <= self.capacity, (self.span, width, self.capacity)
         steps = torch.arange(width, device=mask.device)
         self._slots = self.lengths[:, None] + steps
         self._uniform_before = self._uniform
-        if width > 1 and self._uniform:  # asked once, of the prompt; a step adds one token to every row
-            self._uniform = self._asks and bool(mask.all())
+        if width > 1 and self._uniform:  # checked once, for the prompt; a step adds one token to every row
+            self._uniform = self._synchronises and bool(mask.all())
         self.valid.scatter_(1, self._slots, mask)
         self.lengths = self.lengths + ((steps + 1) * mask).amax(dim=1)
         self.span += width
@@ -94,7 +99,7 @@ class KeyValueCache(Cache):
         return self.keys[layer_idx][:, :, : self.span], self.values[layer_idx][:, :, : self.span]
 
     def select(self, rows: Tensor, capacity: int | None = None) -> None:
-        """Keep these rows, in this order; a row may be repeated. Memory is taken anew, for `capacity` slots."""
+        """Keep these rows, in this order; a row may be repeated. Allocates new memory, of `capacity` slots."""
         self.capacity = self.capacity if capacity is None else capacity
         for layers in (self.keys, self.values):
             for index, stored in enumerate(layers):
@@ -108,7 +113,7 @@ class KeyValueCache(Cache):
         self._rows = torch.arange(len(rows), device=rows.device)[:, None]
 
     def reorder(self, rows: Tensor, start: int) -> None:
-        """Give each row the content of another row that is equal to it up to slot `start`, as beams of a clip are."""
+        """Replace each row by another that is equal to it up to slot `start`, as beams of a clip are."""
         for stored in (*self.keys, *self.values):
             stored[:, :, start : self.span] = stored[rows, :, start : self.span]
 
@@ -125,26 +130,26 @@ class KeyValueCache(Cache):
         self._uniform = False
 
     def free(self, rows: Tensor) -> None:
-        """Empty these rows; the next tokens of one are written from its first slot on."""
+        """Empty these rows; their next tokens are written from slot 0 on."""
         self.valid[rows] = False
         self.lengths = self.lengths.index_fill(0, rows, 0)
         self.next_positions = self.next_positions.index_fill(0, rows, 0)
         self._uniform = False
 
     def attend_to(self, span: int) -> None:
-        """Attend to the first `span` slots; masks say which of them have content."""
+        """Attend to the first `span` slots."""
         assert span <= self.capacity, (span, self.capacity)
         self._uniform = self._uniform and span == self.span
         self.span = span
 
     def widen(self, capacity: int) -> None:
-        """Have at least this many slots; only before the first token."""
+        """Enlarge the capacity to this, where it is smaller; only before the first token."""
         assert self.span == 0 and not self.keys
         if capacity > self.capacity:
             self._empty(capacity)
 
     def forget(self) -> None:
-        """Empty the cache; it takes new memory of its own."""
+        """Start again, empty, in memory of its own."""
         self._empty(self.capacity)
 
     def use_memory(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
@@ -154,7 +159,7 @@ class KeyValueCache(Cache):
         self.capacity = valid.shape[1]
 
     def move(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor) -> None:
-        """Move the content to this memory, all zeros, of as many rows and no fewer slots."""
+        """Copy everything to this memory, all zeros, of as many rows and no fewer slots, and continue there."""
         for own, given in zip((*keys, *values), (*self.keys, *self.values), strict=True):
             own[:, :, : self.span] = given[:, :, : self.span]
         valid[:, : self.span] = self.valid[:, : self.span]
@@ -163,9 +168,9 @@ class KeyValueCache(Cache):
         self.freeze_layout()
 
     def freeze_layout(self, uniform: bool = False) -> None:
-        """Fix the layout: writes follow the tensors alone; the next tokens' may be plain slices if `uniform`."""
+        """Fix the layout: writes follow the tensors alone; `uniform`: all rows end at `span`, for the next tokens."""
         self._uniform = uniform
-        self._asks = False
+        self._synchronises = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.span
@@ -174,5 +179,5 @@ class KeyValueCache(Cache):
         return self.span, 0
 
     def _allocate(self, like: Tensor, rows: int | None = None) -> Tensor:
-        # Zeros, not empty memory: a masked slot weighs nothing, but nothing times NaN is NaN.
+        # Zeros, not empty memory: a masked slot has weight zero, but zero times NaN is NaN.
         return like.new_zeros(rows or like.shape[0], like.shape[1], self.capacity, like.shape[3])

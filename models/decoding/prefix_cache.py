@@ -1,52 +1,36 @@
 """Keys and values of the fixed text before the audio, computed once and reused by every prefill.
 
-They depend on the text's token ids and on the language model's weights, on nothing else: an entry is looked up by its
-ids, and all entries go as soon as any weight has changed, been replaced, merged or moved.
+They depend only on the text's token ids and on the language model's weights: an entry is looked up by its ids, and the
+cache is emptied when any weight has been changed, replaced, merged or moved.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from models.decoding.kv_cache import KeyValueCache
+from models.decoding.kv_cache import KeyValueCache, Prefix
 from models.language.llm import LanguageModel
+from models.runtime.cuda_graphs import precision
 from models.runtime.weight_watch import WeightWatch
 
 MAX_BYTES = 32 * 2**20
-MAX_TEXTS_NOTED = 1024  # texts seen once are noted by their ids alone
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Keys and values of a text at positions 0 on; a layer: `[1, heads, L, head width]`."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-    def __len__(self) -> int:
-        return self.keys[0].shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+MAX_TEXTS_COUNTED = 1024  # of a text that came once only the ids are kept
 
 
 class PrefixCache:
-    """The prefixes of one language model, those used last, up to `max_bytes`.
+    """The most recently used prefixes of one language model, up to `max_bytes`.
 
-    A text is computed apart the second time it is met (twice in one batch will do), so that a question asked of one
-    clip only costs nothing extra. Copies start empty.
+    A text gets an entry when it comes a second time (twice in one batch is enough), so that a question that is asked of
+    a single clip costs nothing extra. Copies of the cache start empty.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
         self.hits = 0
-        """Rows that began with a cached prefix."""
+        """Rows that reused an entry."""
         self._entries: OrderedDict[tuple, Prefix] = OrderedDict()
-        self._met: OrderedDict[tuple, int] = OrderedDict()  # how often
+        self._counts: OrderedDict[tuple, int] = OrderedDict()  # how often each text came
         self._weights = WeightWatch()
 
     def __len__(self) -> int:
@@ -61,22 +45,19 @@ class PrefixCache:
 
     def clear(self) -> None:
         self._entries.clear()
-        self._met.clear()
+        self._counts.clear()
 
     def of_rows(self, llm: LanguageModel, texts: Sequence[tuple[int, ...]] | None) -> list[Prefix] | None:
-        """A prefix for each row's `texts`, ids from position 0 on; None if a row has none, or gradients are taken."""
-        if llm.training:
-            self.clear()
+        """A prefix for each row's text, ids from position 0 on; None if a row has none, in training, with gradients."""
         if not texts or not all(texts) or self.max_bytes <= 0 or torch.is_grad_enabled() or llm.training:
             return None
         if self._weights.changed(llm):
             self.clear()
-        kind = llm.device.type
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        keys = [(text, precision) for text in texts]
+        dtype = precision(llm.device)
+        keys = [(text, dtype) for text in texts]
         for key in keys:
-            self._meet(key)
-        if not all(key in self._entries or self._met.get(key, 0) > 1 for key in keys):
+            self._count(key)
+        if not all(key in self._entries or self._counts.get(key, 0) > 1 for key in keys):
             return None
         found = {key: self._entry(llm, key) for key in dict.fromkeys(keys)}
         self._drop_oldest()
@@ -93,14 +74,14 @@ class PrefixCache:
         self._entries.move_to_end(key)
         return self._entries[key]
 
-    def _meet(self, key: tuple) -> None:
-        self._met[key] = self._met.pop(key, 0) + 1
-        if len(self._met) > MAX_TEXTS_NOTED:
-            self._met.popitem(last=False)
+    def _count(self, key: tuple) -> None:
+        self._counts[key] = self._counts.pop(key, 0) + 1
+        if len(self._counts) > MAX_TEXTS_COUNTED:
+            self._counts.popitem(last=False)
 
     def _drop_oldest(self) -> None:
         size = self.nbytes
         while size > self.max_bytes:
             key, dropped = self._entries.popitem(last=False)
-            self._met.pop(key, None)
+            self._counts.pop(key, None)
             size -= dropped.nbytes

@@ -1,17 +1,14 @@
-"""The language model: any causal LM of transformers, frozen, with LoRA on top; it knows no audio.
+"""The language model: any causal LM of transformers, frozen, with LoRA on top; audio is unknown here.
 
-It takes embeddings with explicit masks and positions and gives hidden states; logits are a step of their own, so that
-training computes them only where a target stands and prefill only for the last position.
+It takes embeddings with explicit masks and positions and returns hidden states; logits are a separate step, so that
+training computes them only at targets and prefill only for the last position.
 """
 
 import logging
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -19,6 +16,7 @@ from configs.architectures import find_architecture
 from configs.sections import ModelConfig
 from models.device import META, named_dtype
 from models.hub import loading_problem, split_revision
+from models.language.lora import LoraMixin
 from models.quantization import backends, report
 from models.quantization.stored_shapes import GROUP, pack_linears
 from models.runtime.file_pages import release_weights
@@ -27,23 +25,23 @@ from support.units import dtype_name
 
 logger = logging.getLogger(__name__)
 
-# Families whose embedding scale, masks and logits the tests compare with transformers' own forward. Any other
-# family is checked the same way, on a few tokens, each time it is loaded.
+# Families whose embedding scale, masks and logits are compared with transformers' own forward in the tests. Any other
+# family is compared on a few tokens each time it is loaded.
 VERIFIED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_text"})
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
-class StepCache(Protocol):
-    """What `LanguageModel.forward` asks of a cache, besides being one of transformers' (see `KeyValueCache`)."""
+class RowCache(Protocol):
+    """A `transformers.Cache` with a write position per row: `models.decoding.kv_cache.KeyValueCache`."""
 
     def begin(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Make room for tokens with `mask` `[B, L]`: their slots `[B, L]`, and the slots with content `[B, span]`."""
+        """Reserve slots for tokens with `mask` `[B, L]`: their slots `[B, L]`; which slots are valid, `[B, S]`."""
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(LoraMixin):
     """A frozen causal LM of transformers with LoRA, behind `embed`, `forward` and `logits`.
 
-    `model` is the library's model; `backend` says how its weights are held and `kernel` which kernel multiplies them.
+    `model` is the library's model; `backend` says how its weights are stored and `kernel` which kernel multiplies them.
     """
 
     def __init__(self, model: PreTrainedModel, *, backend: backends.Backend = backends.BACKENDS["none"]) -> None:
@@ -165,42 +163,6 @@ class LanguageModel(nn.Module):
     def vocab_size(self) -> int:
         return self.model.get_output_embeddings().weight.shape[0]
 
-    def add_lora(self, *, rank: int, alpha: float, dropout: float, target_modules: tuple[str, ...]) -> None:
-        """Put trainable low-rank float32 layers beside the linear layers of these names in every block."""
-        linears = {name.rsplit(".", 1)[-1] for name, module in self._decoder.named_modules() if _is_linear(module)}
-        unknown = sorted(set(target_modules) - linears)
-        if unknown or not target_modules:
-            raise UserError(
-                f"model.lora_target_modules: {unknown or 'the empty list'} names no linear layer of this model; "
-                f"it has {', '.join(sorted(linears))}."
-            )
-        inject_adapter_in_model(
-            LoraConfig(
-                r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), bias="none"
-            ),
-            self._decoder,  # not the whole: a multimodal checkpoint's image tower has layers of the same names
-        )
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-            if "lora_" in name:
-                parameter.data = parameter.data.float()
-        self.train(self.training)
-
-    def lora_parameters(self) -> Iterator[nn.Parameter]:
-        return (parameter for name, parameter in self.named_parameters() if "lora_" in name)
-
-    def lora_layers(self) -> Iterator[LoraLayer]:
-        return (module for module in self.model.modules() if isinstance(module, LoraLayer))
-
-    def merge_lora(self) -> bool:
-        """Add LoRA into the weights, for serving. False, with nothing changed, where it would be rounded."""
-        if not self.backend.mergeable:
-            return False
-        for layer in self.lora_layers():
-            if not layer.merged:
-                layer.merge(safe_merge=True)
-        return True
-
     def train(self, mode: bool = True) -> "LanguageModel":
         """Only LoRA's dropout ever trains; the frozen base stays in eval, where it has no dropout."""
         super().train(False)
@@ -210,14 +172,14 @@ class LanguageModel(nn.Module):
         return self
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Ids `[...]` to embeddings `[..., H]` in the very space that `forward` takes (Gemma's are scaled here)."""
+        """Ids `[...]` to embeddings `[..., H]` in the embedding space that `forward` expects (scaled for Gemma)."""
         return self.model.get_input_embeddings()(ids)
 
-    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: StepCache | None = None) -> Tensor:
+    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: RowCache | None = None) -> Tensor:
         """Hidden states `[B, L, H]` of embeddings `[B, L, H]`, with `mask` `[B, L]` bool and `positions` `[B, L]`.
 
-        Without a cache, token i sees tokens 0..i of its row that the mask holds. With one, the new keys and values go
-        to each row's own write position, and the row's earlier ones are seen too.
+        Without a cache, token i attends to the unmasked tokens 0..i of its row. With one, new keys and values are
+        written at each row's own write position, and tokens attend to the row's earlier ones too.
         """
         if cache is None:
             slots = torch.arange(embeds.shape[1], device=embeds.device).expand(mask.shape)
@@ -247,7 +209,7 @@ class LanguageModel(nn.Module):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _own_precision(self) -> AbstractContextManager:
-        """Gemma overflows in float16, so its weights are held wider; autocast to float16 must not undo that."""
+        """Gemma overflows in float16, so its weights are in a wider type; autocast to float16 must not undo that."""
         if self.config.model_type.startswith("gemma") and self.dtype != torch.float16:
             return torch.autocast(self.device.type, enabled=False)
         return nullcontext()
@@ -260,24 +222,24 @@ class LanguageModel(nn.Module):
     def _attention_masks(self, slots: Tensor, valid: Tensor) -> Tensor | dict[str, Tensor]:
         """Masks `[B, 1, L, S]` for queries in `slots` `[B, L]` over keys whose slots are `valid` `[B, S]`.
 
-        A query sees valid keys of its own and earlier slots, within the window in sliding layers; a pad that would see
-        none sees itself, so that its row is no softmax over nothing.
+        A query attends to valid keys of its own and earlier slots, within the window in sliding layers. A pad without
+        any attends to itself: a softmax over nothing is NaN.
         """
         window = getattr(self.config, "sliding_window", None)
         slides = window is not None and (self._layer_types is None or "sliding_attention" in self._layer_types)
         slides = slides and valid.shape[1] > window
         visible = valid[:, None, None, :]
-        if slots.shape[1] > 1 or slides:  # a single token is the last of its row: nothing valid comes after it
+        if slots.shape[1] > 1 or slides:  # a single token is the last of its row: no valid slot follows
             keys = torch.arange(valid.shape[1], device=slots.device)
             distance = slots[:, None, :, None] - keys  # [B, 1, L, S]
             visible = visible & (distance >= 0)
-        full = self._as_attention_takes_it(visible if slots.shape[1] == 1 else _or_itself(visible, distance))
-        sliding = self._as_attention_takes_it(_or_itself(visible & (distance < window), distance)) if slides else full
+        full = self._for_attention(visible if slots.shape[1] == 1 else _or_itself(visible, distance))
+        sliding = self._for_attention(_or_itself(visible & (distance < window), distance)) if slides else full
         if self._layer_types is None:
             return sliding
         return {"full_attention": full, "sliding_attention": sliding}
 
-    def _as_attention_takes_it(self, allowed: Tensor) -> Tensor:
+    def _for_attention(self, allowed: Tensor) -> Tensor:
         """Eager attention adds its mask to the scores; the fused kernels take booleans."""
         if self._decoder.config._attn_implementation != "eager":
             return allowed
@@ -287,7 +249,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def _check_against_library(self) -> None:
-        """A family not known here may scale embeddings or logits in its own way: compare with its own forward."""
+        """An unknown family may scale embeddings or logits in its own way: compare with transformers' forward."""
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         positions = torch.arange(4, device=self.device)[None]
         expected = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits.float()
@@ -333,8 +295,3 @@ def _layer_types(config: PreTrainedConfig) -> list[str] | None:
 
 def _or_itself(visible: Tensor, distance: Tensor) -> Tensor:
     return visible | ((distance == 0) & ~visible.any(dim=-1, keepdim=True))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Plain and quantised linear layers alike; those of other packages do not always inherit from nn.Linear."""
-    return hasattr(module, "in_features") and hasattr(module, "out_features")

@@ -1,17 +1,13 @@
-"""Prompt, audio tokens and answer as the language model takes them."""
+"""The input of the language model: prompt, audio tokens and answer as one sequence a row."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """Prompt, audio tokens and answer as the language model takes them; rows are right-padded."""
+    """Prompt, audio tokens and answer as one sequence a row; rows are right-padded."""
 
     embeds: Tensor
     """`[B, L, H]`"""
@@ -20,11 +16,11 @@ class Assembled:
     positions: Tensor
     """`[B, L]`"""
     labels: Tensor | None = None
-    """`[B, L]`: the answer's ids where they stand, -100 elsewhere; None for generation."""
+    """`[B, L]`: the answer's ids at their positions, -100 elsewhere; None for generation."""
     ends: Tensor | None = None
-    """`[B]`: where generation goes on, if not behind each row's last content."""
+    """`[B]`: where decoding starts, if not after each row's last content."""
     prefixes: tuple[tuple[int, ...], ...] | None = None
-    """Ids of the text that each row begins with, at positions 0 on, where its keys and values may be reused."""
+    """Ids of the text that each row starts with, from position 0 on; None if its keys and values may not be reused."""
 
     def __len__(self) -> int:
         return self.embeds.shape[0]

@@ -159,7 +159,7 @@ def test_cv16_without_beats() -> None:
     assert (config.model.quantization, config.model.end_sym) == ("none", "<｜end▁of▁sentence｜>")
     assert ignored(config) == {*LAUNCHED, "datasets.whisper_path", "model.beats_to_eat"}
     (line,) = (line for line in config.ignored if "beats_to_eat" in line)
-    assert "EAT is no encoder here" in line
+    assert "EAT is not supported" in line
 
 
 def test_options_reach_the_student_under_either_name() -> None:

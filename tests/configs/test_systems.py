@@ -66,7 +66,7 @@ every_file = pytest.mark.parametrize("path", FILES, ids=name_of)
 
 @every_file
 def test_a_v100_takes_every_systems_kernels(path):
-    """Without `gptqmodel`, GPTQ's weights would be unpacked before each product: refused, and said how to mend it."""
+    """Without `gptqmodel`, GPTQ's weights would be unpacked before each product: an error that says how to fix it."""
     config = configured(path).model
     with pretend_cuda((7, 0)):
         device = torch.device("cuda")

@@ -13,7 +13,7 @@ from models.checkpoint.adapter_folder import save_adapter
 from models.checkpoint.adapter_tensors import CheckpointError
 from models.checkpoint.released import load_legacy
 from tests import tiny
-from tests.models.test_released_rules import PROMPT, Malicious, make, pad_rows, released_state, write
+from tests.released import PROMPT, Malicious, make, pad_rows, released_state, write
 from tools.convert_checkpoint import main
 
 CLIPS = torch.randn(2, 30_000, generator=torch.Generator().manual_seed(1)) * 0.1

@@ -259,7 +259,7 @@ def test_flac_of_unknown_length_is_refused(tmp_path: Path) -> None:
     data[21] &= 0xF0
     data[22:26] = bytes(4)  # total samples, 36 bits: 0 means unknown
     path.write_bytes(data)
-    check_named(path, "does not say how long")
+    check_named(path, "its header has no length")
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])

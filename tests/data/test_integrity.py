@@ -1,4 +1,4 @@
-"""Damage that libsndfile passes over in silence."""
+"""Damage that libsndfile does not report."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ PROMPTS = {task: ["<Speech><SpeechHere></Speech> ?"] for task in ("asr", "audioc
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> list[Annotation]:
-    """Six words by two speakers, each a constant of its own for a tenth of a second; then a caption."""
+    """Six words by two speakers, each another constant for a tenth of a second; then a caption."""
     found = []
     for number in range(6):
         path = tmp_path / f"{number}.wav"

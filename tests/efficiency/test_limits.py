@@ -1,4 +1,4 @@
-"""The limits beside efficiency's figures: bytes and FLOPs are those of the shapes, rates are measured."""
+"""Roofline limits: bytes and FLOPs follow from the shapes, peak rates are measured."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """Lines of predictions: what every JSON reader can read."""
 
 import json
+from pathlib import Path
 
-from evaluation.predictions import PREDICTIONS, Prediction, PredictionStore
+from evaluation.predictions import PREDICTIONS, Prediction, PredictionStore, row_ids
+from tests.evaluations import annotation
 
 
 def refuse(constant: str) -> None:
@@ -19,3 +21,54 @@ def test_an_annotations_nan_is_null_in_its_line(tmp_path):
         write()
         row = json.loads((tmp_path / PREDICTIONS).read_text(), parse_constant=refuse)
         assert (row["score"], row["levels"]) == (None, [1.0, None])
+
+
+def test_other_processes_lines_are_read_too(tmp_path: Path) -> None:
+    def prediction(index: int, **fields) -> Prediction:
+        return Prediction(index=index, id=str(index), path="a.wav", task="asr", prompt="p", hypothesis="h", **fields)
+
+    first, second = PredictionStore(tmp_path), PredictionStore(tmp_path, rank=1)
+    assert first.open_run({"adapter": "1"}) == []
+    first.append([prediction(0, references=("a", "b"), extra={"speaker": "x"})])
+    second.append([prediction(1), prediction(2, error="broken")])
+    first.close(), second.close()
+    again = PredictionStore(tmp_path)
+    assert again.open_run({"adapter": "1"}) == []
+    done = again.done(3)
+    assert sorted(done) == [0, 1] and done[0].extra == {"speaker": "x"} and done[0].references == ("a", "b")
+    assert again.done(1).keys() == {0}
+    assert again.open_run({"adapter": "2"}) == ["adapter"]
+    assert again.done(3) == {}
+
+
+def test_an_annotations_own_audio_path_stays_its_own() -> None:
+    line = Prediction(
+        index=0, id="a", path="a.wav", task="asr", prompt="p", hypothesis="h", extra={"audio_path": "theirs"}
+    ).to_json()
+    assert line["annotation_audio_path"] == "theirs"
+    assert Prediction.from_json(line).audio_path is None
+    assert Prediction.from_json(line).to_json() == line
+
+
+def test_names_of_rows() -> None:
+    clips = [
+        annotation("a/x.wav", "", testset_id="7"),
+        annotation("a/y.wav", ""),
+        annotation("a/z.wav", ""),
+        annotation("b/z.wav", ""),
+        annotation("c/7.wav", ""),
+        annotation("d/w.wav", ""),
+        annotation("d/w.wav", "", "QA"),
+    ]
+    assert row_ids(clips) == ["7", "y", "a/z.wav", "b/z.wav", "c/7.wav", "d/w.wav#5", "d/w.wav#6"]
+
+
+def test_names_of_rows_that_two_files_share() -> None:
+    clips = [
+        annotation("a.wav", "", testset_id="0", source="data/asr.json#0"),
+        annotation("b.wav", "", testset_id="1", source="data/asr.json#1"),
+        annotation("c.wav", "", testset_id="0", source="data/aac.json#0"),
+    ]
+    assert row_ids(clips) == ["asr/0", "1", "aac/0"]
+    clips[2] = annotation("c.wav", "", testset_id="0", source="more/asr.json#0")
+    assert row_ids(clips) == ["data/asr.json/0", "1", "more/asr.json/0"]

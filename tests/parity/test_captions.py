@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import metrics
+from tests.vectors import cases, matches
 
 TOLERANCE = 1e-8  # the vectors carry ten decimals
 TOLERANCE_METEOR = 1e-6
@@ -21,7 +22,17 @@ def expected(parity_dir: Path) -> dict:
     return json.loads((parity_dir / "captions" / "scores.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["hyps", "edge_hyps", "refs", "edge_refs"])
+def _lists(folder: Path) -> list[str]:
+    """The lists of texts that have their tokens too."""
+    return matches("(.+)_ptb", list(json.loads((folder / "captions.json").read_text(encoding="utf-8"))))
+
+
+def _counts(folder: Path) -> list[int]:
+    """How many references a clip has in each of the corpus scores."""
+    return [int(n) for n in matches(r"refs(\d+)", list(json.loads((folder / "scores.json").read_text())))]
+
+
+@cases("name", "captions", _lists)
 def test_tokens_equal_stanfords(captions: dict, name: str) -> None:
     texts, tokens = captions[name], captions[f"{name}_ptb"]
     if "refs" in name:
@@ -29,7 +40,7 @@ def test_tokens_equal_stanfords(captions: dict, name: str) -> None:
     assert metrics.ptb_tokenize(texts) == tokens
 
 
-@pytest.mark.parametrize("count", [1, 5])
+@cases("count", "captions", _counts)
 def test_corpus_scores(captions: dict, expected: dict, count: int) -> None:
     references = [several[:count] for several in captions["refs"]]
     got = {
@@ -42,10 +53,11 @@ def test_corpus_scores(captions: dict, expected: dict, count: int) -> None:
     assert got == pytest.approx(want, abs=TOLERANCE)
 
 
-def test_each_clips_cider_d(captions: dict, parity_dir: Path) -> None:
+@cases("count", "captions", _counts)
+def test_each_clips_cider_d(captions: dict, parity_dir: Path, count: int) -> None:
     per_item = json.loads((parity_dir / "captions" / "per_item.json").read_text(encoding="utf-8"))
-    got = metrics.cider_d_per_clip(captions["refs"], captions["hyps"])
-    assert got == pytest.approx(per_item["refs5"]["coco_ptb"]["cider_d"], abs=TOLERANCE)
+    got = metrics.cider_d_per_clip([several[:count] for several in captions["refs"]], captions["hyps"])
+    assert got == pytest.approx(per_item[f"refs{count}"]["coco_ptb"]["cider_d"], abs=TOLERANCE)
 
 
 def test_empty_hypotheses(captions: dict, expected: dict) -> None:
@@ -65,11 +77,13 @@ def test_the_figure_some_print_as_spider(captions: dict, expected: dict) -> None
 
 
 @pytest.mark.slow
-def test_meteor(captions: dict, expected: dict) -> None:
+@cases("count", "captions", _counts)
+def test_meteor(captions: dict, expected: dict, count: int) -> None:
     if metrics.unavailable("meteor"):
         pytest.skip(metrics.unavailable("meteor"))
-    got = metrics.meteor(captions["refs"], captions["hyps"])
-    assert got == pytest.approx(expected["refs5"]["pycocoevalcap_after_ptb"]["meteor"], abs=TOLERANCE_METEOR)
+    got = metrics.meteor([several[:count] for several in captions["refs"]], captions["hyps"])
+    want = expected[f"refs{count}"]["pycocoevalcap_after_ptb"]["meteor"]
+    assert got == pytest.approx(want, abs=TOLERANCE_METEOR)
 
 
 def test_published_examples(real_dir: Path) -> None:

@@ -11,8 +11,18 @@ from safetensors.torch import load_file
 from models.encoders.ced import CED
 from models.encoders.features import decibel_spectrogram
 from models.released_rules import encode_released
+from tests.vectors import cases, matches, settings, tensor_names
 
-HEADS = 3  # a bare state dict does not say
+
+@pytest.fixture(scope="module")
+def facts(parity_dir: Path) -> dict:
+    return settings(parity_dir / "ced")
+
+
+@pytest.fixture(scope="module")
+def file(parity_dir: Path) -> Path:
+    (file,) = (parity_dir / "ced").glob("*.pt")
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -23,66 +33,81 @@ def vectors(parity_dir: Path) -> dict[str, torch.Tensor]:
     return vectors
 
 
-def _load(parity_dir: Path, **options: object) -> CED:
-    return CED.from_checkpoint(parity_dir / "ced" / "ced_10s.pt", num_heads=HEADS, **options)
-
-
-def _classifier(parity_dir: Path) -> torch.nn.Module:
-    """The classifier of the file, which the encoder leaves out: of the mean of a clip's tokens."""
-    weights = torch.load(parity_dir / "ced" / "ced_10s.pt", weights_only=True)
-    classes, width = weights["outputlayer.1.weight"].shape
-    head = torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, classes))
-    prefix = "outputlayer."
-    head.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items() if prefix in name})
-    return head
+def _load(file: Path, facts: dict, **options: object) -> CED:
+    """A bare state dict does not say how many heads it has."""
+    return CED.from_checkpoint(file, num_heads=facts["model"]["num_heads"], **options)
 
 
 def _close(ours: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) -> None:
     torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
 
 
-def _time_major(tokens: torch.Tensor) -> torch.Tensor:
-    return tokens.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)
+def _time_major(tokens: torch.Tensor, bins: int) -> torch.Tensor:
+    return tokens.unflatten(1, (bins, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _probabilities(model: CED, file: Path, spectrogram: torch.Tensor, patch: int) -> list[torch.Tensor]:
+    """The file's classifier, which our encoder leaves out, on each piece of a spectrogram; the last is filled up."""
+    weights = torch.load(file, weights_only=True)
+    layer = torch.nn.Sequential(
+        torch.nn.LayerNorm(len(weights["outputlayer.0.bias"])),
+        torch.nn.Linear(*reversed(weights["outputlayer.1.weight"].shape)),
+    )
+    layer.load_state_dict({name[12:]: value for name, value in weights.items() if name.startswith("outputlayer.")})
+    pieces = list(model.normalise(spectrogram).split(model.config.target_length, dim=-1))
+    if len(pieces) > 1:
+        pieces[-1] = torch.nn.functional.pad(pieces[-1], (0, pieces[0].shape[-1] - pieces[-1].shape[-1]))
+    steps = torch.full((len(spectrogram),), pieces[0].shape[-1] // patch)
+    return [layer(model.encode_spectrogram(piece, steps).mean(dim=1)).sigmoid() for piece in pieces]
 
 
 def test_spectrogram(vectors: dict[str, torch.Tensor]) -> None:
-    waveforms, lengths = vectors["waveforms"], vectors["lengths"]
-    _close(decibel_spectrogram(waveforms, lengths, batch_floor=True), vectors["rm_spec_db"], atol=1e-3)
-    alone = vectors["rm_spec_db_row1_alone"]
-    _close(decibel_spectrogram(waveforms[1:], lengths[1:]), alone, atol=1e-3)
-    _close(decibel_spectrogram(waveforms, lengths)[1:], alone, atol=1e-3)
+    whole = decibel_spectrogram(vectors["waveforms"], vectors["lengths"], batch_floor=True)
+    _close(whole, vectors["rm_spec_db"], atol=1e-3)
+
+
+@cases(
+    "row",
+    "ced",
+    lambda folder: matches(r"rm_spec_db_row(\d+)_alone", tensor_names(folder / "output.safetensors")),
+)
+def test_spectrogram_of_a_row(vectors: dict[str, torch.Tensor], row: str) -> None:
+    rows = slice(int(row), int(row) + 1)
+    waveforms, lengths, alone = vectors["waveforms"], vectors["lengths"], vectors[f"rm_spec_db_row{row}_alone"]
+    _close(decibel_spectrogram(waveforms[rows], lengths[rows]), alone, atol=1e-3)
+    _close(decibel_spectrogram(waveforms, lengths)[rows], alone, atol=1e-3)
 
 
 @torch.no_grad()
-def test_tokens_and_probabilities(parity_dir: Path, vectors: dict[str, torch.Tensor]) -> None:
-    frames, lengths = encode_released(_load(parity_dir), vectors["waveforms"], vectors["lengths"])
-    assert lengths.tolist() == [60, 60]
-    _close(frames, _time_major(vectors["rm_tokens"]))
-    _close(_classifier(parity_dir)(frames.mean(dim=1)).sigmoid(), vectors["rm_probs"])
+def test_tokens_and_probabilities(file: Path, facts: dict, vectors: dict[str, torch.Tensor]) -> None:
+    model, patch = _load(file, facts), facts["model"]["patch_size"]
+    frames, lengths = encode_released(model, vectors["waveforms"], vectors["lengths"])
+    expected = _time_major(vectors["rm_tokens"], vectors["rm_spec_db"].shape[1] // patch)
+    assert lengths.tolist() == [expected.shape[1]] * len(expected)
+    _close(frames, expected)
+    spectrogram = decibel_spectrogram(vectors["waveforms"], vectors["lengths"], batch_floor=True)
+    (probabilities,) = _probabilities(model, file, spectrogram, patch)
+    _close(probabilities, vectors["rm_probs"])
 
 
 @torch.no_grad()
-def test_probabilities_of_pieces(parity_dir: Path, vectors: dict[str, torch.Tensor]) -> None:
-    span = 112
-    model, classifier, waveforms = _load(parity_dir, target_length=span), _classifier(parity_dir), vectors["waveforms"]
-
-    def probabilities(piece: torch.Tensor) -> torch.Tensor:
-        steps = torch.full((len(piece),), piece.shape[-1] // 16)
-        return classifier(model.encode_spectrogram(piece, steps).mean(dim=1)).sigmoid()
-
-    # The released classifier cuts longer spectrograms in pieces, fills the last with zeros, and takes the mean.
-    spectrogram = model.normalise(decibel_spectrogram(waveforms, vectors["lengths"], batch_floor=True))
-    filled = torch.nn.functional.pad(spectrogram, (0, -spectrogram.shape[-1] % span))
-    pieces = [probabilities(piece) for piece in filled.split(span, dim=-1)]
-    _close(torch.stack(pieces).mean(dim=0), vectors["rm_chunked_probs"])
-    # It loses the last piece of a clip of just two spans, so that the first stands alone.
-    spectrogram = decibel_spectrogram(waveforms[:, :35_680], torch.full((2,), 35_680), batch_floor=True)
-    _close(probabilities(model.normalise(spectrogram[..., :span])), vectors["rm_chunked_probs_exact_multiple"])
+def test_probabilities_of_pieces(file: Path, facts: dict, vectors: dict[str, torch.Tensor]) -> None:
+    patch, pieces = facts["model"]["patch_size"], facts["chunked"]
+    model, waveforms = _load(file, facts, target_length=pieces["target_length"]), vectors["waveforms"]
+    spectrogram = decibel_spectrogram(waveforms, vectors["lengths"], batch_floor=True)
+    probabilities = torch.stack(_probabilities(model, file, spectrogram, patch))
+    _close(probabilities.mean(dim=0), vectors["rm_chunked_probs"])
+    # The released code loses the last piece of a clip of whole spans; we do not.
+    exact = waveforms[:, : pieces["exact_case_samples"]]
+    spectrogram = decibel_spectrogram(exact, torch.full((len(exact),), exact.shape[1]), batch_floor=True)
+    spectrogram = spectrogram[..., : pieces["exact_case_frames"] - pieces["target_length"]]
+    probabilities = torch.stack(_probabilities(model, file, spectrogram, patch))
+    _close(probabilities.mean(dim=0), vectors["rm_chunked_probs_exact_multiple"])
 
 
 @torch.no_grad()
-def test_as_second_encoder_of_a_published_system(parity_dir: Path, vectors: dict[str, torch.Tensor]) -> None:
-    model = _load(parity_dir, target_length=3001, rescale=True, frequency_major=True)
+def test_as_second_encoder_of_a_published_system(file: Path, facts: dict, vectors: dict[str, torch.Tensor]) -> None:
+    model = _load(file, facts, target_length=facts["n7_target_length"], rescale=True, frequency_major=True)
     _close(model.time_pos_embed, vectors["n7_time_pos_embed"])
     frames, _ = encode_released(model, vectors["waveforms"], vectors["lengths"])
     _close(frames, vectors["n7_tokens"])

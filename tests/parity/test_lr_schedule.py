@@ -8,7 +8,6 @@ from torch import nn
 
 from training.schedule import build_optimizer, decay_groups, learning_rate
 
-
 NO_WARMUP = {"warmup_steps": 0, "warmup_start_lr": -1.0}
 
 

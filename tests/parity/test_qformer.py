@@ -1,34 +1,40 @@
 """The Q-Former and the windowed connector against vectors of the public implementation."""
 
-import json
+from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.checkpoint.released_names import connector_state
+from models.checkpoint.released_names import own_name
 from models.connector.qformer import QFormer
 from models.frames import Frames
 from tests.parts import connector_of, qformer_config
+from tests.vectors import cases, matches, settings
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
 
 
-def stripped(state, prefix):
-    return {name.removeprefix(prefix): tensor for name, tensor in connector_state(state).items()}
+def stripped(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Released tensors under our names, without `prefix`; what has no name with us (a buffer of BERT's) is left out."""
+    own = {own_name(name): tensor for name, tensor in state.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in own.items() if (name or "").startswith(prefix)}
 
 
-def test_qformer(parity_dir):
+def layers_in(state: dict[str, torch.Tensor]) -> int:
+    return len(set(matches(r"speech_Qformer\.bert\.encoder\.layer\.(\d+)\..*", list(state))))
+
+
+def test_qformer(parity_dir: Path) -> None:
     folder = parity_dir / "qformer"
-    settings = json.loads((folder / "config.json").read_text())["config"]
+    facts = settings(folder)
     qformer = QFormer(
         qformer_config(
-            encoder_width=settings["encoder_width"],
-            hidden_size=settings["bert"]["hidden_size"],
-            num_heads=settings["bert"]["num_attention_heads"],
-            num_layers=settings["num_hidden_layers"],
-            intermediate_size=settings["bert"]["intermediate_size"],
-            num_queries=settings["num_query_tokens"],
+            encoder_width=facts["encoder_width"],
+            hidden_size=facts["bert"]["hidden_size"],
+            num_heads=facts["bert"]["num_attention_heads"],
+            num_layers=facts["num_hidden_layers"],
+            intermediate_size=facts["bert"]["intermediate_size"],
+            num_queries=facts["num_query_tokens"],
         )
     ).eval()
     qformer.load_state_dict(stripped(load_file(folder / "weights.safetensors"), "connector.qformer."))
@@ -38,25 +44,11 @@ def test_qformer(parity_dir):
     torch.testing.assert_close(qformer(frames, mask), outputs["query_out_masked"], **TOLERANCE)
 
 
-CASES = (
-    "full_30s",
-    "short_audio",
-    "audio_longer",
-    "exact_multiple",
-    "one_frame_short",
-    "whisper_only",
-    "two_queries",
-    "overlap",
-    "one_second_windows",
-    "no_window",
-)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_windowed_connector(parity_dir, name):
+@cases("name", "window_level_qformer", lambda folder: list(settings(folder)["cases"]))
+def test_windowed_connector(parity_dir: Path, name: str) -> None:
     folder = parity_dir / "window_level_qformer"
-    settings = json.loads((folder / "config.json").read_text())["config"]
-    case = settings["cases"][name]
+    facts = settings(folder)
+    case = facts["cases"][name]
     inputs, outputs = load_file(folder / "input.safetensors"), load_file(folder / "output.safetensors")
     streams = [inputs[f"{name}.{kind}"].float() for kind in ("speech", "audio") if f"{name}.{kind}" in inputs]
     weights = load_file(folder / f"weights_{case['weights']}.safetensors")
@@ -64,10 +56,11 @@ def test_windowed_connector(parity_dir, name):
         ["whisper", "beats"][: len(streams)],
         [stream.shape[-1] for stream in streams],
         [50.0] * len(streams),
-        settings["d_llm"],
-        hidden_size=settings["bert"]["hidden_size"],
-        num_heads=settings["bert"]["num_attention_heads"],
-        intermediate_size=settings["bert"]["intermediate_size"],
+        facts["d_llm"],
+        hidden_size=facts["bert"]["hidden_size"],
+        num_heads=facts["bert"]["num_attention_heads"],
+        num_layers=layers_in(weights),
+        intermediate_size=facts["bert"]["intermediate_size"],
         num_queries=weights["speech_query_tokens"].shape[1],
         window_s=case["second_per_window"] if case["window_level_Qformer"] else None,
         stride_s=case["second_stride"],

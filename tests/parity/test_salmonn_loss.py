@@ -1,4 +1,4 @@
-"""A whole tiny SALMONN from its released checkpoint: tokens, assembly, loss, gradients, training steps, text."""
+"""A complete tiny SALMONN from its released checkpoint: tokens, assembly, loss, gradients, training steps, text."""
 
 import json
 
@@ -12,8 +12,18 @@ from models.checkpoint.adapter_tensors import named_tensors
 from models.checkpoint.released import load_legacy
 from models.checkpoint.released_names import released_name
 from models.language.text import TextBatch
+from tests.vectors import (
+    cases,
+    generation_prompts,
+    matches,
+    rows_of,
+    salmonn_config,
+    salmonn_modes,
+    settings,
+    tensor_names,
+    train_prompts,
+)
 
-MODES = ("multi_prompt", "single_prompt_row0", "no_prompt", "qa_flips_multi")
 ATOL = 1e-4  # the vectors' tolerance for embeddings
 
 
@@ -24,7 +34,7 @@ def folder(parity_dir):
 
 @pytest.fixture(scope="module")
 def facts(folder):
-    return json.loads((folder / "config.json").read_text())["config"]
+    return settings(folder)
 
 
 @pytest.fixture(scope="module")
@@ -43,55 +53,25 @@ def clips(folder):
     return inputs["raw_wav"], (~inputs["padding_mask"]).sum(dim=1)
 
 
-def build(folder, facts, legacy, ckpt=""):
-    bert = facts["bert"]
-    paths = {"llama_path": "llama", "whisper_path": "whisper", "beats_path": "beats.pt"}
-    options = [f"model.{key}={folder / name}" for key, name in paths.items() if (folder / name).exists()]
-    options += [
-        f"model.legacy={legacy}",
-        f"model.ckpt={ckpt}",
-        f"model.qformer_hidden_size={bert['hidden_size']}",
-        f"model.qformer_num_heads={bert['num_attention_heads']}",
-        f"model.qformer_intermediate_size={bert['intermediate_size']}",
-        "model.dtype=float32",
-    ]
-    return build_model(load_config(folder / "train.yaml", options).model)
-
-
-def loaded(folder, facts, legacy):
-    model = build(folder, facts, legacy)
+def loaded(folder, legacy):
+    model = build_model(salmonn_config(folder, f"model.legacy={legacy}", "model.ckpt="))
     load_legacy(model, folder / "checkpoint_0.pth", pad_rows=folder / "pad_rows.safetensors")
     return model.eval()
 
 
 @pytest.fixture(scope="module")
-def exact(folder, facts):
-    return loaded(folder, facts, "exact")
+def exact(folder):
+    return loaded(folder, "exact")
 
 
 @pytest.fixture(scope="module")
-def weights(folder, facts):
-    return loaded(folder, facts, "weights")
-
-
-def prompts_of(folder, mode, facts):
-    """Raw prompts of a mode, rows in the batch's order."""
-    batch = json.loads((folder / "batch.json").read_text())
-    templates = json.loads((folder / "train_prompt.json").read_text())
-    if mode == "no_prompt":
-        return ["<SpeechHere>"] * len(facts[mode]["task"])
-    return [
-        templates[task][0].replace("{}", question)
-        for task, question in zip(facts[mode]["task"], batch["Q"], strict=False)
-    ]
+def weights(folder):
+    return loaded(folder, "weights")
 
 
 def text_batch_of(model, folder, mode, facts, texts):
-    prompts = prompts_of(folder, mode, facts)
-    if mode == "qa_flips_multi":  # the batch's tasks were changed, its questions were not
-        batch = json.loads((folder / "batch.json").read_text())
-        prompts[0] = json.loads((folder / "train_prompt.json").read_text())["QA"][0].replace("{}", batch["Q"][0])
-    targets = model.text.batch(["<SpeechHere>"] * len(prompts), texts[: len(prompts)]).targets
+    prompts = train_prompts(folder, mode)
+    targets = model.text.batch(["<SpeechHere>"] * len(prompts), [texts[row] for row in rows_of(facts, mode)]).targets
     if mode == "no_prompt":
         bos, nothing = torch.tensor(model.text.bos_ids), torch.tensor([], dtype=torch.long)
         return TextBatch([bos] * len(prompts), [nothing] * len(prompts), targets)
@@ -100,7 +80,7 @@ def text_batch_of(model, folder, mode, facts, texts):
 
 
 def test_report(folder, facts):
-    model = build(folder, facts, "weights")
+    model = build_model(salmonn_config(folder, "model.legacy=weights", "model.ckpt="))
     report = load_legacy(model, folder / "checkpoint_0.pth")
     state = torch.load(folder / "checkpoint_0.pth", weights_only=True)["model"]
     assert {*report.matched, *report.ignored} == set(state)
@@ -115,10 +95,14 @@ def test_audio_tokens_of_the_batch(exact, clips, outputs):
     torch.testing.assert_close(tokens, outputs["encode_speech.tokens"], atol=ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("row", [0, 1])
+@cases(
+    "row",
+    "salmonn_loss",
+    lambda folder: matches(r"encode_speech\.tokens_row(\d+)_alone", tensor_names(folder / "output.safetensors")),
+)
 def test_audio_tokens_of_a_clip_alone_and_of_every_row_under_weights(exact, weights, clips, outputs, row):
     waveforms, lengths = clips
-    expected = outputs[f"encode_speech.tokens_row{row}_alone"][0]
+    expected, row = outputs[f"encode_speech.tokens_row{row}_alone"][0], int(row)
     alone = waveforms[row : row + 1, : lengths[row]], lengths[row : row + 1]
     with torch.no_grad():
         for tokens, mask in (exact.encode_audio(*alone), weights.encode_audio(*alone)):
@@ -127,38 +111,44 @@ def test_audio_tokens_of_a_clip_alone_and_of_every_row_under_weights(exact, weig
     torch.testing.assert_close(tokens[row][mask[row]], expected, atol=ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@cases("mode", "salmonn_loss", salmonn_modes)
 def test_assembly_and_loss(exact, folder, facts, clips, texts, outputs, mode):
     text_batch = text_batch_of(exact, folder, mode, facts, texts)
-    rows = len(text_batch)
-    waveforms, lengths = clips[0][:rows], clips[1][:rows]
+    rows = list(rows_of(facts, mode))
+    waveforms, lengths = clips[0][rows], clips[1][rows]
     with torch.no_grad():
         assembled = exact.assemble(*exact.encode_audio(waveforms, lengths), text_batch)
         loss = exact(waveforms, lengths, text_batch=text_batch).loss
     torch.testing.assert_close(assembled.embeds, outputs[f"{mode}.inputs_embeds"], atol=ATOL, rtol=0)
     assert torch.equal(assembled.mask.long(), outputs[f"{mode}.attention_mask"])
     assert torch.equal(assembled.labels, outputs[f"{mode}.labels"])
-    assert torch.equal(assembled.positions, torch.arange(assembled.embeds.shape[1]).expand(rows, -1))
+    assert torch.equal(assembled.positions, torch.arange(assembled.embeds.shape[1]).expand(len(rows), -1))
     assert text_batch.target_tokens == facts[mode]["total"]
     assert loss.item() == pytest.approx(facts[mode]["loss"], rel=1e-4)
 
 
-def test_loss_of_a_clip_alone_is_its_share_of_a_batch_under_weights(weights, folder, facts, clips, texts):
-    mode = "single_prompt_row0"
-    text_batch = text_batch_of(weights, folder, mode, facts, texts)
+@cases("mode", "salmonn_loss", lambda folder: [mode for mode in salmonn_modes(folder) if "_row" in mode])
+def test_loss_of_a_clip_alone_under_weights(weights, folder, facts, clips, texts, mode):
+    text_batch, rows = text_batch_of(weights, folder, mode, facts, texts), list(rows_of(facts, mode))
     with torch.no_grad():
-        loss = weights(clips[0][:1], clips[1][:1], text_batch=text_batch).loss
-        prompts = prompts_of(folder, "multi_prompt", facts)
-        both = weights(*clips, prompts, texts).loss_sum
-        alone = [
-            weights(clips[0][r : r + 1], clips[1][r : r + 1], prompts[r : r + 1], texts[r : r + 1]) for r in (0, 1)
-        ]
+        loss = weights(clips[0][rows], clips[1][rows], text_batch=text_batch).loss
     assert loss.item() == pytest.approx(facts[mode]["loss"], rel=1e-4)
-    assert both.item() == pytest.approx(sum(part.loss_sum.item() for part in alone), rel=1e-4)
+
+
+def test_loss_of_a_batch_is_the_sum_of_its_clips_under_weights(weights, folder, clips, texts):
+    prompts = train_prompts(folder, "multi_prompt")
+    with torch.no_grad():
+        together = weights(*clips, prompts, texts).loss_sum
+        alone = [
+            weights(clips[0][r : r + 1], clips[1][r : r + 1], prompts[r : r + 1], texts[r : r + 1])
+            for r in range(len(texts))
+        ]
+    assert together.item() == pytest.approx(sum(part.loss_sum.item() for part in alone), rel=1e-4)
 
 
 def test_gradients_and_training_steps(folder, facts, clips, texts, outputs):
-    model = loaded(folder, facts, "exact")
+    model = loaded(folder, "exact")
+    trace = json.loads((folder / "train_trace.json").read_text())
     text_batch = text_batch_of(model, folder, "multi_prompt", facts, texts)
     trained = {
         released_name(name): tensor for name, (tensor, _) in named_tensors(model).items() if tensor.requires_grad
@@ -166,9 +156,10 @@ def test_gradients_and_training_steps(folder, facts, clips, texts, outputs):
     assert set(trained) == set(facts["trainable_parameters"])
     plain = [p for name, p in trained.items() if p.ndim < 2 or "bias" in name or "ln" in name or "bn" in name]
     decayed = [p for p in trained.values() if not any(p is other for other in plain)]
-    trace = json.loads((folder / "train_trace.json").read_text())
+    optims = load_config(folder / "train.yaml").run.optims
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.999)
+        [{"params": decayed, "weight_decay": optims.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        betas=(0.9, optims.beta2),
     )
     frames = model.encode_frames(*clips)  # the encoders are frozen
     for step in trace["steps"]:
@@ -192,12 +183,6 @@ def test_gradients_and_training_steps(folder, facts, clips, texts, outputs):
         assert trained[name].norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-5), name
 
 
-def generation_prompts(folder):
-    batch = json.loads((folder / "batch.json").read_text())
-    templates = json.loads((folder / "test_prompt.json").read_text())
-    return [templates[task].replace("{}", q) for task, q in zip(batch["task"], batch["Q"], strict=True)]
-
-
 def test_greedy_tokens_alone_and_of_every_row_under_weights(exact, weights, folder, clips):
     facts = json.loads((folder / "generate.json").read_text())
     prompts, options = generation_prompts(folder), {"num_beams": 1, "max_new_tokens": facts["max_new_tokens"]}
@@ -205,7 +190,7 @@ def test_greedy_tokens_alone_and_of_every_row_under_weights(exact, weights, fold
     expected = [one["tokens"][0] for one in facts["greedy_one_by_one"]]
     together = weights.generate(waveforms, lengths, prompts, return_details=True, **options)
     assert [row.tokens for row in together] == expected
-    for row in range(2):
+    for row in range(len(lengths)):
         size = int(lengths[row])
         (alone,) = exact.generate(
             waveforms[row : row + 1, :size],
@@ -224,12 +209,14 @@ def test_greedy_tokens_of_the_batch(exact, folder, clips, outputs):
         assembled = exact.assemble(*exact.encode_audio(*clips), exact.text.batch(prompts))
     assert torch.equal(assembled.mask.long(), outputs["generate.batch_attention_mask"])
     results = exact.generate(*clips, prompts, return_details=True, num_beams=1, max_new_tokens=facts["max_new_tokens"])
-    assert [row.tokens for row in results] == facts["greedy_batch_of_2"]["tokens"]
+    assert [row.tokens for row in results] == facts[f"greedy_batch_of_{len(prompts)}"]["tokens"]
 
 
 def test_hypotheses_as_the_evaluator_writes_them(exact, weights, folder):
     facts = json.loads((folder / "generate.json").read_text())
-    for kind in ("greedy_one_by_one", "beam4_one_by_one"):
+    kinds = matches("(.+_one_by_one)", list(facts))
+    assert "greedy_one_by_one" in kinds
+    for kind in kinds:
         for one in facts[kind]:
             tokens, expected = one["tokens"][0], one["hyp_by_evaluator"][0]
             assert exact.text.decode(tokens).lower() == expected.strip()

@@ -1,9 +1,12 @@
-"""Tables: aligned, with a dash for what is missing."""
+"""Tables for a terminal."""
 
 from support.tables import format_table
 
 
-def test_table_is_aligned() -> None:
-    table = format_table(["a", "long header"], [["x", None], ["wide cell", 1.5]])
-    assert len({len(line) for line in table.splitlines()}) == 1
-    assert "–" in table and "1.5" in table
+def test_columns_are_aligned_and_none_is_a_dash() -> None:
+    assert format_table(["part", "MiB"], [["whisper", 12.5], ["x", None]]).splitlines() == [
+        "| part    | MiB  |",
+        "|---------|------|",
+        "| whisper | 12.5 |",
+        "| x       | –    |",
+    ]

@@ -22,7 +22,7 @@ def test_whole_path_on_a_tiny_project(
     monkeypatch.setitem(demo.RECIPES, "tiny", recipe)
     output = tmp_path / "out"
     stale = output / "tiny" / "checkpoint_000001"
-    stale.mkdir(parents=True)  # of an earlier run: a demo starts afresh
+    stale.mkdir(parents=True)  # of an earlier run: a demo starts from scratch
     monkeypatch.chdir(demo.ROOT)
 
     quantised = ["--options", "model.quantization=nf4", "model.allow_slow_kernels=true"]

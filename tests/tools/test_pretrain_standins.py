@@ -1,4 +1,4 @@
-"""The shipped stand-ins: real formats, small, and pretrained on nothing that the demo tests on."""
+"""The shipped stand-ins: real formats, small, and not pretrained on the demo's test data."""
 
 from itertools import pairwise
 from pathlib import Path

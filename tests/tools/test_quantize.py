@@ -1,4 +1,4 @@
-"""A tiny model through tools/quantize.py: the folder, what is printed, what is measured, and what is refused."""
+"""A tiny model through tools/quantize.py: the folder, the report, and errors."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(project, tmp_path_factory):
-    """Both ways with LoRA, and other choices beside them."""
+    """LoRA merged and unmerged, and other choices for comparison."""
     out = tmp_path_factory.mktemp("made") / "gptq"
     status = quantize.main(
         [

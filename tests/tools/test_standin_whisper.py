@@ -1,4 +1,4 @@
-"""tools/standins: the Whisper stand-in's training can be stopped, and speakers can be invented."""
+"""tools/standins: the Whisper stand-in's training can be resumed, and speakers are drawn at random."""
 
 from __future__ import annotations
 

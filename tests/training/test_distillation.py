@@ -1,4 +1,4 @@
-"""A student and its teacher: what the losses are, whom they move, what is refused, and whole runs."""
+"""Distillation: the losses, their gradients, teachers that do not fit, and complete runs."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ ALL = DistillationConfig(labels=1, logits=1, hidden=1, qformer=1)
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project whose YAML has a teacher: the same parts, an adapter of its own."""
+    """A project whose YAML has a teacher: the same parts, another adapter."""
     project = tiny.write_project(tmp_path_factory.mktemp("distilled"))
     config = load_config(project.config)
     save_adapter(stirred(config.model), project.root / "teacher", config=config)
@@ -149,7 +149,7 @@ def test_temperature_and_vocabularies_padded_to_another_size():
 
 
 def test_encoders_of_their_own(config, project, tmp_path):
-    """A teacher with another Whisper, whose outputs are cached beside the student's."""
+    """A teacher with another Whisper, whose outputs are cached separately from the student's."""
     whisper = tiny.write_whisper(tmp_path / "whisper", seed=5, width=64)
     teacher = stirred(config.model, seed=9, whisper_path=str(whisper))
     distiller = Distiller(stirred(config.model), teacher, ALL, cache_folder=str(tmp_path / "cache"))

@@ -1,1 +1,1 @@
-"""How the shipped stand-in checkpoints were pretrained; `tools.pretrain_standins` is the command."""
+"""Pretraining of the shipped stand-in checkpoints; `tools.pretrain_standins` is the command."""

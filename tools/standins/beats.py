@@ -1,7 +1,7 @@
-"""The BEATs stand-in: a small BEATs that knows the demo's sounds, instruments and the gender of voices.
+"""The BEATs stand-in: a small BEATs trained on the demo's sounds, instruments and the gender of voices.
 
-It is trained as a detector: every time step (160 ms) says which kinds are sounding, so that a connector's window can
-hear what happens in it and the order of events survives.
+It is trained as a detector of the kinds that sound in every time step (160 ms), so that each window of the connector
+has its own events, in order.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def beats_config(recipe: BEATsRecipe) -> BEATsConfig:
 
 @dataclass(frozen=True)
 class Example:
-    """One clip: its fbank and what sounds in each step."""
+    """One clip: its fbank and the kinds that sound in each step."""
 
     fbank: Tensor  # [F, 128] half
     labels: Tensor  # [steps, classes]
@@ -91,7 +91,7 @@ def example(clip: PretrainingClip) -> Example:
 
 
 def augment(fbank: Tensor, generator: torch.Generator) -> Tensor:
-    """Level, colour, noise and missing bands; fbanks are log energies divided by about 13."""
+    """Random level, spectral tilt, noise and masked bands; fbanks are log energies divided by about 13."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
@@ -164,7 +164,7 @@ def train(recipe: BEATsRecipe, examples: list[Example], log) -> Iterator[tuple[i
 
 @torch.no_grad()
 def detection_scores(model: Detector, examples: list[Example]) -> tuple[float, float]:
-    """Share of steps' events found and of claims that are right (recall, precision) at probability one half."""
+    """Recall and precision of the events of all steps, at a probability of one half."""
     model.eval()
     hits = found = true = 0.0
     kinds = len(KINDS)
@@ -178,7 +178,7 @@ def detection_scores(model: Detector, examples: list[Example]) -> tuple[float, f
 
 
 def save(model: Detector, path: Path) -> None:
-    """`{'cfg', 'model'}` in half precision, the classifier included, as fine-tuned files have it."""
+    """`{'cfg', 'model'}` in half precision, including the classifier, as in fine-tuned files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save_checkpoint(path)
     file = torch.load(path, weights_only=True)

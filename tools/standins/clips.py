@@ -1,4 +1,4 @@
-"""Clips for pretraining the stand-in encoders: rendered as the demo corpus renders its own, kept as spectra.
+"""Clips for pretraining the stand-in encoders: rendered like the demo corpus, stored as spectra.
 
 Only training voices, training sentences and training pairs of events are drawn, from seeds that no corpus uses; every
 clip is checked against the test split before it is used.
@@ -28,15 +28,15 @@ SEED_SPACE = 7_919
 """First part of every pretraining seed; corpora use small numbers."""
 SHARD_CLIPS = 500
 RANDOM_WORDS = 0.25
-"""Share of spoken clips that say random words instead of a sentence, so that acoustics cannot lean on grammar."""
+"""Share of spoken clips with random words instead of a sentence, so that the encoder cannot rely on grammar."""
 RANDOM_DIGITS = 0.08
 OVER_SOUND = 0.12
-"""Share of spoken clips with a sound behind them."""
+"""Share of spoken clips with a background sound."""
 
 
 @dataclass(frozen=True)
 class PretrainingClip:
-    """One clip's spectra and what happens when."""
+    """One clip's spectra and the times of its events."""
 
     log_mel: np.ndarray | None  # [80, F] float16
     fbank: np.ndarray | None  # [F, 128] float16
@@ -69,7 +69,7 @@ def draw_pretraining_clip(number: int, *, speech: float, seed: int) -> Clip:
 
 
 def assert_training_only(clip: Clip) -> None:
-    """The promise of the stand-ins: nothing that the demo tests on was seen."""
+    """Check that a clip has no voice, sentence or pair of events of the demo's test set."""
     if clip.sentence is not None:
         assert not is_test_sentence(clip.sentence.text), clip.sentence.text
         assert clip.voice.speaker not in (*FEMALE_TEST, *MALE_TEST), clip.voice
@@ -80,9 +80,9 @@ def assert_training_only(clip: Clip) -> None:
 def load_clips(
     folder: Path, count: int, *, features: str, speech: float, invented: float, seed: int, processes: int
 ) -> Iterator[Path]:
-    """Render `count` clips in shards, each in a fresh process, and yield the shards' files; existing ones are kept.
+    """Render `count` clips in shards, each in a new process, and yield the shards' files; existing ones are reused.
 
-    `features` is `log_mel` or `fbank`; `invented` the share of spoken clips by a speaker drawn for that clip alone.
+    `features` is `log_mel` or `fbank`; `invented` the share of spoken clips whose speaker is drawn for that clip alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
@@ -91,7 +91,7 @@ def load_clips(
         for path in [folder / f"{features}_{seed}_{start:06d}.pt"]
     ]
     missing = [job for job in jobs if not job[0].exists()]
-    # espeak's output depends on what a process said before: one process a shard.
+    # espeak's output depends on earlier calls in its process: one process per shard.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for path in pool.map(_render_shard, missing):
             print(f"rendered {path}", flush=True)

@@ -1,10 +1,10 @@
-"""The LLM stand-in: a small Llama that repeats, in order, the words it is shown in the place of audio.
+"""The LLM stand-in: a small Llama that repeats, in order, the words whose embeddings it gets instead of audio tokens.
 
-A connector can only learn quickly if the frozen LLM already knows what to do with what the connector will say. So the
-LLM is pretrained on text alone, yet in the rhythm of audio: every third of a second is one vector, the sum of the
-embeddings of the words that end there (later ones weaker), or a filler; with noise, doubts between two words and words
-cut in two by a window's edge. From such vectors it answers the demo's tasks. Half of the spoken lines are random words:
-without them a language model recites its grammar and stops listening.
+A connector learns quickly only if the frozen LLM already handles inputs like the connector's outputs. So the LLM is
+pretrained on text alone, but timed like audio: every third of a second is one vector, the sum of the embeddings of the
+words that end there (later ones weaker), or a filler; with noise, mixtures of two words, and words split by a window
+boundary. From such vectors it answers the demo's tasks. Half of the spoken lines are random words: without them a
+language model generates from its grammar and ignores the input.
 
 Weights are rounded to NF4 in every forward pass of the last part of training, so that 4 bits cost the demo little.
 """
@@ -34,8 +34,8 @@ WINDOW_S = 1 / 3
 TEMPLATE = "USER: {}\nASSISTANT:"
 NF4_BLOCK = 64
 OPEN_LINES = 0.15
-"""Share of lines whose answer is any words of the vocabulary, so that those which the corpus never says can be learnt
-too: a fine-tuned connector has only to point at them."""
+"""Share of lines whose answer is random words of the vocabulary, so that words outside the corpus are trained too: a
+fine-tuned connector then only has to select them."""
 # The sixteen levels of 4-bit NormalFloat (Dettmers et al. 2023, QLoRA, appendix E).
 NF4_LEVELS = (
     -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
@@ -56,9 +56,9 @@ class LlamaRecipe:
     peak_rate: float = 3e-3
     warmup_steps: int = 200
     quantised_share: float = 0.2
-    """The last part of training, seen through NF4."""
+    """The last part of training, with weights rounded to NF4."""
     embedding_std: float = 0.5
-    """A connector's first outputs are about as large."""
+    """About the size of an untrained connector's outputs."""
     seed: int = 0
 
 
@@ -120,7 +120,7 @@ class Lines:
         return Line(windows, batch.before[0], batch.after[0], batch.targets[0])
 
     def _open(self, rng: np.random.Generator) -> tuple[Answer, list[list[tuple[int, float]]]]:
-        """A caption of any two to five words: all of them in every window, the first the strongest."""
+        """A caption of two to five random words: all of them in every window, the first the strongest."""
         words = [self.words[i] for i in rng.integers(len(self.words), size=int(rng.integers(2, 6)))]
         text = " ".join(words)
         strengths = [(self.pieces(word)[0], 0.75**order) for order, word in enumerate(words)]
@@ -139,7 +139,7 @@ class Lines:
         return self._pieces[word]
 
     def _spoken(self, rng: np.random.Generator, clip: Clip) -> list[list[tuple[int, float]]]:
-        """Words in the windows where they end; the speaker's gender and a sound behind, faintly, everywhere."""
+        """Words in the windows where they end; the speaker's gender and a background sound, weakly, in all windows."""
         speed = rng.uniform(0.75, 1.3)
         at_s, heard = rng.uniform(0.0, 0.1), []
         for word in clip.sentence.text.split():
@@ -152,7 +152,7 @@ class Lines:
             place = min(count - 1, int(time_s / WINDOW_S))
             for order, piece in enumerate(ids):
                 strength = 0.75 ** (len(windows[place]) + order)
-                if rng.random() < 0.06 and place + 1 < count:  # cut in two by the window's edge
+                if rng.random() < 0.06 and place + 1 < count:  # split by the window boundary
                     windows[place + 1].append((piece, strength * rng.uniform(0.1, 0.6)))
                 windows[place].append((piece, strength * rng.uniform(0.85, 1.15)))
         behind = [(self.pieces(clip.voice.gender)[0], 0.35)] if rng.random() < 0.6 else []
@@ -162,7 +162,7 @@ class Lines:
         return windows
 
     def _sounding(self, rng: np.random.Generator, clip: Clip) -> list[list[tuple[int, float]]]:
-        """Each event's name in every window it lasts, sometimes missed; its melody with it."""
+        """Each event's name in every window of its duration, sometimes missing; with its melody."""
         first, *others = clip.events
         spans = [(first, 0.0, first.duration_s)]
         for second in others:
@@ -185,7 +185,7 @@ class Lines:
 
 
 def collate(lines: list[Line], embedding: nn.Embedding, generator: torch.Generator) -> dict[str, Tensor]:
-    """Embeddings `[B, L, H]`, labels `[B, L]` and the mask; noise and doubts are added here."""
+    """Embeddings `[B, L, H]`, labels `[B, L]` and the mask; noise and mixtures are added here."""
     pieces, places, strengths, ids, labels, spans = [], [], [], [], [], []
     size = max(len(line.before) + len(line.windows) + len(line.after) + len(line.target) for line in lines)
     for row, line in enumerate(lines):
@@ -205,7 +205,7 @@ def collate(lines: list[Line], embedding: nn.Embedding, generator: torch.Generat
         )
         spans.append((start, start + len(line.windows)))
     strength = torch.tensor(strengths)
-    # Now and then it is not sure which word it was.
+    # Sometimes a mixture of two words.
     doubt = 0.5 * torch.rand(len(pieces), generator=generator) * (torch.rand(len(pieces), generator=generator) < 0.1)
     others = torch.randint(embedding.num_embeddings, (len(pieces),), generator=generator)
     vectors = embedding(torch.tensor(pieces)) * (strength * (1 - doubt))[:, None]
@@ -254,7 +254,7 @@ def build(recipe: LlamaRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCa
 
 
 def loss_of(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
-    """Mean over answer tokens, and the share of answers whose every token is the likeliest."""
+    """Mean over answer tokens, and the share of answers in which every token is the most likely one."""
     hidden = model.model(inputs_embeds=batch["inputs_embeds"], use_cache=False).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
     logits = model.lm_head(hidden[labels != -100]).float()
@@ -292,7 +292,7 @@ def train(recipe: LlamaRecipe, model: LlamaForCausalLM, lines: Lines, log) -> It
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             loss, whole = loss_of(model, batch)
             loss.backward()
-        with torch.no_grad():  # the gradient at the rounded weights moves the exact ones
+        with torch.no_grad():  # the gradient at the rounded weights updates the exact ones
             for linear, weight in zip(linears, exact, strict=True):
                 linear.weight.copy_(weight)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

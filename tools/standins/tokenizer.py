@@ -1,4 +1,4 @@
-"""The LLM stand-in's tokenizer: one piece for every word it has to say, letters and fragments for all others."""
+"""The LLM stand-in's tokenizer: one piece for every word of its answers, letters and fragments for all others."""
 
 import json
 from collections import Counter
@@ -40,7 +40,7 @@ _IPA = "æɑɐɒɔəɚɛɜɝɡɪɫɬɱŋɹɾʃʊʌʍʒʔθðːɵʉɲʰʲ̩"
 
 
 def texts() -> list[str]:
-    """Everything the demo's answers are made of, for counting words and fragments."""
+    """All texts of the demo's answers, for counting words and fragments."""
     lines = [*WORDS, *CONTOURS, *TEMPOS, *_OTHER_WORDS, *KINDS]
     for a in KINDS:
         lines += [*captions("single", (a,)), noun(a)]
@@ -50,7 +50,7 @@ def texts() -> list[str]:
 
 
 def instruction_words(folder: Path) -> list[str]:
-    """The commonest words of the instructions, so that prompts stay short."""
+    """The most frequent words of the instructions, so that prompts are short."""
     counts: Counter[str] = Counter()
     for name in ("train.json", "test.json"):
         for prompts in json.loads((folder / name).read_text(encoding="utf-8")).values():
@@ -60,7 +60,7 @@ def instruction_words(folder: Path) -> list[str]:
 
 
 def build_tokenizer(prompts: Path = Path("prompts")) -> PreTrainedTokenizerFast:
-    """A unigram model whose scores make the longest piece win; nothing is trained, so it is the same every time."""
+    """A unigram model whose scores make the longest piece win; nothing is trained, so it is always the same."""
     words = {word.strip(",.") for line in texts() for word in line.split()} | set(WORDS)
     letters = [chr(code) for code in range(33, 127)] + ["\n"] + list(_IPA)
     pieces: dict[str, float] = {SPACE: -8.0}

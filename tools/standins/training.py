@@ -1,4 +1,4 @@
-"""What the three pretrainings share: batches of like lengths, the learning rate, storage in half precision."""
+"""Shared by the three pretrainings: batches of similar lengths, the learning rate, storage in half precision."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 POOL_BATCHES = 16
-"""Clips are sorted by length within so many batches: little padding, yet a random order."""
+"""Clips are sorted by length within this many batches: little padding, but a random order."""
 
 
 def length_batches(lengths: list[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -24,7 +24,7 @@ def length_batches(lengths: list[int], size: int, generator: torch.Generator) ->
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every step is the nearest orthogonal matrix (Jordan et al. 2024): for hidden weight matrices.
+    """Momentum whose steps are replaced by the nearest orthogonal matrix (Jordan et al. 2024), for hidden weights.
 
     With the local attention that the encoder starts from, it needs less than half of AdamW's steps here (docs/log.md).
     """
@@ -82,6 +82,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 def save_half(weights: dict[str, Tensor], path: Path) -> None:
-    """Safetensors in float16: half the size, and far more precision than the 4 bits of the demo's LLM."""
+    """Safetensors in float16: half the size, and much more precise than the 4 bits of the demo's LLM."""
     half = {name: value.detach().to(torch.float16).contiguous() for name, value in weights.items()}
     save_file(half, path, metadata={"format": "pt"})

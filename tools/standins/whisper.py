@@ -1,8 +1,8 @@
-"""The Whisper stand-in: a small encoder in Whisper's format that hears the demo vocabulary.
+"""The Whisper stand-in: a small encoder in Whisper's format, trained on the demo vocabulary.
 
-Two aims at once. At first every frame is told its phoneme (from a middle layer) and every word the frame at which it
-ends (from the last), as espeak-ng reports them; that alignment is learnt in minutes, where CTC from scratch takes hours
-on a CPU. Then CTC over words takes over and settles where each word is emitted.
+Two losses. First, frame labels from espeak-ng's times: each frame's phoneme (from a middle layer) and each word at the
+frame where it ends (from the last layer); that alignment is learnt in minutes, where CTC from scratch takes hours on a
+CPU. Then CTC over words replaces them and determines where each word is emitted.
 """
 
 import itertools
@@ -28,23 +28,23 @@ BLANK = 0
 WORD_IDS = {word: number for number, word in enumerate(WORDS, start=1)}
 FRAME_RATE_HZ = 50
 HEAD_OFFSETS = ((-5, -3, -1, 1, 3, 5), (-8, -4, -1, 1, 4, 8), (-16, -8, -3, 3, 8, 16), (-24, -12, -4, 4, 12, 24))
-"""Where the heads of each layer look at first, in frames of 20 ms."""
+"""Initial attention offsets of each layer's heads, in frames of 20 ms."""
 LOCAL_GAIN = 4.0
-"""Attention logits at the sharpest place, at first."""
+"""Initial attention logit at that offset."""
 PHONEME_LAYER = 2
-"""The layer after which phonemes are read."""
+"""The layer after which phonemes are predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """Training on a set of clips of its own, from where the round before it ended."""
+    """Training on a separate set of clips, continuing from the round before."""
 
     clips: int
     steps: int
     rate: float
     """Times the recipe's learning rates."""
     invented: float
-    """Share of the spoken clips by a speaker drawn for that clip alone."""
+    """Share of the spoken clips whose speaker is drawn for that clip alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +64,13 @@ class WhisperRecipe:
     muon_rate: float = 0.02
     warmup_steps: int = 150
     alignment_steps: int = 600
-    """Steps of the first round with the frame losses alone; later they fade against CTC."""
+    """Steps of the first round with the frame losses alone; later their weight falls and CTC's rises."""
     save_steps: int = 500
     seed: int = 0
 
 
 def whisper_config(recipe: WhisperRecipe) -> WhisperConfig:
-    """Whisper's configuration at the stand-in's size; no decoder is stored, so its sizes are token ones."""
+    """Whisper's configuration at the stand-in's size; no decoder is stored, so its sizes are minimal."""
     return WhisperConfig(
         d_model=recipe.width,
         encoder_layers=recipe.layers,
@@ -90,7 +90,7 @@ def whisper_config(recipe: WhisperRecipe) -> WhisperConfig:
 
 
 class WordRecogniser(nn.Module):
-    """The encoder with two heads that only pretraining has."""
+    """The encoder with two heads for pretraining only."""
 
     def __init__(self, config: WhisperConfig, phonemes: int) -> None:
         super().__init__()
@@ -124,11 +124,11 @@ class Example:
 
 
 def attend_locally(encoder: WhisperEncoder) -> None:
-    """Start every head looking a few frames to one side.
+    """Initialise every head to attend a few frames to one side.
 
-    Whisper's positions are sinusoids added to the input, so a query that is its own position, turned by an angle,
-    finds the key that many frames away. From random weights a small encoder spends most of its training on learning
-    just that.
+    Whisper's positions are sinusoids added to the input, so a query equal to its own position rotated by an angle
+    matches the key that many frames away. From random weights a small encoder spends most of its training on learning
+    this.
     """
     width, heads = encoder.config.d_model, encoder.config.encoder_attention_heads
     size = width // heads
@@ -202,7 +202,7 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
 
 
 def augment(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """A log-mel [M, F] of another speaker, by another microphone: often a little, sometimes much."""
+    """A log-mel [M, F] as of another speaker and microphone: often changed a little, sometimes a lot."""
     if _uniform(generator, 0, 1) < 0.45:
         mel = warp(mel, _uniform(generator, 0.86, 1.16))
     amount = _uniform(generator, 0, 1)
@@ -230,10 +230,10 @@ def warp(mel: Tensor, factor: float) -> Tensor:
 
 
 def spoil(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """Colour, noise, a telephone's band, and stripes of time and frequency cut out (Park et al. 2019)."""
+    """Spectral tilt, noise, a telephone band, and masked stripes of time and frequency (Park et al. 2019)."""
     bins, size = mel.shape
     floor = float(mel.min())
-    if _uniform(generator, 0, 1) < 0.5:  # the microphone's colour
+    if _uniform(generator, 0, 1) < 0.5:  # the microphone's spectral tilt
         tilt = torch.linspace(-1, 1, bins) * _uniform(generator, -0.15, 0.15)
         bumps = F.interpolate(torch.randn(1, 1, 7, generator=generator), bins, mode="linear")[0, 0] * 0.06
         mel = (mel + (tilt + bumps)[:, None]).clamp(min=floor)
@@ -282,8 +282,8 @@ def losses(model: WordRecogniser, batch: dict[str, Tensor], ctc_weight: float) -
 def short_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_
 ) -> tuple[Tensor, None]:
-    """softmax(q k) v as written, in the tensors' own precision: on clips of a few seconds two fifths faster on a CPU,
-    forward and back, than the fused kernel."""
+    """softmax(q k) v without the fused kernel, in the tensors' own precision: on clips of a few seconds two fifths
+    faster on a CPU, forward and backward."""
     scores = (query * scaling) @ key.transpose(2, 3)
     if mask is not None:
         scores = scores.masked_fill(~mask, -1e4)
@@ -298,7 +298,7 @@ def train(
 ) -> Iterator[tuple[int, WordRecogniser]]:
     """Train round `number`; yields (step, model) every `save_steps` and at the end.
 
-    Before each yield everything is kept in the round's file of `states`; where it exists, training goes on from it.
+    Before each yield the state is saved to the round's file of `states`; if it exists, training continues from it.
     """
     this, seed = recipe.rounds[number], recipe.seed + number
     torch.manual_seed(seed)
@@ -348,7 +348,7 @@ def train(
 
 @torch.no_grad()
 def word_error_rate(model: WordRecogniser, examples: list[Example]) -> float:
-    """Greedy CTC words against the truth, 1.0 = all wrong."""
+    """Word error rate of greedy CTC, 1.0 = all wrong."""
     import jiwer
 
     model.eval()

@@ -1,4 +1,4 @@
-"""Adapter folders: whole or not at all, strict, found out when damaged."""
+"""Adapter folders: written completely or not at all, strict, and checked for damage."""
 
 import json
 import os

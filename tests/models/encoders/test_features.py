@@ -1,4 +1,4 @@
-"""Spectra of a batch: each clip's own, in any company, whatever lies after its end."""
+"""Spectra of a batch: each clip's depend neither on other clips nor on samples after its end."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_triangles_are_drawn_as_in_the_library_of_the_released_encoders() -> Non
 
 
 def test_fbank_of_a_clean_tone_in_float64() -> None:
-    """A rising tone, most bins of which hear nothing but the tone's skirts; values are torchaudio's."""
+    """A rising tone, most bins of which have only the tone's side lobes; values are torchaudio's."""
     seconds = torch.arange(SAMPLE_RATE, dtype=torch.float64) / SAMPLE_RATE
     tone = 0.5 * torch.sin(2 * torch.pi * (100 * seconds + 3500 * seconds.square()))
     fbank = kaldi_fbank(tone[None], torch.tensor([SAMPLE_RATE]), dtype=torch.float64)[0] * (2 * FBANK_STD) + FBANK_MEAN

@@ -79,7 +79,7 @@ def test_lora_learns_through_the_weights_after_an_evaluation_pass(config, gptq_f
 
 @pytest.mark.parametrize("backend", ["nf4", "gptq", pytest.param("torchao_int8", marks=needs_torchao)])
 def test_gradients_match_those_of_the_dequantised_weights(config, gptq_folder, backend):
-    """Not only non-zero: the gradient through the layers is the one through the numbers they stand for."""
+    """Not only non-zero: the gradient through the layers is the one through the dequantised weights."""
     llm = LanguageModel.from_config(with_backend(config, backend, gptq_folder))
     plain = LanguageModel.from_config(config)
     quantised = layers.quantized_layers(llm.model)

@@ -47,7 +47,7 @@ def test_a_layer_is_near_the_unrounded_one(kernel):
     assert 0 < (outputs - exact).norm() < 0.02 * exact.norm()
     assert torch.equal(layer(torch.zeros(1, 96)), linear.bias[None])
     torch.testing.assert_close(layer(inputs.bfloat16()).float(), outputs, atol=0.05, rtol=0.05)
-    # A row's outputs are its own, whatever stands beside it.
+    # A row's outputs do not depend on the other rows.
     torch.testing.assert_close(layer(inputs[:1, :1]), outputs[:1, :1], atol=1e-6, rtol=1e-6)
 
 
@@ -76,7 +76,7 @@ def test_frames_stay_near_and_weights_take_a_byte(project, name):
 
 
 def test_whisper_is_rounded_as_it_would_be_after_loading(project):
-    """Rounded one weight at a time while loading, and the whole at once afterwards: the same numbers."""
+    """Rounded one weight at a time while loading, or all after loading: the same values."""
     path = model_config(project).whisper_path
     loaded = WhisperEncoder.from_pretrained(path, int8=True)
     later = WhisperEncoder.from_pretrained(path)

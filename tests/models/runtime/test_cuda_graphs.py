@@ -24,7 +24,7 @@ from models.encoders.whisper import WhisperEncoder
 from models.runtime import cuda_graphs, cuda_streams
 from models.runtime.cuda_graphs import KEPT, PATIENCE, CudaCapture, Replays, alike
 from tests import tiny
-from tests.models.test_salmonn import PROMPTS, alone, mixed_clips
+from tests.clips import PROMPTS, alone, mixed_clips
 
 RATE = 16_000
 
@@ -162,7 +162,7 @@ def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.Monkey
             current[0] = before
 
     class Stays:
-        """Torch's own context of a capture: an invalid one raises before the stream is given back."""
+        """Torch's own context of a capture: an invalid one raises before the stream is restored."""
 
         def __init__(self, graph: object, stream: SimpleNamespace, **_: object) -> None:
             self.stream = stream

@@ -1,4 +1,4 @@
-"""Pages of mapped files are given back where that loses nothing."""
+"""Pages of mapped files are released where nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,0 +1,49 @@
+"""How every command ends: a user's mistake in one line, a fault of ours with its traceback."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+from pathlib import Path
+
+import pytest
+
+from support.command_line import UserError, require_writable, run
+
+
+def command(error: Exception | None = None, status: int | None = None, *arguments: str) -> int:
+    def work(parsed: argparse.Namespace) -> int | None:
+        if error is not None:
+            raise error
+        return status
+
+    return run(work, argparse.ArgumentParser(), list(arguments))
+
+
+def test_the_status_is_that_of_the_work() -> None:
+    assert command() == 0
+    assert command(None, 143) == 143
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("run.sed: unknown"), OSError(errno.ENOSPC, "No space left on device", "x")]
+)
+def test_what_a_user_can_fix_is_one_line(error: Exception, capsys: pytest.CaptureFixture) -> None:
+    assert command(error) == 1
+    assert capsys.readouterr().err == f"error: {error}\n"
+    with pytest.raises(type(error)):
+        command(error, None, "--traceback")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), KeyError("x"), OSError(errno.EBADF, "Bad file descriptor")])
+def test_a_fault_of_ours_keeps_its_trace(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        command(error)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    require_writable(str(tmp_path / "new" / "deeper"), "run.output_dir")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"run\.output_dir = .*file/deeper: .*file is a file; expected a folder"):
+        require_writable(str(tmp_path / "file" / "deeper"), "run.output_dir")

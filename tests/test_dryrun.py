@@ -1,0 +1,90 @@
+"""`--dryrun`: sizes, the memory plan and the first batch, with or without weights and data."""
+
+from __future__ import annotations
+
+import json
+
+import dryrun
+import train
+from configs.architectures import find_architecture
+from configs.schema import load_config
+from support import provenance
+
+SMALL = ["model.llama_path=Qwen/Qwen2.5-0.5B-Instruct", "model.whisper_path=openai/whisper-tiny"]
+
+
+def test_the_published_figure_is_found_by_the_folder():
+    def row(path):
+        return dryrun.published_for(load_config(provenance.ROOT / "configs" / path))
+
+    assert row("salmonn_3b/stage1.yaml")["name"] == "SALMONN-3B"
+    assert row("cv16/stage2.yaml")["name"] == "cv16"
+    assert row("cv16/qwen.yaml") is None  # a variant
+    assert row("demo/stage1.yaml") is None
+
+
+def dry_run(capsys, *arguments):
+    status = train.main([str(argument) for argument in (*arguments, "--dryrun")])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_an_evaluation_file_is_planned_for_inference_alone(capsys, tmp_path):
+    path = provenance.ROOT / "configs" / "nlp07" / "evaluate.yaml"
+    facts = find_architecture("Qwen/Qwen2.5-0.5B-Instruct").config | {"num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(facts))  # a few layers of it are as good here
+    options = [*SMALL[1:], f"model.llama_path={tmp_path}", "model.ced_path=mispeech/ced-tiny", "model.dtype=float16"]
+    status, out, _ = dry_run(capsys, "--cfg-path", path, "--options", *options)
+    assert status == 0
+    assert "planned for inference alone" in out and "expected peak" in out and "AdamW" not in out
+
+
+def test_the_command_plans_without_weights_or_data(capsys):
+    path = provenance.ROOT / "configs" / "salmonn_3b" / "stage1.yaml"
+    status, out, _ = dry_run(capsys, "--cfg-path", path, "--options", *SMALL, "model.quantization=nf4")
+    assert status == 0
+    for expected in ("8,208,384", "494,032,768", "nf4", "expected peak", "keys and values", "AdamW"):
+        assert expected in out
+    assert "weights not at hand" in out and "model.llama_path = Qwen/Qwen2.5-0.5B-Instruct" in out
+    assert "data not at hand" in out and "datasets.train_ann_path = stage1_train.json" in out
+    assert "no figure is published for these networks" in out  # they are not the folder's
+
+
+def test_the_command_counts_clips_without_weights(tiny_project, capsys):
+    options = ["--options", "model.whisper_path=openai/whisper-tiny"]
+    status, out, _ = dry_run(capsys, "--cfg-path", tiny_project.config, *options)
+    assert status == 0
+    assert "training:" in out and "clips" in out
+    assert "first batch" not in out
+
+
+def test_the_command_shows_weights_where_only_data_is_missing(tiny_project, capsys):
+    options = ["--options", "datasets.train_ann_path=nowhere.json"]
+    status, out, _ = dry_run(capsys, "--cfg-path", tiny_project.config, *options)
+    assert status == 0
+    assert "data not at hand" in out and "nowhere.json" in out
+    assert "weights not at hand" not in out
+
+
+def test_the_command_fails_where_no_plan_can_be_made(tiny_project, capsys):
+    status, _, err = dry_run(capsys, "--cfg-path", tiny_project.config, "--options", "model.llama_path=org/unknown-1b")
+    assert status == 1
+    assert err.startswith("error:") and "model.llama_path" in err and "meta-llama/Llama-3.2-1B-Instruct" in err
+
+
+def test_dryrun_reports_and_writes_nothing(tiny_project, capsys):
+    status, out, _ = dry_run(capsys, "--cfg-path", tiny_project.config)
+    assert status == 0
+    for expected in (
+        "whisper",
+        "beats",
+        "connector",
+        "lora",
+        "trainable",
+        "AdamW",
+        "[B, T]",
+        "ASSISTANT:",
+        "target tokens",
+    ):
+        assert expected in out
+    assert not tiny_project.output.exists()

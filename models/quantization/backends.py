@@ -5,20 +5,18 @@ faster than unquantised weights. The table says so, `resolve_backend` checks it 
 `kernel_report` names the kernels that will really run.
 """
 
-import hashlib
 import importlib.util
 import logging
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import BitsAndBytesConfig, GPTQConfig, PreTrainedConfig, TorchAoConfig
 
 from configs.architectures import stored_quantization
 from configs.sections import ModelConfig
-from models.quantization.gptq import GPTQLinear, GPTQSettings, StoredGPTQ, cpu_block
+from models.quantization.gptq import GPTQSettings, cpu_block
 from models.quantization.gptq_folder import reader_arguments
-from models.quantization.layers import is_torchao, parts_of, quantized_layers
 from support.command_line import UserError
 
 
@@ -291,42 +289,3 @@ def make_trainable(model: nn.Module) -> None:
         if type(module).__name__ == "Linear8bitLt":
             # It warns on every call that it computes in float16; `kernel_report` says so once.
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of all quantised weights and their scales: equal exactly where the numbers that run are equal."""
-    digest = hashlib.sha256()
-    for name, layer in sorted(quantized_layers(model).items()):
-        digest.update(name.encode())
-        for key, tensor in sorted(_numbers_of(layer).items()):
-            digest.update(key.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _numbers_of(layer: nn.Module) -> dict[str, Tensor]:
-    """Everything that a quantised layer multiplies with, by name."""
-    weight = layer._parameters.get("weight")
-    if isinstance(layer, (GPTQLinear, StoredGPTQ)) or "qweight" in layer._buffers:
-        return {name: tensor for name, tensor in layer.state_dict().items() if "lora_" not in name}
-    if is_torchao(weight):
-        return dict(parts_of(weight))
-    state = getattr(weight, "quant_state", None)
-    scales = state.as_dict(packed=True) if state is not None else {"scales": getattr(weight, "SCB", None)}
-    return {"weight": weight.data} | {name: value for name, value in scales.items() if isinstance(value, Tensor)}
-
-
-def dequantized_weight(layer: nn.Module) -> Tensor:
-    """The float32 weight `[out, in]` that a quantised, or plain, linear layer multiplies with."""
-    if isinstance(layer, GPTQLinear):
-        return layer.dequantized()
-    weight = layer.weight
-    if is_torchao(weight):
-        return weight.dequantize().float()
-    if type(weight).__name__ == "Int8Params":
-        return weight.data.float() * (weight.SCB[:, None] / 127)
-    if getattr(weight, "quant_state", None) is not None:
-        import bitsandbytes.functional as bnb
-
-        return bnb.dequantize_4bit(weight.data, weight.quant_state).float()
-    return weight.detach().float()

@@ -73,7 +73,7 @@ FAMILIES = ("llama", "gemma2")
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request, tmp_path_factory):
-    """A real small model, and the same planned."""
+    """A real small model, and the same without weights."""
     project = tiny.write_project(tmp_path_factory.mktemp(request.param), family=request.param)
     config = load_config(project.config).model
     return build_model(config), build_model(config, "cpu", weights=False)

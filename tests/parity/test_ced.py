@@ -38,16 +38,6 @@ def _load(file: Path, facts: dict, **options: object) -> CED:
     return CED.from_checkpoint(file, num_heads=facts["model"]["num_heads"], **options)
 
 
-def _classifier(parity_dir: Path) -> torch.nn.Module:
-    """The classifier of the file, which the encoder leaves out: of the mean of a clip's tokens."""
-    weights = torch.load(parity_dir / "ced" / "ced_10s.pt", weights_only=True)
-    classes, width = weights["outputlayer.1.weight"].shape
-    head = torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, classes))
-    prefix = "outputlayer."
-    head.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items() if prefix in name})
-    return head
-
-
 def _close(ours: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) -> None:
     torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
 

@@ -59,8 +59,8 @@ class AudioTextDataset(Dataset):
         augment: applied with `training` only.
         join: which clips are joined, with `training` only.
         max_audio_s: cut longer clips.
-        as_released: read as the public code does, for `model.legacy: exact`: of several channels the first, and without
-            `training` a prompt's `{}` stays as it is.
+        first_channel: of several channels take the first, not their mean.
+        fill_questions: put a clip's question into its prompt; False leaves a prompt's `{}` as it is.
 
     Raises:
         PromptError: a task has no prompt, or a prompt needs a `Q` that an annotation lacks.
@@ -76,10 +76,11 @@ class AudioTextDataset(Dataset):
         augment: Augment | Mapping[str, Any] | None = None,
         join: JoinClipsConfig | None = None,
         max_audio_s: float | None = None,
-        as_released: bool = False,
+        first_channel: bool = False,
+        fill_questions: bool = True,
     ) -> None:
         self.annotations = list(annotations)
-        self.as_released = as_released
+        self.first_channel, self.fill_questions = first_channel, fill_questions
         self.joiner = Joiner(join, self.annotations) if join is not None and training else None
         self.prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
         self.seed = seed
@@ -124,7 +125,7 @@ class AudioTextDataset(Dataset):
                 annotation.path,
                 expand=annotation.expand_wav,
                 max_audio_s=self.max_audio_s,
-                first_channel=self.as_released,
+                first_channel=self.first_channel,
             )
         except AudioError as error:
             reason = error.reason if error.clip == annotation.path else str(error)
@@ -147,9 +148,7 @@ class AudioTextDataset(Dataset):
 
     def filled(self, prompt: str, annotation: Annotation) -> str:
         """The prompt with the annotation's question; `PromptError` where it needs one that is not there."""
-        if self.as_released and not self.training:
-            return prompt
-        return fill_prompt(prompt, annotation, self.prompts.source)
+        return fill_prompt(prompt, annotation, self.prompts.source) if self.fill_questions else prompt
 
     def _joined(self, waveform: Tensor, text: str, annotation: Annotation, key: SampleKey) -> tuple[Tensor, str]:
         """The clip and others after it, as `join_clips` says, and their texts."""

@@ -18,12 +18,13 @@ from configs.sections import GenerateConfig, ModelConfig
 from data.batch import Batch
 from data.prompts import PromptError, load_prompts
 from dataset import AudioTextDataset
-from efficiency.memory_plan import InferencePlan, PlannedClip, TrainingPlan, part_sizes, plan_inference, plan_training
+from efficiency.memory_plan import InferencePlan, PlannedClip, TrainingPlan, plan_inference, plan_training
 from efficiency.report import published_rows
+from models.build import build_model
 from models.device import pick_device
 from models.encoders.table import ENCODERS
 from models.salmonn import SALMONN
-from models.skeleton import build_skeleton
+from models.sizes import part_sizes
 from support.units import GIB, SAMPLE_RATE
 from training.precision import training_model_config
 
@@ -86,11 +87,11 @@ def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> 
     Raises:
         ValueError: nothing is known of the architecture of a part.
     """
-    serving = training = build_skeleton(config.model, device)
+    serving = training = build_model(config.model, device, weights=False)
     workload = ten_second_clip(config, model)
     training_config = training_model_config(config, device) if config.datasets.train_ann_path else config.model
     if training_config != config.model:
-        training = build_skeleton(training_config, device)
+        training = build_model(training_config, device, weights=False)
     serving_plan = plan_inference(serving, workload)
     sections = [
         f"{config.path} -> {config.run.output_dir}",
@@ -151,9 +152,9 @@ def _networks(model: ModelConfig) -> list[str | None]:
 def plan_as_published(config: ModelConfig, workload: PlannedClip) -> InferencePlan:
     """The plan for the published programs' way: every encoder in float32, 30 s for Whisper, one decode step."""
     released = dataclasses.replace(config, legacy="weights", ckpt=None)
-    skeleton = build_skeleton(released, "cuda", encoder_dtype=torch.float32)
+    model = build_model(released, "cuda", weights=False, encoder_dtype=torch.float32)
     step = GenerateConfig(num_beams=1, max_new_tokens=2)
-    return plan_inference(skeleton, dataclasses.replace(workload, generate=step))
+    return plan_inference(model, dataclasses.replace(workload, generate=step))
 
 
 def _plain_name(name: str) -> str:

@@ -76,11 +76,11 @@ def workload(arguments: argparse.Namespace, config: Config) -> TimedClip:
 def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
     """Build the model, measure it, write and return the report."""
     from efficiency.gauges import Memory
-    from efficiency.memory_plan import part_sizes
     from efficiency.report import comparison, summary
     from efficiency.timing import measure
     from models.build import build_model
     from models.device import pick_device
+    from models.sizes import part_sizes
     from support import provenance
 
     config.require_paths("model", "model.test_prompt_path")

@@ -25,6 +25,7 @@ from data.sampling import GlobalBatchSampler
 from dataset import AudioTextDataset, BatchLoader, build_loader, collate
 from models.checkpoint.adapter_folder import load_adapter, save_adapter
 from models.encoders.frame_cache import FrameCache
+from models.released_rules import rules_of
 from models.salmonn import SALMONN
 from support.command_line import UserError
 from support.files import jsonable
@@ -85,6 +86,7 @@ class Runner:
     ) -> None:
         self.config = config
         self.run = config.run
+        self.rules = rules_of(config.model)
         self.model = model
         self.accelerator = accelerator or make_accelerator(config)
         self.device = self.accelerator.device
@@ -254,7 +256,7 @@ class Runner:
             iters_per_epoch=self.iters_per_epoch,
             warmup_steps=optims.warmup_steps,
             warmup_start_lr=optims.warmup_start_lr,
-            restart_warmup=self.config.model.legacy == "exact",
+            restart_warmup=self.rules.restart_warmup,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -431,9 +433,7 @@ class Runner:
         loader = build_loader(
             self.train_data,
             sampler,
-            collate=functools.partial(
-                collate, text_processor=self.model.text, common_prompt=self.config.model.has_common_prompt
-            ),
+            collate=functools.partial(collate, text_processor=self.model.text, common_prompt=self.rules.common_prompt),
             num_workers=self.run.num_workers,
         )
         return sampler, loader

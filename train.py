@@ -110,6 +110,7 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
 def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None]:
     """Training clips, and validation clips where the file names any."""
     from dataset import AudioTextDataset
+    from models.released_rules import rules_of
 
     datasets = config.datasets
     train_data = AudioTextDataset(
@@ -120,7 +121,7 @@ def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None
         augment=datasets.augmentation,
         join=datasets.join_clips,
         max_audio_s=datasets.max_audio_s,
-        as_released=config.model.legacy == "exact",
+        first_channel=rules_of(config.model).first_channel,
     )
     if datasets.valid_ann_path is None:
         return train_data, None

@@ -153,11 +153,22 @@ def consume(batches: Iterable) -> None:
 
 def our_loader(annotations: Sequence[Annotation], workers: int) -> DataLoader:
     """The loader that training uses, as a plain `DataLoader` whose worker processes can be timed."""
+    from configs.sections import DatasetsConfig
     from data.sampling import GlobalBatchSampler
     from dataset import AudioTextDataset, build_loader
 
     data = AudioTextDataset(annotations, {"asr": "<Speech><SpeechHere></Speech> Write it down."}, training=True)
-    sampler = GlobalBatchSampler(data.durations(), batch_size=BATCH_SIZE)
+    sampler = GlobalBatchSampler(
+        data.durations(),
+        batch_size=BATCH_SIZE,
+        world_size=1,
+        rank=0,
+        seed=0,
+        shuffle=True,
+        bucket_batches=DatasetsConfig().bucket_batches,
+        tasks=None,
+        task_weights=None,
+    )
     return build_loader(data, sampler, num_workers=workers).torch_loader
 
 

@@ -14,7 +14,6 @@ the reference is measured as faster too. Adapters are read from our files. In fl
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from models.checkpoint.adapter_folder import ADAPTER_FILE
 from models.checkpoint.released_names import released_name
 from models.encoders.table import ENCODERS, build_encoder
 from models.language.text import PLACEHOLDER, load_tokenizer
+from models.released_rules import RELEASED_ENCODERS, encode_released
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
@@ -76,7 +76,7 @@ class ReferenceModel(nn.Module):
         width = whisper_config.d_model
         self.beats = None
         if others:
-            self.beats = build_encoder(others[0], dataclasses.replace(config, legacy="weights"))
+            self.beats = build_encoder(others[0], config, RELEASED_ENCODERS)
             self.ln_audio = nn.LayerNorm(self.beats.dim)
             width += self.beats.dim
         self.speech_encoder.requires_grad_(False)
@@ -166,7 +166,7 @@ class ReferenceModel(nn.Module):
         with self._autocast():
             with torch.no_grad():
                 speech = self.speech_encoder(features.to(self.device)).last_hidden_state
-                audio = None if self.beats is None else self.beats(padded, lengths, padding="released")[0]
+                audio = None if self.beats is None else encode_released(self.beats, padded, lengths)[0]
             fused = self.ln_speech(speech)
             if audio is not None:
                 audio = self.ln_audio(audio)

@@ -24,12 +24,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from benchmarks.gptq_weights import write_in_4_bits
 from configs.architectures import Architecture, find_architecture
 from configs.sections import ModelConfig
+from models.build import build_model
 from models.checkpoint.adapter_folder import adapter_state_dict, write_adapter
 from models.encoders.beats import BEATs
 from models.encoders.beats_network import BEATsConfig
 from models.encoders.ced import CED, CEDConfig
 from models.encoders.table import ENCODERS
-from models.skeleton import build_skeleton
 from support.command_line import UserError
 
 TILE = 1 << 22  # random numbers drawn; tensors repeat them, each from its own offset
@@ -144,7 +144,7 @@ def write_weights(
         local[key] = str(place / "model.pt") if facts.kind == "beats" else str(place)
     written = dataclasses.replace(config, **local, ckpt="", speech_llama_proj_model="")
     adapter = folder / "adapter"
-    tensors = adapter_state_dict(build_skeleton(written, "cpu"))
+    tensors = adapter_state_dict(build_model(written, "cpu", weights=False))
     state = {name: noise.tensor(name, tensor.shape, torch.float32) for name, tensor in tensors.items()}
     shutil.rmtree(adapter, ignore_errors=True)
     write_adapter({name: 0.1 * tensor if "lora_" in name else tensor for name, tensor in state.items()}, adapter)

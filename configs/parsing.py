@@ -221,6 +221,15 @@ def _check_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
+def check_ranges(section: Any) -> None:
+    """Raise UserError for a number of a dataclass, made in Python, that is outside of what its field allows."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        problem = _check_range(value, field.metadata)
+        if problem is not None:
+            raise UserError(f"{field.name} is {value}; expected {problem}.")
+
+
 def build(cls: type[T], given: Mapping[str, Any], prefix: str, origin: Origin, elsewhere: Mapping[str, str]) -> T:
     """An instance of a dataclass from a plain mapping; unknown keys and wrong types are errors.
 

@@ -199,11 +199,6 @@ class ModelConfig:
     """On CUDA, in evaluation: run encoders, prefill and decode steps from CUDA graphs. Without them, launching
     kernels takes most of a small model's time; false saves the graphs' memory."""
 
-    @property
-    def has_common_prompt(self) -> bool:
-        """Whether a batch of one task has one prompt, as in the public code without `multi_prompt`."""
-        return self.legacy == "exact" and not self.multi_prompt
-
     def __post_init__(self) -> None:
         if self.legacy is None:
             legacy = "weights" if (self.ckpt or "").endswith(".pth") else "off"
@@ -223,6 +218,10 @@ class ModelConfig:
         _rule(
             self.prompt_template.count("{}") == 1,
             f"model.prompt_template needs exactly one {{}} where the prompt goes, found {self.prompt_template!r}",
+        )
+        _rule(
+            self.prompt_template.count("<SpeechHere>") <= 1,
+            f"model.prompt_template holds <SpeechHere> more than once: {self.prompt_template!r}",
         )
 
 

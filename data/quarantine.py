@@ -26,7 +26,7 @@ class Quarantine:
     from the file, which may have more clips than the checkpoint that the run continues from: `take_up` restores it.
     """
 
-    def __init__(self, path: str | Path | None, total: int, max_bad_fraction: float = 0.001) -> None:
+    def __init__(self, path: str | Path | None, total: int, max_bad_fraction: float) -> None:
         self.path = None if path is None else Path(path)
         self.total = total
         self.max_bad_fraction = max_bad_fraction

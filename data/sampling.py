@@ -40,7 +40,7 @@ class GlobalBatchSampler:
     """Yields this process's part of each global batch, as a list of `SampleKey`s, from `consumed` to the epoch's end.
 
     Step k of all processes together has the clips of step k of one process with `batch_size * world_size`. The last
-    global batch of an epoch may be smaller (a process's part of it even empty), unless `drop_last`.
+    global batch of an epoch may be smaller (a process's part of it even empty).
 
     Args:
         durations: length of each clip, in any unit.
@@ -51,7 +51,6 @@ class GlobalBatchSampler:
         shuffle: a new order each epoch; else always the longest clips first.
         bucket_batches: this many global batches' worth of shuffled clips are sorted by length, cut into batches, and
             the batches shuffled; 0 sorts nothing (and keeps the dataset's order without `shuffle`).
-        drop_last: leave out the clips that do not fill a global batch; a different remainder each epoch.
         tasks: of each clip, for `task_weights`.
         task_weights: how often a task's clips are drawn an epoch: 2 is each clip twice, 0.5 half of them, at random.
     """
@@ -61,25 +60,21 @@ class GlobalBatchSampler:
         durations: Sequence[float],
         *,
         batch_size: int,
-        world_size: int = 1,
-        rank: int = 0,
-        seed: int = 0,
-        shuffle: bool = True,
-        bucket_batches: int = 50,
-        drop_last: bool = False,
-        tasks: Sequence[str] | None = None,
-        task_weights: Mapping[str, float] | None = None,
+        world_size: int,
+        rank: int,
+        seed: int,
+        shuffle: bool,
+        bucket_batches: int,
+        tasks: Sequence[str] | None,
+        task_weights: Mapping[str, float] | None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         self.durations = np.asarray(durations, dtype=np.float64)
         self.global_batch = batch_size * world_size
         self.world_size, self.rank = world_size, rank
         self.seed, self.shuffle, self.bucket_batches = seed, shuffle, bucket_batches
         self._groups = _task_groups(len(self.durations), tasks, task_weights)
-        drawn = sum(count for _, count in self._groups)
-        self.epoch_samples = drawn - drawn % self.global_batch if drop_last else drawn
+        self.epoch_samples = sum(count for _, count in self._groups)
         self.consumed = 0
 
     # -- state -------------------------------------------------------------------------------------------------------
@@ -143,10 +138,10 @@ class GlobalBatchSampler:
         if not self.shuffle:
             if self.bucket_batches:
                 draws = draws[np.argsort(-self.durations[draws[:, 0]], kind="stable")]
-            return draws[: self.epoch_samples]
+            return draws
         draws = rng.permutation(draws)
         full = len(draws) - len(draws) % self.global_batch
-        head, tail = draws[:full], draws[full : self.epoch_samples]  # cut before sorting: any length
+        head, tail = draws[:full], draws[full:]  # cut before sorting: any length
         if self.bucket_batches:
             bucket = np.arange(full) // (self.bucket_batches * self.global_batch)
             head = head[np.lexsort((self.durations[head[:, 0]], bucket))]

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from efficiency.memory_plan import part_sizes
 from models.decoding.kv_cache import KeyValueCache
 from models.quantization import int8
 from models.runtime import onednn_linear
 from models.runtime.spans import measured
 from models.salmonn import SALMONN
+from models.sizes import part_sizes
 from support.units import dtype_name
 
 LEAST_ROUNDS = 3

@@ -23,7 +23,7 @@ from configs.sections import GenerateConfig
 from models.decoding.kv_cache import KeyValueCache
 from models.language.text import TextBatch
 from models.salmonn import SALMONN
-from models.sizes import PartSize
+from models.sizes import part_sizes
 from support.units import SAMPLE_RATE
 
 CPU = torch.device("cpu")
@@ -143,41 +143,10 @@ class TrainingPlan:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def part_sizes(model: SALMONN) -> list[PartSize]:
-    """`model.parameter_table()`, its bytes completed by buffers and by what quantised weights keep beside them."""
-    rows = []
-    for row in model.parameter_table()[:-1]:
-        extra = {}
-        for name, module in model.named_modules():
-            if _part_of(name) == row.part:
-                extra |= {tensor.untyped_storage()._cdata: tensor for tensor in _beside_parameters(module)}
-        size = row.bytes + sum(tensor.numel() * tensor.element_size() for tensor in extra.values())
-        rows.append(PartSize(row.part, row.parameters, row.trainable, size))
-    sums = [sum(getattr(row, name) for row in rows) for name in ("parameters", "trainable", "bytes")]
-    return [*rows, PartSize("total", *sums)]
-
-
-def _part_of(module_name: str) -> str:
-    if module_name.startswith("encoders.encoders."):
-        return module_name.split(".")[2]
-    return module_name.split(".")[0]
-
-
-def _beside_parameters(module: nn.Module) -> list[Tensor]:
-    """A module's own buffers, and the scales of its quantised weight."""
-    tensors = [buffer for buffer in module._buffers.values() if buffer is not None]
-    weight = module._parameters.get("weight")
-    state = getattr(weight, "quant_state", None)
-    for holder in (state, getattr(state, "state2", None)):
-        tensors += [value for value in vars(holder).values() if isinstance(value, Tensor)] if holder else []
-    scales = getattr(weight, "SCB", None)
-    return [*tensors, scales] if isinstance(scales, Tensor) else tensors
-
-
-def plan_inference(skeleton: SALMONN, clip: PlannedClip) -> InferencePlan:
-    """The memory of generating text for one clip. `skeleton`, a model on the meta device, stays unchanged."""
-    weights = part_sizes(skeleton)[-1].bytes
-    with _on_fake_tensors(skeleton) as (model, tracker), torch.no_grad():
+def plan_inference(model: SALMONN, clip: PlannedClip) -> InferencePlan:
+    """The memory of generating text for one clip with a model of `build_model(…, weights=False)`, left unchanged."""
+    weights = part_sizes(model)[-1].bytes
+    with _on_fake_tensors(model) as tracker, torch.no_grad():
         activations: dict[str, int] = {}
         with tracker:
             waveforms, lengths = _clips(model, 1, clip)
@@ -232,15 +201,15 @@ def _choose(logits: Tensor) -> None:
     (processed + processed[:, :1]).flatten().topk(1)
 
 
-def plan_training(skeleton: SALMONN, clip: PlannedClip, *, batch: int, amp: torch.dtype | None = None) -> TrainingPlan:
+def plan_training(model: SALMONN, clip: PlannedClip, *, batch: int, amp: torch.dtype | None = None) -> TrainingPlan:
     """The memory of a training step on `batch` clips, from the second one on, when the optimiser has its moments.
 
-    `amp` is the type of mixed precision, None for none. `skeleton` stays unchanged.
+    `amp` is the type of mixed precision, None for none. `model` comes without weights, and is left unchanged.
     """
-    sizes = part_sizes(skeleton)[-1]
-    trained = [parameter for parameter in skeleton.parameters() if parameter.requires_grad]
+    sizes = part_sizes(model)[-1]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    with _on_fake_tensors(skeleton) as (model, tracker):
+    with _on_fake_tensors(model) as tracker:
         model.train()
         with tracker:
             waveforms, lengths = _clips(model, batch, clip)
@@ -277,10 +246,10 @@ def _text(batch: int, prompt_tokens: int, answer_tokens: int | None = None) -> T
 
 
 @contextlib.contextmanager
-def _on_fake_tensors(skeleton: SALMONN) -> Iterator[tuple[SALMONN, AllocationTracker]]:
-    """The skeleton with fake tensors in place of its meta tensors, and a tracker that counts none of them.
+def _on_fake_tensors(model: SALMONN) -> Iterator[AllocationTracker]:
+    """The model gets fake tensors in place of its meta tensors; gives a tracker that does not count these.
 
-    Fake tensors say that they lie on the CPU, so that the code runs unchanged. Masks, lengths and ids are real: what
+    Fake tensors claim to be on the CPU, so that every line runs unchanged. Masks, lengths and ids are real: what
     depends on them is computed.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -294,8 +263,8 @@ def _on_fake_tensors(skeleton: SALMONN) -> Iterator[tuple[SALMONN, AllocationTra
         return made[id(tensor)]
 
     originals = []
-    was_training = skeleton.training
-    for module in skeleton.modules():
+    was_training = model.training
+    for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
@@ -303,8 +272,8 @@ def _on_fake_tensors(skeleton: SALMONN) -> Iterator[tuple[SALMONN, AllocationTra
     try:
         for tensors, name, tensor in originals:
             tensors[name] = fake(tensor)
-        yield skeleton, AllocationTracker(list(made.values()))
+        yield AllocationTracker(list(made.values()))
     finally:
         for tensors, name, tensor in originals:
             tensors[name] = tensor
-        skeleton.train(was_training)
+        model.train(was_training)

@@ -23,6 +23,7 @@ from evaluation.scores import TaskScores, flat_scores, score_predictions
 from models.decoding.hypothesis import Generation
 from models.encoders.frame_cache import FrameCache
 from models.frames import Frames
+from models.released_rules import rules_of
 from models.salmonn import SALMONN, Clips, FrameSource
 from support.units import SAMPLE_RATE
 from training.stopping import Interrupted
@@ -86,8 +87,8 @@ def evaluate_annotations(
     dataset = prompts_for(clips, prompts, config)
     batches = _batches_by_length(clips, pending, config.run.batch_size_eval, processes)
     feed = ClipFeed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
-    as_released = config.model.legacy == "exact"
-    describe = PredictionMaker(model, clips, original_annotations or clips, dataset, as_released=as_released)
+    keep_special = rules_of(config.model).keep_special_tokens
+    describe = PredictionMaker(model, clips, original_annotations or clips, dataset, keep_special_tokens=keep_special)
     options = dataclasses.asdict(config.generate)
     if config.generate.do_sample:
         options["seed"] = config.run.seed
@@ -129,13 +130,15 @@ def evaluate_annotations(
 
 def prompts_for(annotations: Sequence[Annotation], prompts: Mapping[str, object], config: Config) -> AudioTextDataset:
     """The clips with their prompts; an error where a task has none."""
+    rules = rules_of(config.model)
     return AudioTextDataset(
         list(annotations),
         prompts,
         seed=config.run.seed,
         training=False,
         max_audio_s=config.datasets.max_audio_s,
-        as_released=config.model.legacy == "exact",
+        first_channel=rules.first_channel,
+        fill_questions=rules.fill_questions,
     )
 
 
@@ -229,20 +232,20 @@ class PredictionMaker:
         original_annotations: Sequence[Annotation],
         dataset: AudioTextDataset,
         *,
-        as_released: bool,
+        keep_special_tokens: bool,
     ) -> None:
         self._clips = clips
         self._original_annotations = original_annotations
         self._dataset = dataset
         self._special = getattr(model.text.tokenizer, "all_special_tokens", ())
-        self._as_released = as_released  # special tokens before the end symbol then stay in the text
+        self._keep_special_tokens = keep_special_tokens
 
     def answered(self, clip: _ClipInput, generation: Generation) -> Prediction:
         text = generation.text
         return self._prediction(
             clip.index,
             prompt=clip.prompt,
-            hypothesis=text if self._as_released else metrics.clean_hypothesis(text, self._special),
+            hypothesis=text if self._keep_special_tokens else metrics.clean_hypothesis(text, self._special),
             seconds=clip.seconds,
             cut=clip.cut,
             tokens=len(generation.tokens),

@@ -17,6 +17,7 @@ from data.sampling import GlobalBatchSampler
 from dataset import AudioTextDataset, build_loader, collate
 from evaluation.hypotheses import evaluate_annotations
 from models.frames import Frames
+from models.released_rules import rules_of
 from models.salmonn import SALMONN
 from support.command_line import UserError
 from support.random_state import preserved_rng
@@ -54,12 +55,18 @@ class Validator:
             batch_size=config.run.batch_size_eval,
             world_size=accelerator.num_processes,
             rank=accelerator.process_index,
+            seed=config.run.seed,
             shuffle=False,
+            bucket_batches=1,  # longest first
+            tasks=None,
+            task_weights=None,
         )
         self.loader = build_loader(
             data,
             sampler,
-            collate=functools.partial(collate, text_processor=model.text, common_prompt=config.model.has_common_prompt),
+            collate=functools.partial(
+                collate, text_processor=model.text, common_prompt=rules_of(config.model).common_prompt
+            ),
             num_workers=min(config.run.num_workers, len(sampler)),
         )
         self.scored = data.annotations

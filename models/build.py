@@ -5,6 +5,7 @@
 """
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,11 +16,11 @@ from models.checkpoint.adapter_folder import LEGACY_SUFFIXES, checkpoint_of, loa
 from models.checkpoint.adapter_tensors import CheckpointError
 from models.checkpoint.released import load_legacy
 from models.connector.connector import Connector
-from models.device import pick_device
+from models.device import META, pick_device
 from models.encoders.stack import EncoderStack
 from models.encoders.table import ENCODERS
 from models.language.llm import LanguageModel
-from models.released_rules import rules_of
+from models.released_rules import Rules, rules_of
 from models.runtime import onednn_linear
 from models.runtime.host_memory import large_blocks_apart
 from models.salmonn import SALMONN
@@ -30,20 +31,41 @@ __all__ = ["SALMONN", "CheckpointError", "build_model", "load_model", "pick_devi
 logger = logging.getLogger(__name__)
 
 
-def build_model(config: ModelConfig, device: str | torch.device | None = "cpu") -> SALMONN:
+def build_model(
+    config: ModelConfig,
+    device: str | torch.device | None = "cpu",
+    *,
+    weights: bool = True,
+    encoder_dtype: torch.dtype | None = None,
+) -> SALMONN:
     """The model that `config` describes, with a fresh adapter, or with `config.ckpt`'s where that is set.
 
     Encoders that the checkpoint was trained without are added as `load_adapter` says.
+
+    Args:
+        weights: False makes the whole model at full size on the meta device, from architecture facts
+            (configs/architectures), in the types that it would have on `device`, which need not exist. That takes no
+            memory, no download and a second or two. Sizes, frame counts and, with efficiency/memory_plan.py, the memory
+            of a run can be read off it; numbers cannot. It has no tokenizer; what takes a `TextBatch` works.
+        encoder_dtype: type of the frozen encoders, in place of what `model.dtype` means.
+
+    Raises:
+        UserError: naming the key of a part that is not found, does not fit, or of whose architecture nothing is known.
     """
-    device = pick_device(device)
+    device = pick_device(device) if weights else torch.device(device)
     rules = rules_of(config)
     paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]
-    with large_blocks_apart(path for path in paths if path):
-        encoders = rules.encoders.from_config(config, device)
-        llm = LanguageModel.from_config(config, device)
-        connector = build_connector(config, encoders, llm)
-        model = rules.model(encoders, connector, llm, rules.text.from_config(config), config).to(device)
+    with large_blocks_apart(path for path in paths if path and weights):
+        encoders = EncoderStack.from_config(config, device, rules=rules.encoders, weights=weights, dtype=encoder_dtype)
+        llm = LanguageModel.from_config(config, device, weights=weights)
+        with nullcontext() if weights else META:
+            connector = build_connector(config, rules, encoders, llm)
+        text = rules.text.from_config(config) if weights else None
+        model = rules.model(encoders, connector, llm, text, config)
         freeze_connector(model, config)
+        if not weights:
+            return model.eval()
+        model.to(device)
         if config.speech_llama_proj_model:
             load_projection(model, config.speech_llama_proj_model)
         if config.ckpt:
@@ -81,12 +103,12 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
     return model
 
 
-def build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageModel) -> Connector:
+def build_connector(config: ModelConfig, rules: Rules, encoders: EncoderStack, llm: LanguageModel) -> Connector:
     """A fresh connector between these encoders and this language model."""
     if not config.use_speech_Qformer:
         raise UserError("model.use_speech_Qformer = false: the Q-Former is the only connector; set it to true.")
     rates_hz = encoders.frame_rates_hz
-    if config.legacy != "off":  # the public code lays streams side by side by index, whatever their rates
+    if rules.align_by_index:
         rates_hz = [max(rates_hz)] * len(rates_hz)
     return Connector(
         list(encoders.encoders),
@@ -101,7 +123,7 @@ def build_connector(config: ModelConfig, encoders: EncoderStack, llm: LanguageMo
         dropout=config.qformer_dropout,
         window_s=config.second_per_window if config.window_level_Qformer else None,
         stride_s=config.second_stride,
-        keep_partial_window=config.legacy == "off",
+        keep_partial_window=rules.keep_partial_window,
         window_jitter=config.window_jitter,
         fusion=config.fusion,
     )

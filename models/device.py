@@ -1,10 +1,13 @@
-"""Which device a configuration names."""
+"""Which device, and which number type on it, a configuration names."""
 
 import logging
 
 import torch
 
 from support.command_line import UserError
+
+META = torch.device("meta")  # tensors there have a shape and a type, and no memory
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
 
@@ -27,3 +30,8 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         logger.warning("run.device is %s, but PyTorch finds no CUDA device: going on on the CPU.", name)
         return torch.device("cpu")
     return device
+
+
+def named_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """The type that `model.dtype` means on a device; `auto` is float16 on CUDA, float32 elsewhere."""
+    return PRECISIONS.get(choice, torch.float16 if device.type == "cuda" else torch.float32)

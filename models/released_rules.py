@@ -1,35 +1,36 @@
-"""What `model.legacy` changes: the rules of SALMONN's public code where ours are others. Chosen here, nowhere else.
+"""What `model.legacy` changes: the rules of SALMONN's public code where this program has others.
 
-`weights`: the public code's answer for a clip alone, for every row of a batch. What checkpoints depend on.
+`rules_of(config)` gives them as plain values (`Rules`), and the classes that follow them are here. The parts of the
+program take these values and know nothing of `model.legacy`.
 
-- A clip under one second is extended to one with silence.
+`weights`: the public code's answer for a clip alone, for every row of a batch. Checkpoints depend on these rules.
+
+- A clip under one second is extended to one with silence. Whisper always gets 30 s, BEATs' fbank is computed in
+  float64, CED takes 30 s in one piece and its tokens stay in the network's order.
+- Encoder outputs are put next to each other by index, whatever their rates. A last window that is not full is dropped.
 - An answer and the end symbol are tokenised as one string, and cut together.
 - A row stops where it (its best running beam) has generated token id 2, whichever token that is.
-- Besides (in the parts themselves): Whisper hears 30 s, BEATs' fbank is computed in float64, a last window that is not
-  full is dropped.
 
 `exact`: its bugs too, by which a row's answer depends on its batch.
 
-- Clips are cut to 30 s. BEATs and CED hear the batch's padding: BEATs' padding mask is reduced by repeated division,
-  CED's floor is 120 dB below the batch's loudest bin. What they return for padding is read by the Q-Former like sound:
-  the masks of audio are all ones.
+- Clips are cut to 30 s. BEATs and CED encode the batch's padding as if it were sound (`encode_released`). The Q-Former
+  reads their output for padding as well: the masks of audio are all ones.
 - Texts after the audio are filled with `[PAD]` before the answer; the positions count these pads in training and skip
-  them in generation, where a shorter row goes on from its last pad.
+  them in generation, where a shorter row continues from its last pad.
 - All rows stop when the first, or its best running beam, has generated token id 2.
 - In training frozen encoders behave as if they trained: BEATs leaves layers out, CED's BatchNorm takes the batch's
   statistics, and its own drift.
 - Hypotheses keep special tokens; only the end symbol, as text, ends them.
-- Besides (outside the model): warm-up restarts each epoch (`training/schedule.py`); with `multi_prompt: false` a
-  batch of one task has one prompt, clips keep their first channel, and `{}` stays in an evaluation's prompts
-  (`dataset.py`).
+- Warm-up restarts each epoch. With `multi_prompt: false` a batch of one task has one prompt. In evaluation clips keep
+  their first channel, and `{}` stays in prompts; in training the former.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import LongTensor, Tensor
+from torch import BoolTensor, LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from configs.sections import ModelConfig
@@ -39,33 +40,20 @@ from models.decoding.hypothesis import Generation
 from models.decoding.scores import GenerateOptions
 from models.encoders.base import AudioEncoder, FeatureSource
 from models.encoders.beats import BEATs
-from models.encoders.ced import CED
-from models.encoders.stack import EncoderStack
-from models.frames import Frames
+from models.encoders.ced import CED, PATCH
+from models.encoders.features import decibel_spectrogram
+from models.encoders.table import OWN_RULES, EncoderRules
+from models.frames import Frames, length_mask
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
-from models.runtime.spans import spanned
-from models.salmonn import IGNORED, SALMONN, Clips, FrameSource, check_clips, halving_on_oom
+from models.runtime.spans import span, spanned
+from models.salmonn import IGNORED, SALMONN, Clips, check_clips, halving_on_oom
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 MIN_SAMPLES = SAMPLE_RATE  # 1 s
 MAX_SAMPLES = 30 * SAMPLE_RATE
 STOP_ID = 2  # `</s>` of the Llama 1 and 2 vocabularies, written into the code as a number
-
-
-class ReleasedEncoders(EncoderStack):
-    """Short clips are extended to a second."""
-
-    @property
-    def min_samples(self) -> int:
-        return max(MIN_SAMPLES, super().min_samples)
-
-
-class ExactEncoders(ReleasedEncoders):
-    """`ExactSALMONN.encode_frames` runs them, as a batch."""
-
-    hears_batch = True
 
 
 class ReleasedText(TextProcessor):
@@ -91,6 +79,8 @@ class ExactText(ReleasedText):
 class ExactSALMONN(SALMONN):
     """SALMONN as the public code runs it, batches and all."""
 
+    merges_lora = False
+
     def encode_frames(
         self, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
     ) -> list[Frames]:
@@ -103,12 +93,9 @@ class ExactSALMONN(SALMONN):
         lengths = lengths.clamp(MIN_SAMPLES, MAX_SAMPLES)
         streams = []
         for name, encoder in self.encoders.encoders.items():
-            awake = in_train_mode(encoder) if self.training and self.encoders.frozen[name] else nullcontext()
-            with awake, torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders.frozen[name]):
-                if isinstance(encoder, BEATs | CED):
-                    frames, _ = encoder.run(waveforms, lengths, feature_source, padding="released")
-                else:  # no mask at all
-                    frames, _ = encoder.run(waveforms, torch.full_like(lengths, width), feature_source)
+            mode = in_train_mode(encoder) if self.training and self.encoders.frozen[name] else nullcontext()
+            with mode, torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders.frozen[name]):
+                frames, _ = encode_released(encoder, waveforms, lengths, feature_source)
             if self.training and isinstance(encoder, CED):
                 self._keep_statistics(name, encoder)
             streams.append(Frames(frames, torch.full_like(lengths, frames.shape[1])))
@@ -147,32 +134,28 @@ class ExactSALMONN(SALMONN):
             ends=ends,
         )
 
-    def _decode(self, assembled: Assembled, options: GenerateOptions) -> list[Generation]:
+    def _decoded(self, assembled: Assembled, settings: GenerateOptions) -> list[Generation]:
         """All rows stop when the first stops at `stop_id`; the others continue after it."""
-        batch = ContinuousBatch(self.engine, self.text, replace(options, stop_id=None), slots=len(assembled))
+        batch = ContinuousBatch(self.engine, self.text, replace(settings, stop_id=None), slots=len(assembled))
         results: dict[int, Generation] = {}
         done = batch.add(assembled, range(len(assembled)))
         while True:
-            if 0 not in results and batch.tokens(0)[-1] == options.stop_id:
+            if 0 not in results and batch.tokens(0)[-1] == settings.stop_id:
                 done = [(row, replace(result, stop_reason="end")) for row, result in [*done, *batch.stop()]]
             results |= done
             if not len(batch):
                 return [results[row] for row in range(len(assembled))]
             done = batch.step()
 
-    @torch.no_grad()
-    def generate_each(
-        self, batches: Iterable[Clips], *, at_once: int, frame_source: FrameSource | None = None, **options: object
+    def _decoded_each(
+        self, prompted: Callable[..., Assembled], batches: Iterable[Clips], settings: GenerateOptions, at_once: int
     ) -> Iterator[tuple[int, Generation]]:
-        """As `SALMONN.generate_each`, but batch by batch: `at_once` is ignored."""
-        settings = self._options(options)
-
-        def decoded(waveforms: Tensor, lengths: Tensor, prompts: list[str]) -> list[Generation]:
-            frames = frame_source(waveforms, lengths) if frame_source else None
-            return self._decode(self._prompted(waveforms, lengths, prompts, frames), settings)
-
-        with self._evaluating():
-            yield from enumerate(result for clips in batches for result in halving_on_oom(decoded, *clips))
+        """Each batch by itself."""
+        return enumerate(
+            result
+            for clips in batches
+            for result in halving_on_oom(lambda *part: self._decoded(prompted(*part), settings), *clips)
+        )
 
     def _keep_statistics(self, name: str, encoder: CED) -> None:
         """Have adapters hold the BatchNorm's statistics, now that training has changed them."""
@@ -189,6 +172,43 @@ class ExactSALMONN(SALMONN):
         embeds = self.llm.embed(ids)
         # Without its row, [PAD] is nothing. Only a shorter row's first generated token comes from it.
         return (embeds if held is not None else embeds.masked_fill(~present[..., None], 0)), present
+
+
+def encode_released(
+    encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
+) -> tuple[Tensor, LongTensor]:
+    """A padded batch [B, T], [B] samples -> frames [B, N, D], frame_lengths [B] as the encoder's public code has them.
+
+    They depend on the batch. BEATs reduces its padding mask by repeated division (`reduce_padding`), and its frames
+    after a clip's end are not zero. CED has no lengths, and a floor 120 dB below the batch's loudest bin. Other
+    encoders get no mask.
+    """
+    width = waveforms.shape[1]
+    whole = torch.full_like(lengths, width)
+    if not isinstance(encoder, BEATs | CED):
+        return encoder.run(waveforms, whole, feature_source)
+    with span("encoder", encoder.name):
+        features = None if feature_source is None else feature_source(encoder, waveforms, lengths)
+        if isinstance(encoder, BEATs):
+            with torch.autocast(waveforms.device.type, enabled=False):
+                fbank, _ = features or encoder.features(waveforms, whole)
+                tokens = encoder.embed_patches(fbank)
+                frame_mask = reduce_padding(~length_mask(lengths, width), fbank.shape[1])
+                padded = reduce_padding(frame_mask, tokens.shape[1])
+                return encoder.encoder(tokens, padded), (~padded).sum(dim=1)
+        if features is None:
+            with span("features", encoder.name):
+                features = decibel_spectrogram(waveforms, lengths, batch_floor=True), whole
+        spectrogram, _ = features
+        steps = torch.full_like(lengths, spectrogram.shape[-1] // PATCH)
+        tokens = encoder.encode_spectrogram(encoder.normalise(spectrogram), steps)
+        return encoder.in_order(tokens, steps, spectrogram.shape[-1] // PATCH)
+
+
+def reduce_padding(padded: BoolTensor, count: int) -> BoolTensor:
+    """[B, n] -> [B, count]: drop the last n % count, a run of the rest is padding if all of it is."""
+    size = padded.shape[1]
+    return padded[:, : size - size % count].unflatten(1, (count, -1)).all(dim=-1)
 
 
 @contextmanager
@@ -209,20 +229,53 @@ def in_train_mode(encoder: AudioEncoder) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The classes that a model is made of."""
+    """What `model.legacy` means for the parts of the program; the defaults are this program's own rules."""
 
-    encoders: type[EncoderStack] = EncoderStack
-    text: type[TextProcessor] = TextProcessor
     model: type[SALMONN] = SALMONN
+    text: type[TextProcessor] = TextProcessor
+    encoders: EncoderRules = OWN_RULES
+    align_by_index: bool = False
+    """Encoder outputs are put next to each other by index, whatever their rates."""
+    keep_partial_window: bool = True
+    """A last window that is not full counts."""
+    first_channel: bool = False
+    """Of several channels a clip has the first, not their mean."""
+    fill_questions: bool = True
+    """In evaluation, a prompt's `{}` becomes the clip's question."""
+    common_prompt: bool = False
+    """A batch of one task has one prompt."""
+    restart_warmup: bool = False
+    """Warm-up of the learning rate counts the iterations within an epoch."""
+    keep_special_tokens: bool = False
+    """A hypothesis keeps the special tokens that its end symbol leaves in it."""
 
 
-RULES: dict[str, Rules] = {
-    "off": Rules(),
-    "weights": Rules(encoders=ReleasedEncoders, text=ReleasedText),
-    "exact": Rules(encoders=ExactEncoders, text=ExactText, model=ExactSALMONN),
-}
+RELEASED_ENCODERS = EncoderRules(
+    window="full",
+    fbank_dtype=torch.float64,
+    ced_options={"target_length": 3001, "rescale": True, "frequency_major": True},  # those of nlp-07
+    min_samples=MIN_SAMPLES,
+)
+WEIGHTS = Rules(
+    text=ReleasedText,
+    encoders=RELEASED_ENCODERS,
+    align_by_index=True,
+    keep_partial_window=False,
+)
+EXACT = replace(
+    WEIGHTS,
+    model=ExactSALMONN,
+    text=ExactText,
+    encoders=replace(RELEASED_ENCODERS, depends_on_batch=True),
+    first_channel=True,
+    fill_questions=False,
+    restart_warmup=True,
+    keep_special_tokens=True,
+)
+RULES: dict[str, Rules] = {"off": Rules(), "weights": WEIGHTS, "exact": EXACT}
 
 
 def rules_of(config: ModelConfig) -> Rules:
-    """What to build for `model.legacy`."""
-    return RULES[config.legacy]
+    """The rules that `model.legacy` asks for."""
+    rules = RULES[config.legacy]
+    return replace(rules, common_prompt=not config.multi_prompt) if rules is EXACT else rules

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from configs.sections import GenerateConfig, ModelConfig
 from models.connector.connector import Connector
-from models.decoding import generation
 from models.decoding.continuous_batching import decode_each, split
 from models.decoding.engine import DecodeEngine
+from models.decoding.generation import generate, stream
 from models.decoding.hypothesis import Generation
 from models.decoding.scores import GenerateOptions
 from models.encoders.base import FeatureSource
@@ -27,7 +27,6 @@ from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import spanned
-from models.sizes import PartSize, part_of, size_of
 
 IGNORED = -100  # the label that the loss skips
 
@@ -57,6 +56,9 @@ class SALMONN(nn.Module):
     `<SpeechHere>` each and are not yet in the template.
     """
 
+    merges_lora: bool = True
+    """Whether LoRA may be added into the weights for serving."""
+
     def __init__(
         self, encoders: EncoderStack, connector: Connector, llm: LanguageModel, text: TextProcessor, config: ModelConfig
     ) -> None:
@@ -74,6 +76,17 @@ class SALMONN(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.connector.to_llm.weight.device
+
+    def train(self, mode: bool = True) -> "SALMONN":
+        super().train(mode)
+        if mode:  # training needs the memory
+            self.engine.clear()
+        return self
+
+    def _apply(self, *arguments, **options) -> "SALMONN":
+        """`.to()` and casts pass here: drop what was computed with the weights as they were."""
+        self.engine.clear()
+        return super()._apply(*arguments, **options)
 
     @property
     def spans(self) -> list[str]:
@@ -205,11 +218,8 @@ class SALMONN(nn.Module):
         settings = self._options(options)
         with self._evaluating():
             assembled = self._prompted(waveforms, lengths, prompts, frames)
-            generations = self._decode(assembled, settings)
-        return generations if return_details else [generation.text for generation in generations]
-
-    def _decode(self, assembled: Assembled, options: GenerateOptions) -> list[Generation]:
-        return generation.generate(self.engine, assembled, self.text, options)
+            generations = self._decoded(assembled, settings)
+        return generations if return_details else [each.text for each in generations]
 
     @torch.no_grad()
     def generate_each(
@@ -217,37 +227,38 @@ class SALMONN(nn.Module):
     ) -> Iterator[tuple[int, Generation]]:
         """The hypothesis of every clip of many batches, with its number among all clips, in the order they finish.
 
-        A batch is encoded together; its clips are decoded `at_once` at a time, by continuous batching. Texts are those
-        of `generate` for one clip after another. What does not fit into the GPU's memory is done in parts.
+        A batch is encoded together; its clips are decoded `at_once` at a time, and where one has finished, the next
+        takes its slot. Texts are those of `generate` for one clip after another. A batch that does not fit into the
+        GPU's memory is divided. `frame_source` gives encoder outputs, from a cache.
         """
         settings = self._options(options)
 
-        def prompts_of(waveforms: Tensor, lengths: Tensor, prompts: list[str]) -> list[Assembled]:
-            frames = frame_source(waveforms, lengths) if frame_source else None
-            return split(self._prompted(waveforms, lengths, prompts, frames))
+        def prompted(*clips: Tensor | list[str]) -> Assembled:
+            return self._prompted(*clips, frame_source(*clips[:2]) if frame_source else None)
 
         with self._evaluating():
-            prompts = (prompt for clips in batches for prompt in halving_on_oom(prompts_of, *clips))
-            yield from decode_each(self.engine, self.text, settings, prompts, at_once=at_once)
+            yield from self._decoded_each(prompted, batches, settings, at_once)
+
+    def _decoded(self, assembled: Assembled, settings: GenerateOptions) -> list[Generation]:
+        return generate(self.engine, assembled, self.text, settings)
+
+    def _decoded_each(
+        self, prompted: Callable[..., Assembled], batches: Iterable[Clips], settings: GenerateOptions, at_once: int
+    ) -> Iterator[tuple[int, Generation]]:
+        def rows() -> Iterator[Assembled]:
+            for clips in batches:
+                yield from halving_on_oom(lambda *part: split(prompted(*part)), *clips)
+
+        return decode_each(self.engine, self.text, settings, rows(), at_once=at_once)
 
     @torch.no_grad()
     def stream(self, waveform: Tensor, prompt: str, **options: object) -> Iterator[str]:
         """The text for one clip `[T]`, piece by piece as it is decoded: greedy or sampled, never beams, whatever
-        `generate_defaults` says."""
+        `generate_defaults` says of these."""
         settings = self._options({"num_beams": 1, **options})
         with self._evaluating():
             assembled = self._prompted(waveform[None], torch.tensor([waveform.shape[-1]]), [prompt], None)
-            yield from generation.stream(self.engine, assembled, self.text, settings)
-
-    def train(self, mode: bool = True) -> "SALMONN":
-        if mode:
-            self.engine.clear()
-        return super().train(mode)
-
-    def _apply(self, *arguments, **options) -> "SALMONN":
-        """`.to()` and casts pass here: drop caches."""
-        self.engine.clear()
-        return super()._apply(*arguments, **options)
+            yield from stream(self.engine, assembled, self.text, settings)
 
     def _prompted(
         self, waveforms: Tensor | None, lengths: Tensor | None, prompts: list[str], frames: list[Frames] | None
@@ -270,41 +281,34 @@ class SALMONN(nn.Module):
 
     @contextmanager
     def without_cuda_graphs(self) -> Iterator[None]:
-        """While the context is open, kernels are launched one by one, so that they can be counted."""
-        encoders = list(self.encoders.encoders.values())
-        captured = self.encoders.captures, self.engine.captures, [each.replays for each in encoders]
-        self.encoders.captures = self.engine.captures = False
-        for encoder in encoders:
+        """Run kernel by kernel while the context is open, so that what a call does can be counted."""
+        parts = [self.encoders, self.engine]
+        captured = [part.captures for part in parts]
+        replays = {encoder: encoder.replays for encoder in self.encoders.encoders.values()}
+        for part in parts:
+            part.captures = False
+        for encoder in replays:
             encoder.replays = None
         try:
             yield
         finally:
-            self.encoders.captures, self.engine.captures, replays = captured
-            for encoder, kept in zip(encoders, replays, strict=True):
-                encoder.replays = kept
+            for part, before in zip(parts, captured, strict=True):
+                part.captures = before
+            for encoder, before in replays.items():
+                encoder.replays = before
 
     def merge_for_serving(self) -> str:
         """Add LoRA into the language model's weights where that rounds nothing anew, which spares its products in every
         layer and token; says where LoRA is. The model is for evaluation from then on.
-
-        Under `legacy: exact` it stays beside the weights, where the public code has it.
         """
         if not any(True for _ in self.llm.lora_layers()):
             return "none"
-        merged = self.config.legacy != "exact" and self.llm.merge_lora()
+        merged = self.merges_lora and self.llm.merge_lora()
         return "merged into the weights" if merged else "beside the weights"
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter that training changes."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
-
-    def parameter_table(self) -> list[PartSize]:
-        """Parameters and bytes of each encoder, of the connector, of the LLM and of its LoRA, and their total."""
-        parts: dict[str, list[Tensor]] = {}
-        for name, tensor in self.named_parameters():
-            parts.setdefault(part_of(name), []).append(tensor)
-        rows = [size_of(part, tensors) for part, tensors in parts.items()]
-        return [*rows, size_of("total", [tensor for tensors in parts.values() for tensor in tensors])]
 
 
 def halving_on_oom(

@@ -13,9 +13,10 @@ import torch
 from data.annotations import Annotation
 from data.batch import BadClip
 from data.prompts import PromptError, Prompts
-from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
+from data.sampling import SampleKey, clip_durations
 from dataset import AudioTextDataset, LoaderError, build_loader, collate
 from tests.annotated_clips import write_clips
+from tests.parts import batch_sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine's cores
 
@@ -104,7 +105,7 @@ def test_bad_clips_are_named(annotations: list[Annotation]) -> None:
 def test_cap(annotations: list[Annotation], caplog: pytest.LogCaptureFixture) -> None:
     data = AudioTextDataset(annotations, PROMPTS, training=True, augment=AUGMENTATION, max_audio_s=0.2)
     assert max(data.durations()) == 0.2
-    loader = build_loader(data, GlobalBatchSampler(data.durations(), batch_size=4, shuffle=False))
+    loader = build_loader(data, batch_sampler(data.durations(), batch_size=4, shuffle=False))
     batches = list(loader)
     assert max(batch.lengths.max().item() for batch in batches) == 3200
     longer = sum(duration > 0.2 for duration in clip_durations(annotations))
@@ -154,7 +155,7 @@ def same(one, two) -> bool:
 
 def make_loader(annotations: list[Annotation], num_workers: int):
     data = AudioTextDataset(annotations, PROMPTS, seed=3, training=True, augment=AUGMENTATION)
-    sampler = GlobalBatchSampler(data.durations(), batch_size=4, seed=3, bucket_batches=2)
+    sampler = batch_sampler(data.durations(), batch_size=4, seed=3, bucket_batches=2)
     together = functools.partial(collate, text_processor=FakeTextProcessor())
     return build_loader(data, sampler, collate=together, num_workers=num_workers)
 
@@ -191,7 +192,7 @@ def test_left_passes_go_on_where_they_stopped(annotations: list[Annotation], wor
 
 def test_without_shuffling_every_pass_is_whole(annotations: list[Annotation]) -> None:
     data = AudioTextDataset(annotations, PROMPTS)
-    loader = build_loader(data, GlobalBatchSampler(data.durations(), batch_size=4, shuffle=False))
+    loader = build_loader(data, batch_sampler(data.durations(), batch_size=4, shuffle=False))
     next(iter(loader))
     for _ in range(2):
         ids = [index for batch in loader for index in batch.ids + [bad.index for bad in batch.bad]]
@@ -216,7 +217,7 @@ class BrokenDataset(AudioTextDataset):
 ])  # fmt: skip
 def test_dead_worker_is_explained(annotations: list[Annotation], kind: type, error: type, message: str) -> None:
     data = kind(annotations, PROMPTS)
-    sampler = GlobalBatchSampler(data.durations(), batch_size=4)
+    sampler = batch_sampler(data.durations(), batch_size=4)
     with pytest.raises(error, match=message):
         list(build_loader(data, sampler, num_workers=1))
 

@@ -45,8 +45,8 @@ def test_the_command_plans_without_weights_or_data(capsys):
     assert status == 0
     for expected in ("8,208,384", "494,032,768", "nf4", "expected peak", "keys and values", "AdamW"):
         assert expected in out
-    assert "weights not at hand" in out and "model.llama_path = Qwen/Qwen2.5-0.5B-Instruct" in out
-    assert "data not at hand" in out and "datasets.train_ann_path = stage1_train.json" in out
+    assert "weights not found" in out and "model.llama_path = Qwen/Qwen2.5-0.5B-Instruct" in out
+    assert "data not found" in out and "datasets.train_ann_path = stage1_train.json" in out
     assert "no figure is published for these networks" in out  # they are not the folder's
 
 
@@ -62,8 +62,8 @@ def test_the_command_shows_weights_where_only_data_is_missing(tiny_project, caps
     options = ["--options", "datasets.train_ann_path=nowhere.json"]
     status, out, _ = dry_run(capsys, "--cfg-path", tiny_project.config, *options)
     assert status == 0
-    assert "data not at hand" in out and "nowhere.json" in out
-    assert "weights not at hand" not in out
+    assert "data not found" in out and "nowhere.json" in out
+    assert "weights not found" not in out
 
 
 def test_the_command_fails_where_no_plan_can_be_made(tiny_project, capsys):

@@ -11,8 +11,8 @@ import pytest
 
 import train
 from configs.schema import load_config
-from data.sampling import GlobalBatchSampler
 from tests.conftest import ROOT
+from tests.parts import batch_sampler
 from tests.runs import losses_of, make_runner
 
 
@@ -66,7 +66,7 @@ def test_two_processes_equal_one(tiny_project):
         "run.optims.max_epoch=1",
     ]
     data, _ = train.load_data(load_config(tiny_project.config))
-    order = GlobalBatchSampler(data.durations(), batch_size=2, seed=1).order(0)[:, 0]
+    order = batch_sampler(data.durations(), batch_size=2, seed=1).order(0)[:, 0]
     # Of steps of two batches of two clips: the second process' last batch; then a batch of both processes.
     for position in (3, 4, 5):
         Path(data.annotations[order[position]].path).write_bytes(b"")

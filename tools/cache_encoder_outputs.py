@@ -46,6 +46,7 @@ def _start(config: Config) -> None:
 
     from models.device import pick_device
     from models.encoders.frame_cache import FrameCache
+    from models.encoders.stack import EncoderStack
     from models.released_rules import rules_of
     from training.precision import training_model_config
 
@@ -53,7 +54,7 @@ def _start(config: Config) -> None:
     torch.set_num_threads(1)  # the processes share the cores
     device = pick_device(config.run.device)
     model = training_model_config(config, device)  # the precision of training
-    stack = rules_of(model).encoders.from_config(model, device).eval()
+    stack = EncoderStack.from_config(model, device, rules=rules_of(model).encoders).eval()
     _cache = FrameCache(config.datasets.cache_encoder_outputs, stack)
     _max_audio_s = config.datasets.max_audio_s
 
@@ -103,10 +104,11 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
             f"{config.path}: datasets.augmentation makes another clip of each clip every time, so the cache would not "
             "be used; drop one of the two"
         )
+    from models.encoders.frame_cache import why_not_cached
     from models.encoders.table import frozen_encoders
     from models.released_rules import rules_of
 
-    reason = rules_of(config.model).encoders.why_not_cached(frozen_encoders(config.model))
+    reason = why_not_cached(frozen_encoders(config.model), rules_of(config.model).encoders)
     if reason is not None:  # checked before processes start
         raise ConfigError(f"{config.path}: {reason}")
     clips = clips_of(config)

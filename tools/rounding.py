@@ -20,7 +20,6 @@ from data.annotations import Annotation, load_annotations
 from data.batch import BadClip, Sample
 from data.prompts import load_prompts
 from dataset import AudioTextDataset
-from efficiency.memory_plan import part_sizes
 from evaluation.hypotheses import evaluate_annotations
 from evaluation.processes import Processes
 from models.build import build_model
@@ -32,6 +31,7 @@ from models.quantization.gptq import GPTQSettings
 from models.quantization.gptq_folder import save_folder
 from models.quantization.gptq_solver import Rounded
 from models.salmonn import SALMONN
+from models.sizes import part_sizes
 from support.command_line import UserError, require_writable
 from support.files import write_json
 from support.tables import format_table

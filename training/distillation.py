@@ -27,7 +27,6 @@ from torch import LongTensor, Tensor, nn
 from configs.schema import Config
 from configs.sections import DistillationConfig, ModelConfig
 from data.batch import Batch
-from efficiency.memory_plan import part_sizes
 from models.build import build_model
 from models.encoders.frame_cache import FrameCache
 from models.encoders.stack import EncoderStack
@@ -35,7 +34,7 @@ from models.encoders.table import ENCODERS
 from models.frames import Frames
 from models.language.text import TextBatch
 from models.salmonn import SALMONN, LossOutput
-from models.skeleton import build_skeleton
+from models.sizes import part_sizes
 from support.command_line import UserError
 from support.units import GIB
 
@@ -176,9 +175,9 @@ def describe_plan(config: Config, device: torch.device) -> str:
         UserError: nothing is known of a part's architecture, or widths do not fit.
     """
     described = config.distillation.teacher
-    student = build_skeleton(config.model, device)
+    student = build_model(config.model, device, weights=False)
     try:
-        teacher = build_skeleton(frozen(described), device)
+        teacher = build_model(frozen(described), device, weights=False)
     except UserError as error:
         raise type(error)(f"distillation.teacher: {error}") from error
     problems = misfits(student, teacher, _weights(config.distillation))
@@ -186,8 +185,7 @@ def describe_plan(config: Config, device: torch.device) -> str:
         raise UserError("\n  ".join(["distillation: teacher and student do not fit:", *problems]))
     paths = [entry.path_key for entry in ENCODERS.values()]
     same = all(getattr(config.model, key) == getattr(described, key) for key in paths)
-    shares = same and all(student.encoders.frozen.values()) and config.model.legacy == described.legacy
-    alike = shares and _settings(student.encoders) == _settings(teacher.encoders)
+    alike = same and _are_alike(student, teacher)
     return _description(config.distillation, teacher, tuple(student.encoders.encoders) if alike else ())
 
 
@@ -219,7 +217,7 @@ def frozen(config: ModelConfig) -> ModelConfig:
 def misfits(student: SALMONN, teacher: SALMONN, weights: dict[str, float]) -> list[str]:
     """Why weighted terms cannot be compared: what was found, what was expected, how to fix it."""
     problems = []
-    if weights.keys() & set(LANGUAGE_TERMS) and teacher.text is not None:  # a skeleton has no tokenizer
+    if weights.keys() & set(LANGUAGE_TERMS) and teacher.text is not None:  # a planned model has no tokenizer
         problems += _text_misfits(student, teacher, " and ".join(term for term in LANGUAGE_TERMS if term in weights))
     if "hidden" in weights and student.llm.hidden_size != teacher.llm.hidden_size:
         problems.append(
@@ -272,16 +270,21 @@ def _text_misfits(student: SALMONN, teacher: SALMONN, terms: str) -> list[str]:
 def share_encoders(student: SALMONN, teacher: SALMONN) -> bool:
     """Let the teacher use the student's encoders if both are frozen and alike in rules, settings and weights."""
     ours, theirs = student.encoders, teacher.encoders
-    if not all(ours.frozen.values()) or type(student) is not type(teacher) or type(ours) is not type(theirs):
-        return False
-    if _settings(ours) != _settings(theirs) or ours.fingerprint != theirs.fingerprint:
+    if not _are_alike(student, teacher) or ours.fingerprint != theirs.fingerprint:
         return False
     teacher.encoders = ours
     return True
 
 
-def _settings(encoders: EncoderStack) -> dict[str, dict]:
-    return {name: encoder.settings() for name, encoder in encoders.encoders.items()}
+def _are_alike(student: SALMONN, teacher: SALMONN) -> bool:
+    """Whether the encoders are frozen and, but for their weights, the same."""
+
+    def described(encoders: EncoderStack) -> list[object]:
+        settings = {name: encoder.settings() for name, encoder in encoders.encoders.items()}
+        return [settings, encoders.min_samples, encoders.rules.depends_on_batch]
+
+    ours, theirs = student.encoders, teacher.encoders
+    return all(ours.frozen.values()) and described(ours) == described(theirs)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -19,16 +19,16 @@ def learning_rate(
     min_lr: float,
     max_epoch: int,
     iters_per_epoch: int,
-    warmup_steps: int = 0,
-    warmup_start_lr: float = -1.0,
-    restart_warmup: bool = False,
+    warmup_steps: int,
+    warmup_start_lr: float,
+    restart_warmup: bool,
 ) -> float:
     """Rate of iteration `step` (counted from 0 over the whole run, one a batch): linear warm-up, then half a cosine.
 
     Warm-up rises from `warmup_start_lr` (below 0: `init_lr`, that is none) to `init_lr`. The cosine counts from
     step 0, as in the SALMONN family, so the rate steps down a little where warm-up ends, and the last step is not
-    quite `min_lr`. `restart_warmup` repeats the family's bug, for `model.legacy: exact`: warm-up counts iterations
-    within the epoch, so a warm-up longer than an epoch falls back to its start at each epoch's beginning.
+    quite `min_lr`. `restart_warmup` repeats a bug of the family: warm-up counts iterations within the epoch, so a
+    warm-up longer than an epoch falls back to its start at each epoch's beginning.
     """
     if step < warmup_steps:
         start = warmup_start_lr if warmup_start_lr >= 0 else init_lr
@@ -59,7 +59,7 @@ def build_optimizer(
     *,
     init_lr: float,
     weight_decay: float,
-    beta2: float = 0.999,
+    beta2: float,
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters in the two groups of `decay_groups`.
 

@@ -68,16 +68,24 @@ class Architecture:
     """Where the facts were read."""
 
 
-def find_architecture(path: str) -> Architecture:
-    """The facts of a model that a configuration names: a folder, a hub name (with or without revision), or a `.pt`
-    file's name.
+def find_architecture(path: str, kind: str | None = None) -> Architecture:
+    """The facts of what a configuration names: a folder, a hub name (with or without revision), or a `.pt` file's name.
 
     A `config.json` in the folder or in the hub's cache comes first; then the table, by the whole name or by its last
     part, so that `weights/Llama-3.2-1B-Instruct` is found before it is downloaded.
 
     Raises:
         UnknownArchitectureError: with the known names.
+        UserError: it is of another `kind` than the one asked for.
     """
+    facts = _find(path)
+    if kind not in (None, facts.kind):
+        found = "a language model" if facts.kind == "llm" else f"an audio encoder ({facts.kind})"
+        raise UserError(f"{path!r} is {found}, expected {'a language model' if kind == 'llm' else kind}")
+    return facts
+
+
+def _find(path: str) -> Architecture:
     described = _config_file(path)
     if described is not None:
         config = json.loads(described.read_text(encoding="utf-8"))
@@ -85,7 +93,7 @@ def find_architecture(path: str) -> Architecture:
             name=path,
             kind=_kind_of(config),
             config=config,
-            quantized=_stored_quantization(config),
+            quantized=stored_quantization(config.get("quantization_config")),
             source=str(described),
         )
     table = _by_name()
@@ -160,10 +168,16 @@ def _kind_of(config: dict[str, Any]) -> str:
     return "audio" if model_type in AUDIO_TYPES else KINDS.get(model_type, "llm")
 
 
-def _stored_quantization(config: dict[str, Any]) -> str | None:
-    stored = config.get("quantization_config")
-    if not stored:
+def stored_quantization(settings: dict[str, Any] | None) -> str | None:
+    """How weights are stored, by the `quantization_config` of their config.json: the name of a back-end, if any."""
+    if not settings:
         return None
-    if stored.get("load_in_4bit"):
+    if settings.get("load_in_4bit"):
         return "nf4"
-    return "int8" if stored.get("load_in_8bit") else str(stored.get("quant_method", "unknown"))
+    if settings.get("load_in_8bit"):
+        return "int8"
+    method = settings.get("quant_method", "unknown")
+    method = str(getattr(method, "value", method))
+    if method == "torchao":
+        return "torchao_int4" if "int4" in str(settings.get("quant_type")).lower() else "torchao_int8"
+    return method

@@ -1,9 +1,7 @@
 """The parameter names of SALMONN's released checkpoints and of the trainers made from it, and ours, both ways."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-
-from torch import Tensor
+from collections.abc import Iterable, Iterator
 
 _LAYER = r"(\d+)"
 _BLOCK = "speech_Qformer.bert.encoder.layer.#."
@@ -103,9 +101,3 @@ def released_name(own: str) -> str | None:
         if pattern.match(own):
             return pattern.sub(target, own)
     return None
-
-
-def connector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The connector's part of a SALMONN state dict under our names; other entries are left out."""
-    renamed = {own_name(name): tensor for name, tensor in state.items() if not WITHOUT_EFFECT.match(name)}
-    return {name: tensor for name, tensor in renamed.items() if name is not None and name.startswith("connector.")}

@@ -5,6 +5,8 @@ Each encoder's frames pass a LayerNorm of their own, the streams are laid side b
 queries return to the LLM's width (SALMONN, Tang et al. 2024, section 3.1, "window-level Q-Former").
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -51,21 +53,19 @@ class Connector(nn.Module):
         frame_rates_hz: list[float],
         llm_hidden_size: int,
         *,
-        hidden_size: int = 768,
-        num_heads: int = 12,
-        num_layers: int = 2,
-        intermediate_size: int | None = None,
-        num_queries: int = 1,
-        dropout: float = 0.1,
-        window_s: float | None = 0.333333,
-        stride_s: float = 0.333333,
-        keep_partial_window: bool = True,
-        window_jitter: bool = False,
-        fusion: str = "concat",
+        hidden_size: int,
+        num_heads: int,
+        num_layers: int,
+        intermediate_size: int | None,
+        num_queries: int,
+        dropout: float,
+        window_s: float | None,
+        stride_s: float,
+        keep_partial_window: bool,
+        window_jitter: bool,
+        fusion: Literal["concat", "project"],
     ) -> None:
         super().__init__()
-        if fusion not in ("concat", "project"):
-            raise UserError(f"model.fusion = {fusion!r}: expected 'concat' or 'project'.")
         self.frame_rates_hz = list(frame_rates_hz)
         self.num_queries = num_queries
         self.keep_partial_window = keep_partial_window
@@ -88,7 +88,7 @@ class Connector(nn.Module):
             )
         self.qformer = QFormer(
             QFormerConfig(
-                encoder_width=sum(stream_dims) if fusion == "concat" else hidden_size,
+                encoder_width={"concat": sum(stream_dims), "project": hidden_size}[fusion],
                 hidden_size=hidden_size,
                 num_heads=num_heads,
                 num_layers=num_layers,

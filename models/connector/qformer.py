@@ -11,36 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from support.command_line import UserError
-
 LAYER_NORM_EPS = 1e-12  # BERT's, not PyTorch's 1e-5: released adapters were trained with it
 INITIAL_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class QFormerConfig:
-    """The sizes of one Q-Former.
-
-    Raises:
-        ValueError: `hidden_size` is not a multiple of `num_heads`.
-    """
+    """The sizes of one Q-Former."""
 
     encoder_width: int
     """D: the width of the frames that the queries read."""
-    hidden_size: int = 768
-    num_heads: int = 12
-    num_layers: int = 2
-    intermediate_size: int = 3072
-    num_queries: int = 1
-    dropout: float = 0.1
+    hidden_size: int
+    num_heads: int
+    """They divide the width."""
+    num_layers: int
+    intermediate_size: int
+    num_queries: int
+    dropout: float
     """On attention weights and on every sub-layer's output, while training."""
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads:
-            raise UserError(
-                f"model.qformer_hidden_size = {self.hidden_size} is not a multiple of model.qformer_num_heads = "
-                f"{self.num_heads}; choose a width that the heads divide."
-            )
 
 
 class MultiHeadAttention(nn.Module):

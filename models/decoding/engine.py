@@ -33,12 +33,8 @@ class DecodeEngine:
 
     @property
     def graphs(self) -> StepGraphs | None:
-        """The captured steps; None in training, where there are none, and where `captures` is off."""
-        if self.llm.training or not self.captures:
-            return None
-        if self._graphs is None and self.llm.device.type == "cuda":
-            self._graphs = StepGraphs()
-        return self._graphs
+        """The captured steps, from the first prefill on; None in training, without CUDA, and if `captures` is off."""
+        return self._graphs if self.captures and not self.llm.training else None
 
     @property
     def shrinks_batches(self) -> bool:
@@ -51,6 +47,8 @@ class DecodeEngine:
         """Run the prompts once: logits `[B, V]` of each row's first new token. Rows with a cached prefix skip it."""
         if self.llm.training:
             self.clear()
+        elif self.captures and self._graphs is None and self.llm.device.type == "cuda":
+            self._graphs = StepGraphs()
         prefixes, graphs = self.prefixes.of_rows(self.llm, assembled.prefixes), self.graphs
         logits = None if graphs is None else graphs.prefill(self.llm, assembled, cache, prefixes)
         if logits is not None:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from configs.parsing import check_ranges
 from configs.sections import GenerateConfig
-from support.command_line import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,8 @@ class GenerateOptions(GenerateConfig):
     """A row ends when it (its best running beam) has generated this id, which `min_length` does not forbid."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)  # those of a YAML are checked where it is read
         super().__post_init__()
-        for name, low in (("max_new_tokens", 1), ("num_beams", 1), ("min_length", 0), ("top_k", 0)):
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}; expected {low} or more.")
-        for name in ("temperature", "top_p", "repetition_penalty"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; expected more than 0.")
 
 
 def process_scores(

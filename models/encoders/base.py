@@ -72,14 +72,12 @@ class AudioEncoder(nn.Module):
         return waveforms, lengths
 
     def run(
-        self, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None, **options: Any
+        self, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
     ) -> tuple[Tensor, LongTensor]:
         """`forward` as a part of a model: in the span `encoder.<name>`, with features from `feature_source`."""
         with span("encoder", self.name):
             features = None if feature_source is None else feature_source(self, waveforms, lengths)
-            if features is not None:
-                options["features"] = features
-            return self(waveforms, lengths, **options)
+            return self(waveforms, lengths) if features is None else self(waveforms, lengths, features)
 
     @property
     def spans(self) -> list[str]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import BoolTensor, LongTensor, Tensor, nn
+from torch import LongTensor, Tensor, nn
 
+from configs.architectures import find_architecture
+from models.device import META
 from models.encoders.base import AudioEncoder, Features, kept_layers, load_strictly
 from models.encoders.beats_network import BEATsConfig, TransformerEncoder
 from models.encoders.features import FBANK_BINS, HOP, WINDOW, fbank_frames, fbank_lengths, kaldi_fbank
@@ -25,21 +27,18 @@ from support.units import SAMPLE_RATE
 
 MAX_S = 30  # attention's memory grows with the square of this; released systems never went beyond
 
-Padding = Literal["neutral", "released"]
-
 
 class BEATs(AudioEncoder):
     """Frames [B, N, D] in time order: 8 tokens for every 16 fbank frames (160 ms), from low to high mel bins.
 
     Weights and computation stay in float32 under any autocast: attention logits and the deep-norm residuals go beyond
-    float16's range. Layers are never dropped in training. A classifier in the file is loaded only on request.
+    float16's range. Layers are never dropped in training. The classifier of a fine-tuned file is left out.
     """
 
     def __init__(
         self,
         config: BEATsConfig,
         *,
-        head: bool = False,
         fbank_dtype: torch.dtype = torch.float32,
         layers: int | None = None,
     ) -> None:
@@ -60,7 +59,6 @@ class BEATs(AudioEncoder):
         self.encoder = TransformerEncoder(config)
         # The layers' residuals weigh by the depth that the network was trained at, so `config` keeps telling it.
         self.encoder.layers = self.encoder.layers[: kept_layers("BEATs", layers, config.encoder_layers)]
-        self.predictor = nn.Linear(width, config.predictor_class) if head else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -87,41 +85,38 @@ class BEATs(AudioEncoder):
         cls,
         path: str | Path,
         *,
-        head: bool = False,
         fbank_dtype: torch.dtype = torch.float32,
         layers: int | None = None,
         int8: bool = False,
+        weights: bool = True,
     ) -> BEATs:
         """Load a released file, pre-trained or fine-tuned, without executing pickled code.
 
-        `head=True` keeps a fine-tuned file's classifier. `fbank_dtype=torch.float64` computes the fbank as released
-        systems did. `layers` keeps that many layers, from the bottom. `int8` rounds the linear layers to 8 bits.
+        `fbank_dtype=torch.float64` computes the fbank as released systems did. `layers` keeps that many layers, from
+        the bottom. `int8` rounds the linear layers to 8 bits.
+        Without `weights` the model is made on the meta device: by the file's `cfg`, or where there is no such file by
+        the facts of configs/architectures.
 
-        Raises ValueError for a file that is not a BEATs checkpoint, naming what does not fit.
+        Raises UserError for a file that is not a BEATs checkpoint, naming what does not fit.
         """
-        try:
-            file = read_tensor_file(path, mmap=True)
-        except TensorFileError as error:
-            raise UserError(f"BEATs: cannot read {str(path)!r} as a tensor file: it {error}") from error
-        if not is_released(file):
-            found = f"the keys {sorted(map(str, file))[:8]}" if isinstance(file, dict) else f"a {type(file).__name__}"
-            raise UserError(f"BEATs: {str(path)!r} holds {found}; expected {{'cfg': dict, 'model': {{name: tensor}}}}")
+        if weights or Path(path).is_file():
+            file = _read(path)
+        else:
+            file = {"cfg": find_architecture(str(path), "beats").config}
         try:
             config = BEATsConfig.from_released(file["cfg"])
         except UserError as error:
             raise UserError(f"BEATs: {str(path)!r}: {error}") from error
-        if head and not config.finetuned_model:
-            raise UserError(
-                f"BEATs: {str(path)!r} is a pre-trained file, without a classifier; expected a fine-tuned one"
-            )
-        with torch.device("meta"):
-            model = cls(config, head=head, fbank_dtype=fbank_dtype, layers=layers)
-        weights = _current_names(file["model"])
-        if not head:
-            weights = {name: value for name, value in weights.items() if not name.startswith("predictor.")}
-        kept = len(model.encoder.layers)
-        weights = {name: value for name, value in weights.items() if _layer_of(name) < kept}
-        load_strictly(model, weights, f"BEATs: {str(path)!r}")
+        with META:
+            model = cls(config, fbank_dtype=fbank_dtype, layers=layers)
+        if weights:
+            kept = len(model.encoder.layers)
+            state = {
+                name: value
+                for name, value in _current_names(file["model"]).items()
+                if not name.startswith("predictor.") and _layer_of(name) < kept
+            }
+            load_strictly(model, state, f"BEATs: {str(path)!r}")
         model = model.float().eval()
         if int8:
             model.round_to_int8()
@@ -129,7 +124,7 @@ class BEATs(AudioEncoder):
 
     def round_to_int8(self) -> None:
         """Keep the linear layers in 8 bits, but the gates of the position bias: they are small and matter much."""
-        round_linears(self, skip=("grep_linear", "predictor"))
+        round_linears(self, skip=("grep_linear",))
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write the released form, `{'cfg': dict, 'model': state dict}`.
@@ -140,8 +135,8 @@ class BEATs(AudioEncoder):
             isinstance(module, Int8Linear) for module in self.modules()
         ):
             raise ValueError("BEATs: the released form has all layers and no rounded weights; load the file whole")
-        config = dataclasses.replace(self.config, finetuned_model=self.predictor is not None)
         weights = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        config = dataclasses.replace(self.config, finetuned_model="predictor.weight" in weights)
         torch.save({"cfg": dataclasses.asdict(config), "model": weights}, path)
 
     def frame_count(self, samples: int) -> int:
@@ -153,32 +148,17 @@ class BEATs(AudioEncoder):
         return described if kept == self.config.encoder_layers else described | {"layers_kept": kept}
 
     def forward(
-        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral", features: Features | None = None
+        self, waveforms: Tensor, lengths: LongTensor, features: Features | None = None
     ) -> tuple[Tensor, LongTensor]:
-        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B].
-
-        `padding="neutral"`: a clip's frames depend on its own samples alone, and are zero after its end.
-        `padding="released"`: as BEATs' code does with a padding mask. A clip's number of valid frames then follows from
-        the batch's length by repeated division, and frames after its end are not zero.
-        """
+        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B]."""
         device = self.patch_embedding.weight.device
         waveforms, lengths = waveforms.to(device), lengths.to(device)
+        self.check_lengths(lengths.tolist())
         with torch.autocast(device.type, enabled=False):
-            if padding == "released":
-                whole = torch.full_like(lengths, waveforms.shape[1])
-                fbank, _ = features or self.features(waveforms, whole)
-                frame_mask = reduce_padding(~length_mask(lengths, waveforms.shape[1]), fbank.shape[1])
-                tokens = self.embed_patches(fbank)
-                padded = reduce_padding(frame_mask, tokens.shape[1])
-            elif padding == "neutral":
-                self.check_lengths(lengths.tolist())
-                fbank, fbank_sizes = features or self.features(waveforms, lengths)
-                frame_lengths = fbank_sizes // self.config.input_patch_size * self.tokens_per_step
-                frames = self.through_network(self._encode, fbank, frame_lengths, axis=1)
-                return frames[:, : self.frame_count(waveforms.shape[1])], frame_lengths
-            else:
-                raise ValueError(f"BEATs: padding is {padding!r}; expected 'neutral' or 'released'")
-            return self.encoder(tokens, padded), (~padded).sum(dim=1)
+            fbank, fbank_sizes = features or self.features(waveforms, lengths)
+            frame_lengths = fbank_sizes // self.config.input_patch_size * self.tokens_per_step
+            frames = self.through_network(self._encode, fbank, frame_lengths, axis=1)
+            return frames[:, : self.frame_count(waveforms.shape[1])], frame_lengths
 
     def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
         """[B, T], [B] samples -> normalised fbank [B, F, M], its frames [B] of each clip."""
@@ -199,18 +179,20 @@ class BEATs(AudioEncoder):
             tokens = self.post_extract_proj(tokens)
         return F.dropout(tokens, p=self.config.dropout_input, training=self.training)
 
-    def class_probabilities(self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral") -> Tensor:
-        """[B, T], [B] samples -> [B, classes]: the fine-tuned classifier's independent probabilities."""
-        if self.predictor is None:
-            raise ValueError("BEATs: no classifier; load a fine-tuned file with from_checkpoint(path, head=True)")
-        frames, frame_lengths = self(waveforms, lengths, padding)
-        with torch.autocast(frames.device.type, enabled=False):
-            logits = self.predictor(F.dropout(frames, p=self.config.predictor_dropout, training=self.training))
-            return torch.sigmoid(zero_after(logits, frame_lengths).sum(dim=1) / frame_lengths[:, None])
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """`{'cfg': dict, 'model': {name: tensor}}`; UserError for a file of another form."""
+    try:
+        file = read_tensor_file(path, mmap=True)
+    except TensorFileError as error:
+        raise UserError(f"BEATs: cannot read {str(path)!r} as a tensor file: it {error}") from error
+    if not _is_released(file):
+        found = f"the keys {sorted(map(str, file))[:8]}" if isinstance(file, dict) else f"a {type(file).__name__}"
+        raise UserError(f"BEATs: {str(path)!r} holds {found}; expected {{'cfg': dict, 'model': {{name: tensor}}}}")
+    return file
 
 
-def is_released(file: Any) -> bool:
-    """Whether what a tensor file holds has the form of BEATs' files."""
+def _is_released(file: Any) -> bool:
     if not isinstance(file, dict) or not isinstance(file.get("cfg"), dict) or not isinstance(file.get("model"), dict):
         return False
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in file["model"].items())
@@ -220,12 +202,6 @@ def _layer_of(name: str) -> int:
     """The layer that a weight belongs to; -1 for one outside the layers."""
     parts = name.split(".")
     return int(parts[2]) if parts[:2] == ["encoder", "layers"] and parts[2].isdecimal() else -1
-
-
-def reduce_padding(padded: BoolTensor, count: int) -> BoolTensor:
-    """[B, n] -> [B, count], BEATs' own rule: drop the last n % count, a run of the rest is padding if all of it is."""
-    size = padded.shape[1]
-    return padded[:, : size - size % count].unflatten(1, (count, -1)).all(dim=-1)
 
 
 def _current_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ class BEATsConfig:
     gru_rel_pos: bool = True
     """The relative position bias is gated by the query."""
     finetuned_model: bool = False
-    """The file holds a classifier, `predictor`."""
+    """The file holds a classifier, `predictor`, of `predictor_class` classes."""
     encoder_layerdrop: float = 0.0
     """How often the released code leaves a layer out in training. Without effect here, but see `layer_drop`."""
     predictor_dropout: float = 0.0
@@ -93,7 +93,7 @@ class TransformerEncoder(nn.Module):
         self.pos_conv = nn.Sequential(PositionalConvolution(config))
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.encoder_layers)])
         self.layer_norm = nn.LayerNorm(config.encoder_embed_dim)
-        self.layer_drop = 0.0  # the released rate is `config.encoder_layerdrop`; only `model.legacy: exact` applies it
+        self.layer_drop = 0.0  # how often a layer is left out in training; the files' rate is `encoder_layerdrop`
         for layer in self.layers[1:]:  # one table of relative positions, stored under every layer's name
             layer.self_attn.relative_attention_bias = self.layers[0].self_attn.relative_attention_bias
 

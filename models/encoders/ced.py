@@ -6,9 +6,9 @@ Tiny, mini, small and base differ in width alone. Reads the released `.pt` files
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import BoolTensor, LongTensor, Tensor, nn
 from transformers.utils import cached_file
 
+from configs.architectures import find_architecture
+from models.device import META
 from models.encoders.base import AudioEncoder, Features, load_strictly
 from models.encoders.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, decibel_frames, decibel_spectrogram
 from models.frames import length_mask, zero_after
@@ -30,8 +32,7 @@ PATCH = 16
 BINS = DECIBEL_BINS // PATCH  # patches, and tokens, a time step
 RELEASED_HEAD_DIM = 64
 NORM_EPSILON = 1e-6
-
-Padding = Literal["neutral", "released"]
+WITHOUT_EFFECT = ("front_end.", "outputlayer.")  # the spectrogram's filters, which are computed, and the classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,6 @@ class CEDConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
-    outputdim: int = 527
     target_length: int = 1012
     """Spectrogram frames that the time positions span: 10.1 s."""
     rescale: bool = False
@@ -59,7 +59,7 @@ class CED(AudioEncoder):
     stored statistics in training too.
     """
 
-    def __init__(self, config: CEDConfig, *, head: bool = False) -> None:
+    def __init__(self, config: CEDConfig) -> None:
         super().__init__()
         self.config = config
         width = config.embed_dim
@@ -74,7 +74,6 @@ class CED(AudioEncoder):
         self.freq_pos_embed = nn.Parameter(0.02 * torch.randn(1, width, BINS, 1))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.outputlayer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.outputdim)) if head else None
         self.train(self.training)
 
     @classmethod
@@ -86,9 +85,9 @@ class CED(AudioEncoder):
         target_length: int | None = None,
         rescale: bool = False,
         frequency_major: bool = False,
-        head: bool = False,
         dtype: torch.dtype = torch.float32,
         token: str | None = None,
+        weights: bool = True,
     ) -> CED:
         """Load a `.pt` file, a folder with `config.json` and `model.safetensors`, or a hub name.
 
@@ -97,37 +96,30 @@ class CED(AudioEncoder):
             target_length: spectrogram frames that a piece may have; the file's time positions are cut to it, or
                 stretched for clips over 10 s in one piece.
             rescale, frequency_major: see `CEDConfig`.
-            head: keep the classifier.
-            dtype: of the weights; the BatchNorm in front, which sees decibels, stays in float32.
+            dtype: of the weights; the BatchNorm in front, whose input is in decibels, stays in float32.
+            weights: False makes it on the meta device: by a file's tensors, else by the facts of configs/architectures.
 
-        Raises ValueError for a file that is not a CED, naming what does not fit.
+        Raises UserError for a file that is not a CED, naming what does not fit.
         """
-        weights, described = _read(path, token)
-        weights = {_released_name(name): value for name, value in weights.items()}
-        dropped = ("front_end.",) if head else ("front_end.", "outputlayer.")
-        weights = {name: value for name, value in weights.items() if not name.startswith(dropped)}
-        try:
-            width, positions = weights["time_pos_embed"].shape[1], weights["time_pos_embed"].shape[3]
-            inner = weights["blocks.0.mlp.fc1.weight"].shape[0]
-        except (KeyError, IndexError) as error:
-            raise UserError(
-                f"CED: {str(path)!r} is no CED; expected time_pos_embed [1, D, 1, T] and blocks.0.mlp.fc1.weight"
-            ) from error
-        span = target_length or described.get("target_length") or _span_of(positions)
-        weights["time_pos_embed"] = _fit_positions(weights["time_pos_embed"].float(), span // PATCH)
-        config = CEDConfig(
-            embed_dim=width,
-            depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
-            num_heads=num_heads or described.get("num_heads", max(1, width // RELEASED_HEAD_DIM)),
-            mlp_ratio=inner / width,
-            outputdim=len(weights["outputlayer.1.bias"]) if "outputlayer.1.bias" in weights else 0,
-            target_length=span,
-            rescale=rescale,
-            frequency_major=frequency_major,
+        state: dict[str, Tensor] = {}
+        if weights or Path(path).is_file():
+            state, described = _read(path, token)
+            state = {_released_name(name): value for name, value in state.items()}
+            state = {name: value for name, value in state.items() if not name.startswith(WITHOUT_EFFECT)}
+            described |= _sizes_of(state, described, str(path))
+        else:
+            described = find_architecture(str(path), "ced").config
+        known = {field.name: described[field.name] for field in fields(CEDConfig) if field.name in described}
+        config = CEDConfig(**known | {"rescale": rescale, "frequency_major": frequency_major})
+        config = replace(
+            config, target_length=target_length or config.target_length, num_heads=num_heads or config.num_heads
         )
-        with torch.device("meta"):
-            model = cls(config, head=head)
-        load_strictly(model, weights, f"CED: {str(path)!r}")
+        with META:
+            model = cls(config)
+        if weights:
+            table = state["time_pos_embed"].float()
+            state["time_pos_embed"] = _fit_positions(table, config.target_length // PATCH)
+            load_strictly(model, state, f"CED: {str(path)!r}")
         model.to(dtype)
         model.init_bn.float()
         return model.eval()
@@ -141,46 +133,42 @@ class CED(AudioEncoder):
         return decibel_frames(samples) // PATCH * BINS
 
     def settings(self) -> dict[str, Any]:
-        return {"encoder": "ced", **asdict(self.config)}
+        # The classifier that this never had: without it, frames kept under the old fingerprint would not be found.
+        return {"encoder": "ced", "outputdim": 0, **asdict(self.config)}
 
     def forward(
-        self, waveforms: Tensor, lengths: LongTensor, padding: Padding = "neutral", features: Features | None = None
+        self, waveforms: Tensor, lengths: LongTensor, features: Features | None = None
     ) -> tuple[Tensor, LongTensor]:
-        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B].
-
-        `padding="released"`: as CED's code does, which knows no lengths and floors by the batch's loudest bin.
-        """
+        """[B, T], [B] samples -> frames [B, N, D], frame_lengths [B]."""
         device = self.time_pos_embed.device
         waveforms, lengths = waveforms.to(device), lengths.to(device)
-        if padding == "released":
-            spectrogram, _ = features or self.features(waveforms, lengths, batch_floor=True)
-            steps = torch.full_like(lengths, spectrogram.shape[-1] // PATCH)
-            tokens = self.encode_spectrogram(self.normalise(spectrogram), steps)
-        elif padding == "neutral":
-            self.check_lengths(lengths.tolist())
-            spectrogram, spectrogram_lengths = features or self.features(waveforms, lengths)
-            steps = spectrogram_lengths // PATCH
-            tokens = self.through_network(
-                self.encode_spectrogram,
-                self.normalise(spectrogram),
-                steps,
-                axis=2,
-                longest=self.config.target_length,
-            )
-        else:
-            raise ValueError(f"CED: padding is {padding!r}; expected 'neutral' or 'released'")
-        frames = tokens.unflatten(1, (BINS, -1))[:, :, : spectrogram.shape[-1] // PATCH].transpose(1, 2).flatten(1, 2)
+        self.check_lengths(lengths.tolist())
+        spectrogram, spectrogram_lengths = features or self.features(waveforms, lengths)
+        steps = spectrogram_lengths // PATCH
+        tokens = self.through_network(
+            self.encode_spectrogram,
+            self.normalise(spectrogram),
+            steps,
+            axis=2,
+            longest=self.config.target_length,
+        )
+        return self.in_order(tokens, steps, spectrogram.shape[-1] // PATCH)
+
+    def in_order(self, tokens: Tensor, steps: LongTensor, count: int) -> tuple[Tensor, LongTensor]:
+        """Tokens of `encode_spectrogram`, time steps [B] of each clip -> frames [B, N, D] of `count` steps, zero after
+        each clip's end, and frame_lengths [B]: in time order, or with `frequency_major` in the network's own."""
+        frames = tokens.unflatten(1, (BINS, -1))[:, :, :count].transpose(1, 2).flatten(1, 2)
         if self.config.frequency_major:
-            place = torch.arange(frames.shape[1], device=device)[None]
+            place = torch.arange(frames.shape[1], device=frames.device)[None]
             own = steps[:, None].clamp(min=1)  # a clip's own steps, so that its order is the one it has alone
             index = (place % own * BINS + place // own).clamp(max=frames.shape[1] - 1)
             frames = frames.gather(1, index[..., None].expand_as(frames))
         return zero_after(frames, steps * BINS), steps * BINS
 
-    def features(self, waveforms: Tensor, lengths: LongTensor, *, batch_floor: bool = False) -> Features:
+    def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
         """[B, T], [B] samples -> mel spectrogram [B, M, F] in dB, its frames [B] of each clip."""
         with span("features", self.name):
-            return decibel_spectrogram(waveforms, lengths, batch_floor=batch_floor), 1 + lengths // HOP
+            return decibel_spectrogram(waveforms, lengths), 1 + lengths // HOP
 
     def normalise(self, spectrogram: Tensor) -> Tensor:
         """[B, M, F] in dB -> [B, M, F], by the statistics of the training set, bin by bin."""
@@ -205,24 +193,6 @@ class CED(AudioEncoder):
         for block in self.blocks:
             tokens = block(tokens, keys)
         return self.norm(tokens)
-
-    def class_probabilities(self, waveforms: Tensor, padding: Padding = "neutral") -> Tensor:
-        """[B, T], clips of equal length -> [B, classes]: the classifier's independent probabilities.
-
-        Longer spectrograms than the time positions span are cut in pieces of that span, the last one filled with
-        zeros, and the pieces' probabilities averaged.
-        """
-        if self.outputlayer is None:
-            raise ValueError("CED: no classifier; load it with from_checkpoint(path, head=True)")
-        lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
-        spectrogram = self.normalise(decibel_spectrogram(waveforms, lengths, batch_floor=padding == "released"))
-        span = self.config.target_length
-        pieces = list(spectrogram.split(span, dim=-1))
-        if len(pieces) > 1:
-            pieces[-1] = F.pad(pieces[-1], (0, span - pieces[-1].shape[-1]))
-        steps = torch.full_like(lengths, pieces[0].shape[-1] // PATCH)
-        logits = [self.outputlayer(self.encode_spectrogram(piece, steps).mean(dim=1)) for piece in pieces]
-        return torch.stack(logits).sigmoid().mean(dim=0)
 
 
 class Block(nn.Module):
@@ -274,6 +244,24 @@ def _state_dict(file: Any) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise TensorFileError(f"has {name!r:.40}, a {type(value).__name__}; expected tensors under their names")
     return weights
+
+
+def _sizes_of(state: dict[str, Tensor], described: dict[str, Any], path: str) -> dict[str, Any]:
+    """Fields of `CEDConfig` that the weights tell; where they do not tell, what a config.json says comes first."""
+    try:
+        _, width, _, positions = state["time_pos_embed"].shape
+        inner = state["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"CED: {path!r} is no CED; expected time_pos_embed [1, D, 1, T] and blocks.0.mlp.fc1.weight"
+        ) from error
+    return {
+        "embed_dim": width,
+        "depth": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        "num_heads": described.get("num_heads", max(1, width // RELEASED_HEAD_DIM)),
+        "mlp_ratio": inner / width,
+        "target_length": described.get("target_length") or _span_of(positions),
+    }
 
 
 def _span_of(positions: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from models.encoders.stack import EncoderStack, logger
+from models.encoders.table import EncoderRules
 from models.frames import Frames
 from support.command_line import UserError
 from support.files import write_whole
@@ -28,11 +30,11 @@ class FrameCache:
     Each `EncoderStack.fingerprint` has a folder of its own in `folder`.
 
     Raises:
-        ValueError: the stack's outputs cannot be kept (`EncoderStack.why_not_cached`).
+        UserError: the stack's outputs cannot be kept (`why_not_cached`).
     """
 
     def __init__(self, folder: str | Path, stack: EncoderStack) -> None:
-        reason = stack.why_not_cached(stack.frozen)
+        reason = why_not_cached(stack.frozen, stack.rules)
         if reason is not None:
             raise UserError(f"datasets.cache_encoder_outputs is {folder}, but {reason}.")
         self.stack = stack
@@ -43,7 +45,7 @@ class FrameCache:
     @classmethod
     def where_possible(cls, folder: str | Path | None, stack: EncoderStack) -> FrameCache | None:
         """A cache in `folder`; None where none is named, or where the stack's outputs cannot be kept."""
-        return None if not folder or stack.why_not_cached(stack.frozen) else cls(folder, stack)
+        return None if not folder or why_not_cached(stack.frozen, stack.rules) else cls(folder, stack)
 
     def encode(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
         """What the stack returns for `waveforms, lengths`, from the cache where it is there."""
@@ -85,6 +87,22 @@ class FrameCache:
                 self.folder,
                 error,
             )
+
+
+def why_not_cached(frozen: Mapping[str, bool], rules: EncoderRules) -> str | None:
+    """Why the frames of these encoders, `frozen` or not, cannot be kept, and what to change; None where they can."""
+    if rules.depends_on_batch:
+        return (
+            "under model.legacy: exact a clip's encoder outputs depend on its batch: set the cache to null, or "
+            "model.legacy to weights"
+        )
+    trained = [name for name, is_frozen in frozen.items() if not is_frozen]
+    if trained:
+        return (
+            f"the encoder {' and '.join(trained)} is trained, so its outputs change: freeze it, or set the cache to "
+            "null"
+        )
+    return None
 
 
 def _batch(frames: list[Tensor], device: torch.device) -> Frames:

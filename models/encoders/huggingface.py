@@ -24,6 +24,8 @@ from transformers import AutoConfig, FeatureExtractionMixin, PretrainedConfig, P
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.utils import logging as library_logging
 
+from configs.architectures import find_architecture
+from models.device import META
 from models.encoders.base import AudioEncoder, Features
 from models.encoders.features import (
     HOP,
@@ -71,7 +73,7 @@ class HFEncoder(AudioEncoder):
     - Convolutional adapters behind the encoder, as fine-tuned speech recognisers may have, are left out.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__()
         if window not in ("clip", "full"):
             raise ValueError(f"window is {window!r}; expected 'clip' or 'full'")
@@ -91,6 +93,7 @@ class HFEncoder(AudioEncoder):
         window: Window = "clip",
         dtype: torch.dtype = torch.float32,
         token: str | None = None,
+        weights: bool = True,
     ) -> HFEncoder:
         """Load an encoder from a folder or a hub name, `owner/name` or `owner/name@revision`.
 
@@ -99,12 +102,18 @@ class HFEncoder(AudioEncoder):
         Args:
             kinds: what may be there, of `KINDS`; None allows all.
             window: `full` gives AST the 10 s that its feature extractor pads every clip to, `clip` the clip's length.
+            weights: False makes it on the meta device, from the facts of configs/architectures.
 
-        Raises ValueError if nothing can be loaded, if it is of another kind, or if it lacks weights of the encoder.
+        Raises UserError if nothing can be loaded, if it is of another kind, or if it lacks weights of the encoder.
         """
+        source = f"{str(folder)!r}"
+        if not weights:
+            config = AutoConfig.for_model(**find_architecture(str(folder), "audio").config)
+            _kind_of(config, source, kinds)
+            with META:
+                return cls.from_config(config, window=window).to(dtype)
         name, revision = split_revision(str(folder))
         options = {"revision": revision, "token": token}
-        source = f"{str(folder)!r}"
         try:
             config = AutoConfig.from_pretrained(name, **options)
         except (OSError, ValueError, KeyError) as error:
@@ -141,8 +150,9 @@ class HFEncoder(AudioEncoder):
         source = f"a {config.model_type} configuration"
         kind = _kind_of(config, source, None)
         if extractor is None:
+            own = {"feature_size": _prepared(config).num_mel_bins} if kind.encoder is ParakeetEncoder else {}
             with _quiet():
-                extractor = getattr(transformers, kind.extractor)()
+                extractor = getattr(transformers, kind.extractor)(**own)
         network = getattr(transformers, kind.network)(_prepared(config))
         return _join(kind, network, extractor, window, source)
 
@@ -189,7 +199,7 @@ class WaveformEncoder(HFEncoder):
     its end are masked.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__(network, extractor, window)
         for module in network.modules():
             if isinstance(module, WavLMAttention):
@@ -251,7 +261,7 @@ class Wav2Vec2BertEncoder(HFEncoder):
     second. Its convolutions look back only, and keys past a clip's end are masked.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__(network, extractor, window)
         stride = extractor.stride
         self._expect_extractor(num_mel_bins=network.config.feature_projection_input_dim // stride)
@@ -279,7 +289,7 @@ class ParakeetEncoder(HFEncoder):
     Zeros stand after each clip's end before every convolution, keys past its end are masked.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__(network, extractor, window)
         config = network.config
         self._expect_extractor(feature_size=config.num_mel_bins, hop_length=HOP, win_length=WINDOW, n_fft=PARAKEET_FFT)
@@ -323,7 +333,7 @@ class ASTEncoder(HFEncoder):
     silence included.
     """
 
-    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window = "clip") -> None:
+    def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
         super().__init__(network, extractor, window)
         config = network.config
         self._expect_extractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)

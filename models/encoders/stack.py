@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models.connector.fusion import resampled_length
+from models.device import named_dtype
 from models.encoders.base import AudioEncoder, FeatureSource
 from models.encoders.long_clips import encode_any_length, joined_frame_count
-from models.encoders.table import ENCODERS, build_encoder, frozen_encoders
+from models.encoders.table import ENCODERS, OWN_RULES, EncoderRules, build_encoder, frozen_encoders
 from models.frames import Frames, length_mask
 from models.quantization import int8
 from models.runtime.cuda_graphs import Replays
@@ -41,16 +42,20 @@ class EncoderStack(nn.Module):
     and evaluation different frames of the same clip.
     """
 
-    hears_batch = False
-    """Whether a clip's frames depend on the batch that it is in."""
-
-    def __init__(self, encoders: dict[str, AudioEncoder], frozen: dict[str, bool] | None = None) -> None:
+    def __init__(
+        self,
+        encoders: dict[str, AudioEncoder],
+        frozen: dict[str, bool] | None = None,
+        rules: EncoderRules = OWN_RULES,
+    ) -> None:
+        """`frozen` says which encoders are; None: all."""
         super().__init__()
         if not encoders:
             keys = ", ".join(f"model.{entry.path_key}" for entry in ENCODERS.values())
             raise UserError(f"no audio encoder; set at least one of {keys}")
         self.encoders = nn.ModuleDict(encoders)
         self.frozen = {name: True if frozen is None else frozen[name] for name in encoders}
+        self.rules = rules
         self.captures = True
         """Whether the encoders' networks are captured in CUDA graphs, in evaluation on such a device."""
         for name, encoder in self.encoders.items():
@@ -60,21 +65,37 @@ class EncoderStack(nn.Module):
         self.train(self.training)
 
     @classmethod
-    def from_config(cls, config: ModelConfig, device: torch.device | str = "cpu") -> EncoderStack:
+    def from_config(
+        cls,
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
+        *,
+        rules: EncoderRules = OWN_RULES,
+        weights: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> EncoderStack:
         """Every encoder that `config` names weights for, in the table's order, on the CPU.
 
-        `device` is where the stack will run: `model.dtype: auto` is float16 on CUDA, float32 elsewhere. Encoders that
-        train keep float32 weights.
+        `device` is where the stack will run. Frozen encoders have `dtype`, None for what `model.dtype` means there;
+        encoders that train keep float32 weights. Without `weights` all are on the meta device, made from architecture
+        facts, and the device need not exist.
         """
-        named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-        automatic = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+        device = torch.device(device)
         frozen = frozen_encoders(config)
-        dtype = named.get(config.dtype, automatic)
-        if config.encoder_quantization == "int8":
-            int8.check_device(torch.device(device), allow_slow=config.allow_slow_kernels)
-        encoders = {name: build_encoder(name, config, dtype if frozen[name] else torch.float32) for name in frozen}
-        stack = cls(encoders, frozen)
-        for line in stack.kernels(torch.device(device)):
+        dtype = dtype or named_dtype(config.dtype, device)
+        if weights and config.encoder_quantization == "int8":
+            int8.check_device(device, allow_slow=config.allow_slow_kernels)
+        encoders = {
+            name: build_encoder(name, config, rules, dtype if frozen[name] else torch.float32, weights=weights)
+            for name in frozen
+        }
+        stack = cls(encoders, frozen, rules)
+        if not weights:
+            for layer in stack.modules():
+                if isinstance(layer, int8.Int8Linear):
+                    layer.kernel = int8.fastest(device)  # fixed now: a plan's tensors all claim to be on the CPU
+            return stack
+        for line in stack.kernels(device):
             logger.info("encoder %s", line)
         return stack
 
@@ -98,7 +119,7 @@ class EncoderStack(nn.Module):
     @property
     def min_samples(self) -> int:
         """What shorter clips are extended to, for all encoders alike, so that their streams end together."""
-        return max(encoder.min_samples for encoder in self.encoders.values())
+        return max(self.rules.min_samples, *(encoder.min_samples for encoder in self.encoders.values()))
 
     @property
     def fingerprint(self) -> str:
@@ -106,22 +127,6 @@ class EncoderStack(nn.Module):
         parts = [f"{name}:{encoder.fingerprint}" for name, encoder in self.encoders.items()]
         parts.append(f"min_samples:{self.min_samples}")
         return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
-
-    @classmethod
-    def why_not_cached(cls, frozen: Mapping[str, bool]) -> str | None:
-        """Why no frames can be kept of encoders that are `frozen` or not, with the mend; None where they can."""
-        if cls.hears_batch:
-            return (
-                "under model.legacy: exact encoders hear the batch, so that a clip has no outputs of its own: set the "
-                "cache to null, or model.legacy to weights"
-            )
-        trained = [name for name, is_frozen in frozen.items() if not is_frozen]
-        if trained:
-            return (
-                f"the encoder {' and '.join(trained)} is trained, so its outputs change: freeze it, or set the cache "
-                "to null"
-            )
-        return None
 
     def train(self, mode: bool = True) -> EncoderStack:
         super().train(mode)

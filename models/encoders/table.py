@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,11 +12,30 @@ from models.encoders.base import AudioEncoder
 from models.encoders.beats import BEATs
 from models.encoders.ced import CED
 from models.encoders.huggingface import HFEncoder
-from models.encoders.whisper import WhisperEncoder
+from models.encoders.whisper import WhisperEncoder, Window
 from support.command_line import UserError
 
 if TYPE_CHECKING:
     from configs.sections import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRules:
+    """How a model's encoders take clips, where its configuration does not say; the defaults are this program's own."""
+
+    window: Window | None = None
+    """How much audio Whisper and AST take, in place of `model.window`."""
+    fbank_dtype: torch.dtype = torch.float32
+    """Type in which BEATs' fbank is computed."""
+    ced_options: Mapping[str, Any] = field(default_factory=dict)
+    """Of `CED.from_checkpoint`: `target_length`, `rescale`, `frequency_major`."""
+    min_samples: int = 1
+    """Shorter clips are extended to this with silence; longer where an encoder needs more."""
+    depends_on_batch: bool = False
+    """Whether a clip's frames depend on its batch."""
+
+
+OWN_RULES = EncoderRules()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,46 +46,49 @@ class EncoderEntry:
     """The field of `model` that names its weights; the encoder is used where it is set."""
     freeze_key: str
     """The field of `model` that says whether it is frozen."""
-    build: Callable[[ModelConfig, torch.dtype], AudioEncoder]
-    """From the configuration and the dtype that frozen weights should have."""
+    build: Callable[[ModelConfig, EncoderRules, torch.dtype, bool], AudioEncoder]
+    """From the configuration, the rules, the dtype of the weights, and whether to load them."""
 
 
-def _build_whisper(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
-    window = config.window if config.legacy == "off" else "full"
+def _build_whisper(config: ModelConfig, rules: EncoderRules, dtype: torch.dtype, weights: bool) -> AudioEncoder:
     return WhisperEncoder.from_pretrained(
         config.whisper_path,
-        window=window,
+        window=rules.window or config.window,
         dtype=dtype,
         token=config.token or None,
         layers=config.whisper_layers,
         int8=config.encoder_quantization == "int8",
+        weights=weights,
     )
 
 
-def _build_beats(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
-    # Released systems computed the fbank in float64. BEATs itself stays in float32, see there.
-    fbank_dtype = torch.float32 if config.legacy == "off" else torch.float64
-    return BEATs.from_checkpoint(
+def _build_beats(config: ModelConfig, rules: EncoderRules, dtype: torch.dtype, weights: bool) -> AudioEncoder:
+    return BEATs.from_checkpoint(  # in float32 always, see there
         config.beats_path,
-        fbank_dtype=fbank_dtype,
+        fbank_dtype=rules.fbank_dtype,
         layers=config.beats_layers,
         int8=config.encoder_quantization == "int8",
+        weights=weights,
     )
 
 
-def _build_ced(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
-    # The published system with CED: 30 s in one piece, rescaled decibels, tokens in the network's order.
-    legacy = {} if config.legacy == "off" else {"target_length": 3001, "rescale": True, "frequency_major": True}
-    return CED.from_checkpoint(config.ced_path, dtype=dtype, token=config.token or None, **legacy)
+def _build_ced(config: ModelConfig, rules: EncoderRules, dtype: torch.dtype, weights: bool) -> AudioEncoder:
+    token = config.token or None
+    return CED.from_checkpoint(config.ced_path, dtype=dtype, token=token, weights=weights, **rules.ced_options)
 
 
 def _hf_entry(name: str, *kinds: str) -> EncoderEntry:
     """An encoder of transformers; `kinds` are the model types that its path may lead to."""
 
-    def build(config: ModelConfig, dtype: torch.dtype) -> AudioEncoder:
-        window = config.window if config.legacy == "off" else "full"
-        path = getattr(config, f"{name}_path")
-        return HFEncoder.from_pretrained(path, kinds=kinds, window=window, dtype=dtype, token=config.token or None)
+    def build(config: ModelConfig, rules: EncoderRules, dtype: torch.dtype, weights: bool) -> AudioEncoder:
+        return HFEncoder.from_pretrained(
+            getattr(config, f"{name}_path"),
+            kinds=kinds,
+            window=rules.window or config.window,
+            dtype=dtype,
+            token=config.token or None,
+            weights=weights,
+        )
 
     return EncoderEntry(path_key=f"{name}_path", freeze_key=f"freeze_{name}", build=build)
 
@@ -83,10 +105,17 @@ ENCODERS: dict[str, EncoderEntry] = {
 }
 
 
-def build_encoder(name: str, config: ModelConfig, dtype: torch.dtype = torch.float32) -> AudioEncoder:
-    """The encoder called `name`, with the weights that `config` names for it.
+def build_encoder(
+    name: str,
+    config: ModelConfig,
+    rules: EncoderRules,
+    dtype: torch.dtype = torch.float32,
+    *,
+    weights: bool = True,
+) -> AudioEncoder:
+    """The encoder called `name`, with the weights that `config` names for it, or without, on the meta device.
 
-    Raises ValueError for a name that is not in the table, or without a path.
+    Raises UserError for a name that is not in the table, or without a path.
     """
     if name not in ENCODERS:
         raise UserError(f"encoder {name!r} is not known; expected one of {', '.join(ENCODERS)}")
@@ -94,7 +123,7 @@ def build_encoder(name: str, config: ModelConfig, dtype: torch.dtype = torch.flo
     if not getattr(config, entry.path_key):
         raise UserError(f"encoder {name!r} has no weights; set model.{entry.path_key}")
     try:
-        return entry.build(config, dtype)
+        return entry.build(config, rules, dtype, weights)
     except UserError as error:
         raise UserError(f"model.{entry.path_key}: {error}") from error
 

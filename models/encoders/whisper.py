@@ -11,11 +11,13 @@ from torch import LongTensor, Tensor
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as TransformersWhisperEncoder
 
+from configs.architectures import find_architecture
+from models.device import META
 from models.encoders.base import AudioEncoder, Features, kept_layers
 from models.encoders.features import HOP, WINDOW, log_mel, log_mel_frames
 from models.frames import length_mask, zero_after
 from models.hub import loading_problem, split_revision
-from models.quantization.int8 import RoundingConfig
+from models.quantization.int8 import RoundingConfig, round_linears
 from models.runtime.spans import span
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -40,7 +42,7 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^(model\.)?decoder\.", r"^proj_out\."]
 
-    def __init__(self, config: WhisperConfig, window: Window = "clip") -> None:
+    def __init__(self, config: WhisperConfig, window: Window) -> None:
         if window not in ("clip", "full"):
             raise ValueError(f"Whisper: window is {window!r}; expected 'clip' or 'full'")
         super().__init__(config)
@@ -62,15 +64,24 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
         token: str | None = None,
         layers: int | None = None,
         int8: bool = False,
+        weights: bool = True,
     ) -> WhisperEncoder:
         """Load the encoder alone from a Whisper folder or a hub name, `owner/name` or `owner/name@revision`.
 
         Full models and bare encoders are read. Weights go straight to `dtype`, whatever the file holds; with `int8`,
         those of linear layers straight to 8 bits. `layers` keeps that many layers, from the bottom; the others are not
-        read.
+        read. Without `weights` the encoder is made on the meta device, from the facts of configs/architectures.
 
-        Raises ValueError if there is no Whisper model, or if it lacks weights of the encoder.
+        Raises UserError if there is no Whisper model, or if it lacks weights of the encoder.
         """
+        if not weights:
+            config = WhisperConfig(**find_architecture(str(folder), "whisper").config)
+            config.encoder_layers = kept_layers("Whisper", layers, config.encoder_layers)
+            with META:
+                encoder = cls(config, window).to(dtype)
+                if int8:
+                    round_linears(encoder)
+            return encoder.eval()
         name, revision = split_revision(str(folder))
         try:
             config = WhisperConfig.from_pretrained(name, revision=revision, token=token)

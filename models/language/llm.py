@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from configs.architectures import find_architecture
 from configs.sections import ModelConfig
+from models.device import META, named_dtype
 from models.hub import loading_problem, split_revision
 from models.language.lora import LoraMixin
 from models.quantization import backends, report
+from models.quantization.stored_shapes import GROUP, pack_linears
 from models.runtime.file_pages import release_weights
 from support.command_line import UserError
+from support.units import dtype_name
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +29,6 @@ logger = logging.getLogger(__name__)
 # family is compared on a few tokens each time it is loaded.
 VERIFIED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_text"})
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class RowCache(Protocol):
@@ -49,13 +52,33 @@ class LanguageModel(LoraMixin):
         self._layer_types = _layer_types(self.config)
         self.kernel = report.kernel_report(model, backend, self.device, self.dtype)
         backends.make_trainable(model)
-        if self.config.model_type not in VERIFIED_FAMILIES:
+        if self.config.model_type not in VERIFIED_FAMILIES and self.device != META:
             self._check_against_library()
 
     @classmethod
-    def from_config(cls, config: ModelConfig, device: torch.device | str = "cpu") -> "LanguageModel":
-        """Load `config.llama_path` in its compute type, quantised as configured, and put fresh LoRA layers on it."""
-        device = torch.device(device)
+    def from_config(
+        cls, config: ModelConfig, device: torch.device | str = "cpu", *, weights: bool = True
+    ) -> "LanguageModel":
+        """Load `config.llama_path` in its compute type, quantised as configured, and put fresh LoRA layers on it.
+
+        Without `weights` it is made on the meta device from architecture facts, in the types that it would have on
+        `device`, which need not exist.
+        """
+        if not config.llama_path:
+            raise UserError("model.llama_path is not set; expected a folder or hub name of a causal language model.")
+        llm = (cls._loaded if weights else cls._planned)(config, torch.device(device))
+        if config.lora:
+            with nullcontext() if weights else META:
+                llm.add_lora(
+                    rank=config.lora_rank,
+                    alpha=config.lora_alpha,
+                    dropout=config.lora_dropout,
+                    target_modules=config.lora_target_modules,
+                )
+        return llm
+
+    @classmethod
+    def _loaded(cls, config: ModelConfig, device: torch.device) -> "LanguageModel":
         name, revision = split_revision(config.llama_path)
         source = {"revision": revision, "token": config.token}
         llm_config = _load_config(config.llama_path, name, source)
@@ -93,13 +116,34 @@ class LanguageModel(LoraMixin):
             release_weights()
         llm = cls(model, backend=backend)
         logger.info("language model %s, weights: %s", config.llama_path, llm.kernel)
-        if config.lora:
-            llm.add_lora(
-                rank=config.lora_rank,
-                alpha=config.lora_alpha,
-                dropout=config.lora_dropout,
-                target_modules=config.lora_target_modules,
+        return llm
+
+    @classmethod
+    def _planned(cls, config: ModelConfig, device: torch.device) -> "LanguageModel":
+        try:
+            facts = find_architecture(config.llama_path, "llm")
+        except UserError as error:
+            raise type(error)(f"model.llama_path: {error}") from error
+        backend = backends.named_backend(config, facts.quantized)
+        stored = facts.config.get("quantization_config") or {}
+        llm_config = AutoConfig.for_model(
+            **{key: value for key, value in facts.config.items() if key != "quantization_config"}
+        )
+        dtype = compute_dtype(config.dtype, device, llm_config.get_text_config().model_type)
+        with META:
+            model = AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
+        if backend.name != "none":
+            pack_linears(
+                model,
+                backend.name,
+                dtype,
+                skip=model.get_output_embeddings(),
+                bits=stored.get("bits", 4),
+                group_size=stored.get("group_size", GROUP) if backend.name == "gptq" else config.torchao_group_size,
+                unpacks=backend.name != "gptq" or backends.gptq_kernel(config, device) == "dequantize",
             )
+        llm = cls(model, backend=backend)
+        llm.kernel = f"{backend.name}, planned, compute {dtype_name(dtype)}, {device.type}"
         return llm
 
     @property
@@ -220,18 +264,14 @@ class LanguageModel(LoraMixin):
 
 def compute_dtype(choice: str, device: torch.device, model_type: str = "") -> torch.dtype:
     """The type to compute in. `auto`: float32 on CPU, float16 on CUDA; Gemma would overflow: bfloat16 or float32."""
-    if choice in PRECISIONS:
-        return PRECISIONS[choice]
-    if device.type != "cuda":
-        return torch.float32
-    if not model_type.startswith("gemma"):
-        return torch.float16
+    if choice != "auto" or device.type != "cuda" or not model_type.startswith("gemma"):
+        return named_dtype(choice, device)
+    if not torch.cuda.is_available():  # planned for a device that is elsewhere: taken to have bfloat16
+        return torch.bfloat16
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
 
 
 def _load_config(path: str, name: str, source: dict) -> PreTrainedConfig:
-    if not path:
-        raise UserError("model.llama_path is not set; expected a folder or hub name of a causal language model.")
     try:
         return AutoConfig.from_pretrained(name, **source)
     except (OSError, ValueError) as error:

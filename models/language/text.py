@@ -86,15 +86,15 @@ class TextProcessor:
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        prompt_template: str = "",
-        end_sym: str = "</s>",
-        bos_token: str | None = None,
-        stop_strings: Sequence[str] = (),
-        max_txt_len: int = 300,
-        extra_eos_ids: Iterable[int] = (),
+        prompt_template: str,
+        end_sym: str,
+        bos_token: str | None,
+        stop_strings: Sequence[str],
+        max_txt_len: int,
+        extra_eos_ids: Iterable[int],
     ) -> None:
         self.tokenizer = tokenizer
-        self.prompt_template = _checked_template(prompt_template)
+        self.prompt_template = prompt_template
         self.max_txt_len = max_txt_len
         self.end_sym = end_sym
         self.bos_ids = _bos_ids(tokenizer, bos_token)
@@ -126,18 +126,16 @@ class TextProcessor:
         """The tokenizer and the end-of-sequence ids of the folder (or hub name) `config.llama_path`."""
         return cls(
             load_tokenizer(config.llama_path, token=config.token),
-            prompt_template=config.prompt_template or "",
-            end_sym=config.end_sym or "",
+            prompt_template=config.prompt_template,
+            end_sym=config.end_sym,
             bos_token=config.bos_token,
-            stop_strings=config.stop_strings or (),
+            stop_strings=config.stop_strings,
             max_txt_len=config.max_txt_len,
             extra_eos_ids=_declared_eos_ids(config.llama_path, config.token),
         )
 
     def in_template(self, prompt: str) -> str:
         """The prompt inside the chat template; one that places the audio itself takes it over from the prompt."""
-        if not self.prompt_template:
-            return prompt
         if PLACEHOLDER in self.prompt_template:
             prompt = prompt.replace(MARKED_PLACEHOLDER, "").replace(PLACEHOLDER, "").strip()
         return self.prompt_template.replace("{}", prompt, 1)
@@ -232,18 +230,6 @@ def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenize
             f"model.llama_path: no tokenizer could be loaded from {path!r} ({loading_problem(path, error)}); "
             "expected a folder with tokenizer.json, or a hub name."
         ) from error
-
-
-def _checked_template(template: str) -> str:
-    count = template.count("{}")
-    if template and count != 1:
-        raise UserError(
-            f"model.prompt_template {template!r} holds {count} {{}}; expected exactly one, where the prompt belongs "
-            "(or an empty template)."
-        )
-    if template.count(PLACEHOLDER) > 1:
-        raise UserError(f"model.prompt_template {template!r} holds {PLACEHOLDER} more than once.")
-    return template
 
 
 def _bos_ids(tokenizer: PreTrainedTokenizerBase, bos_token: str | None) -> tuple[int, ...]:

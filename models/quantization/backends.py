@@ -5,19 +5,18 @@ faster than unquantised weights. The table says so, `resolve_backend` checks it 
 `kernel_report` names the kernels that will really run.
 """
 
-import hashlib
 import importlib.util
 import logging
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import BitsAndBytesConfig, GPTQConfig, PreTrainedConfig, TorchAoConfig
 
+from configs.architectures import stored_quantization
 from configs.sections import ModelConfig
-from models.quantization.gptq import GPTQLinear, GPTQSettings, StoredGPTQ, cpu_block
+from models.quantization.gptq import GPTQSettings, cpu_block
 from models.quantization.gptq_folder import reader_arguments
-from models.quantization.layers import is_torchao, parts_of, quantized_layers
 from support.command_line import UserError
 
 
@@ -120,18 +119,7 @@ UNQUANTISED = ("lm_head",)
 
 def stored_backend(llm_config: PreTrainedConfig) -> str | None:
     """The back-end that a folder's weights are already quantised with, if any."""
-    stored = _stored_config(llm_config)
-    if stored is None:
-        return None
-    if stored.get("load_in_4bit"):
-        return "nf4"
-    if stored.get("load_in_8bit"):
-        return "int8"
-    method = stored.get("quant_method", "unknown")
-    method = str(getattr(method, "value", method))
-    if method == "torchao":
-        return "torchao_int4" if "int4" in str(stored.get("quant_type")).lower() else "torchao_int8"
-    return method
+    return stored_quantization(_stored_config(llm_config))
 
 
 def _stored_config(llm_config: PreTrainedConfig) -> dict | None:
@@ -139,13 +127,10 @@ def _stored_config(llm_config: PreTrainedConfig) -> dict | None:
     return stored if stored is None or isinstance(stored, dict) else stored.to_dict()
 
 
-def resolve_backend(
-    config: ModelConfig, stored: str | None, *, device: torch.device, dtype: torch.dtype, trainable: bool
-) -> Backend:
-    """The back-end to use, checked against the table.
+def named_backend(config: ModelConfig, stored: str | None) -> Backend:
+    """The back-end that a configuration and its folder ask for, wherever it may run.
 
-    Raises ValueError where it does not exist, clashes with already quantised weights, does not run on the device,
-    cannot be trained through, or is slower there than unquantised weights without `model.allow_slow_kernels`.
+    Raises UserError where it does not exist, or clashes with already quantised weights.
     """
     requested = config.quantization  # the schema has turned the family's `qlora` and `low_resource` into it
     name = stored or requested
@@ -156,12 +141,24 @@ def resolve_backend(
         )
     if name not in BACKENDS:
         raise UserError(f"model.quantization {name!r} has no back-end here; known: {', '.join(sorted(BACKENDS))}.")
+    return BACKENDS[name]
+
+
+def resolve_backend(
+    config: ModelConfig, stored: str | None, *, device: torch.device, dtype: torch.dtype, trainable: bool
+) -> Backend:
+    """The back-end to use, checked against the table.
+
+    Raises UserError as `named_backend` does, and where it does not run on the device, cannot be trained through, or is
+    slower there than unquantised weights without `model.allow_slow_kernels`.
+    """
+    backend = named_backend(config, stored)
+    name = backend.name
     if name == "gptq" and stored is None:
         raise UserError(
             f"model.quantization is 'gptq', but {config.llama_path} holds unquantised weights; make a GPTQ folder of "
             "them with tools/quantize.py and name it in model.llama_path, or set model.quantization=none."
         )
-    backend = BACKENDS[name]
     if backend.package is not None and importlib.util.find_spec(backend.package) is None:
         raise UserError(f"model.quantization {name!r} needs the package {backend.package!r}; install it.")
     if device.type not in backend.devices:
@@ -292,42 +289,3 @@ def make_trainable(model: nn.Module) -> None:
         if type(module).__name__ == "Linear8bitLt":
             # It warns on every call that it computes in float16; `kernel_report` says so once.
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of all quantised weights and their scales: equal exactly where the numbers that run are equal."""
-    digest = hashlib.sha256()
-    for name, layer in sorted(quantized_layers(model).items()):
-        digest.update(name.encode())
-        for key, tensor in sorted(_numbers_of(layer).items()):
-            digest.update(key.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _numbers_of(layer: nn.Module) -> dict[str, Tensor]:
-    """Everything that a quantised layer multiplies with, by name."""
-    weight = layer._parameters.get("weight")
-    if isinstance(layer, (GPTQLinear, StoredGPTQ)) or "qweight" in layer._buffers:
-        return {name: tensor for name, tensor in layer.state_dict().items() if "lora_" not in name}
-    if is_torchao(weight):
-        return dict(parts_of(weight))
-    state = getattr(weight, "quant_state", None)
-    scales = state.as_dict(packed=True) if state is not None else {"scales": getattr(weight, "SCB", None)}
-    return {"weight": weight.data} | {name: value for name, value in scales.items() if isinstance(value, Tensor)}
-
-
-def dequantized_weight(layer: nn.Module) -> Tensor:
-    """The float32 weight `[out, in]` that a quantised, or plain, linear layer multiplies with."""
-    if isinstance(layer, GPTQLinear):
-        return layer.dequantized()
-    weight = layer.weight
-    if is_torchao(weight):
-        return weight.dequantize().float()
-    if type(weight).__name__ == "Int8Params":
-        return weight.data.float() * (weight.SCB[:, None] / 127)
-    if getattr(weight, "quant_state", None) is not None:
-        import bitsandbytes.functional as bnb
-
-        return bnb.dequantize_4bit(weight.data, weight.quant_state).float()
-    return weight.detach().float()

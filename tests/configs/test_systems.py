@@ -9,6 +9,7 @@ import functools
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, WhisperForConditionalGeneration
 
 import dryrun
@@ -22,12 +23,13 @@ from configs.architectures import (
 from configs.schema import load_config
 from data.augment import Augment
 from data.prompts import load_prompts
-from efficiency.memory_plan import part_sizes, plan_inference
+from efficiency.memory_plan import plan_inference
+from models import build_model
 from models.encoders.beats import BEATs
 from models.encoders.beats_network import BEATsConfig
 from models.encoders.ced import CED, CEDConfig
-from models.quantization import backends, int8
-from models.skeleton import build_skeleton
+from models.quantization import backends, gptq, int8
+from models.sizes import part_sizes
 from support.provenance import ROOT
 from tests.pretend_cuda import pretend_cuda
 
@@ -49,7 +51,7 @@ def configured(path):
 
 @functools.cache
 def _sizes(model, device):
-    return {row.part: row for row in part_sizes(build_skeleton(model, device))}
+    return {row.part: row for row in part_sizes(build_model(model, device, weights=False))}
 
 
 def sizes(path):
@@ -181,8 +183,14 @@ def test_the_published_memory_is_explained(system):
 def test_our_own_recipe_keeps_its_budget():
     """1.5 GiB for a 10 s clip, weights included."""
     config = load_config(ROOT / "configs" / "smolt" / "evaluate.yaml")
-    skeleton = build_skeleton(config.model, torch.device("cuda"))
-    assert plan_inference(skeleton, dryrun.ten_second_clip(config)).peak < 1.5 * 2**30
+    planned = build_model(config.model, torch.device("cuda"), weights=False)
+    assert plan_inference(planned, dryrun.ten_second_clip(config)).peak < 1.5 * 2**30
+
+
+def test_weights_that_the_cpu_multiplies_packed_are_planned_there():
+    gptq.cpu_block.cache_clear()  # it tries layouts on real numbers, which a plan has none of
+    config = configured(ROOT / "configs" / "cv03" / "evaluate.yaml").model
+    assert build_model(config, "cpu", weights=False).llm.kernel.startswith("gptq, planned")
 
 
 def parameters_of(facts: Architecture, **changes: int) -> int:
@@ -192,7 +200,9 @@ def parameters_of(facts: Architecture, **changes: int) -> int:
         if facts.kind == "beats":
             network = BEATs(BEATsConfig(**fields))
         elif facts.kind == "ced":
-            network = CED(CEDConfig(**fields), head=True)
+            classes = fields.pop("outputdim")
+            network = CED(CEDConfig(**fields))
+            network.outputlayer = nn.Sequential(nn.LayerNorm(network.dim), nn.Linear(network.dim, classes))
         else:
             config = AutoConfig.for_model(facts.config["model_type"], **fields)
             build = {"llm": AutoModelForCausalLM.from_config, "whisper": WhisperForConditionalGeneration}
@@ -244,11 +254,11 @@ def test_an_encoder_in_the_language_model_s_place_is_named():
         ROOT / "configs" / "salmonn_3b" / "stage1.yaml", ["model.llama_path=openai/whisper-large-v2"]
     ).model
     with pytest.raises(ValueError, match=r"model.llama_path: 'openai/whisper-large-v2' is an audio encoder"):
-        build_skeleton(wrong)
+        build_model(wrong, weights=False)
     twice = load_config(
         ROOT / "configs" / "salmonn_3b" / "stage1.yaml",
         ["model.llama_path=unsloth/Llama-3.2-3B-Instruct-bnb-4bit", "model.quantization=int8"],
     ).model
     with pytest.raises(ValueError, match=r"already quantised as 'nf4'"):
-        build_skeleton(twice)
+        build_model(twice, weights=False)
     assert config.llama_path

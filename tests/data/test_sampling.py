@@ -11,6 +11,7 @@ import pytest
 from data.annotations import Annotation
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
 from tests.annotated_clips import write_clips
+from tests.parts import batch_sampler
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +37,18 @@ def keys(sampler: GlobalBatchSampler) -> list[list[SampleKey]]:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("bucket_batches", [0, 3, 50])
-@pytest.mark.parametrize("drop_last", [True, False])
-def test_every_clip_once_an_epoch(shuffle: bool, bucket_batches: int, drop_last: bool) -> None:
-    sampler = GlobalBatchSampler(
-        DURATIONS, batch_size=8, shuffle=shuffle, bucket_batches=bucket_batches, drop_last=drop_last
-    )
+def test_every_clip_once_an_epoch(shuffle: bool, bucket_batches: int) -> None:
+    sampler = batch_sampler(DURATIONS, batch_size=8, shuffle=shuffle, bucket_batches=bucket_batches)
     batches = keys(sampler)
-    assert len(batches) == len(sampler) == (12 if drop_last else 13)
+    assert len(batches) == len(sampler) == 13
     assert all(len(batch) == 8 for batch in batches[:12])
     indices = [key.index for batch in batches for key in batch]
-    assert len(set(indices)) == len(indices) == (96 if drop_last else 103)
+    assert len(set(indices)) == len(indices) == 103
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return GlobalBatchSampler(DURATIONS, batch_size=8, seed=seed).order(epoch)[:, 0].tolist()
+        return batch_sampler(DURATIONS, batch_size=8, seed=seed).order(epoch)[:, 0].tolist()
 
     assert order(1, 2) == order(1, 2)
     assert order(1, 2) != order(1, 3) and order(1, 2) != order(2, 2)
@@ -60,9 +58,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_ranks_share_the_global_batch(shuffle: bool) -> None:
     def batches(batch_size: int, world_size: int, rank: int) -> list[list[SampleKey]]:
         return keys(
-            GlobalBatchSampler(
-                DURATIONS, batch_size=batch_size, world_size=world_size, rank=rank, seed=3, shuffle=shuffle
-            )
+            batch_sampler(DURATIONS, batch_size=batch_size, world_size=world_size, rank=rank, seed=3, shuffle=shuffle)
         )
 
     alone = batches(8, 1, 0)
@@ -75,7 +71,7 @@ def test_ranks_share_the_global_batch(shuffle: bool) -> None:
 
 def test_buckets_hold_like_lengths() -> None:
     def padding(bucket_batches: int) -> float:
-        batches = keys(GlobalBatchSampler(DURATIONS, batch_size=8, bucket_batches=bucket_batches))[:12]
+        batches = keys(batch_sampler(DURATIONS, batch_size=8, bucket_batches=bucket_batches))[:12]
         lengths = [DURATIONS[[key.index for key in batch]] for batch in batches]
         return sum(batch.max() * len(batch) - batch.sum() for batch in lengths) / sum(b.sum() for b in lengths)
 
@@ -83,21 +79,21 @@ def test_buckets_hold_like_lengths() -> None:
 
 
 def test_evaluation_starts_with_the_longest() -> None:
-    batches = keys(GlobalBatchSampler(DURATIONS, batch_size=8, shuffle=False))
+    batches = keys(batch_sampler(DURATIONS, batch_size=8, shuffle=False))
     lengths = [DURATIONS[key.index] for batch in batches for key in batch]
     assert lengths == sorted(lengths, reverse=True)
-    unsorted = keys(GlobalBatchSampler(DURATIONS, batch_size=8, shuffle=False, bucket_batches=0))
+    unsorted = keys(batch_sampler(DURATIONS, batch_size=8, shuffle=False, bucket_batches=0))
     assert [key.index for batch in unsorted for key in batch] == list(range(103))
 
 
 def test_resume_at_any_sample() -> None:
-    straight = GlobalBatchSampler(DURATIONS, batch_size=4, world_size=2, rank=1, seed=1)
+    straight = batch_sampler(DURATIONS, batch_size=4, world_size=2, rank=1, seed=1)
     expected = []
     for _ in range(3):
         expected += keys(straight)
         straight.consumed += straight.epoch_samples
     for done in (0, 1, 12, 13, 14, 30):
-        resumed = GlobalBatchSampler(DURATIONS, batch_size=4, world_size=2, rank=1, seed=1)
+        resumed = batch_sampler(DURATIONS, batch_size=4, world_size=2, rank=1, seed=1)
         resumed.load_state_dict(resumed.advanced(resumed.state_dict(), done))
         assert resumed.epoch == done // 13
         rest = []
@@ -109,31 +105,30 @@ def test_resume_at_any_sample() -> None:
 
 
 def test_state_of_other_data_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    state = GlobalBatchSampler(DURATIONS, batch_size=4).state_dict()
+    state = batch_sampler(DURATIONS, batch_size=4).state_dict()
     with pytest.raises(ValueError, match="epochs of 103 samples, but the data now gives 100"):
-        GlobalBatchSampler(DURATIONS[:100], batch_size=4).load_state_dict(state)
-    GlobalBatchSampler(DURATIONS, batch_size=8).load_state_dict({**state, "consumed": 103})
+        batch_sampler(DURATIONS[:100], batch_size=4).load_state_dict(state)
+    batch_sampler(DURATIONS, batch_size=8).load_state_dict({**state, "consumed": 103})
     assert not caplog.records
-    GlobalBatchSampler(DURATIONS, batch_size=8).load_state_dict({**state, "consumed": 104})
+    batch_sampler(DURATIONS, batch_size=8).load_state_dict({**state, "consumed": 104})
     assert "some clips come twice" in caplog.text
 
 
 def test_task_weights() -> None:
     tasks = ["asr"] * 60 + ["audiocaption"] * 40 + ["QA"] * 3
     weights = {"asr": 0.5, "audiocaption": 2.25, "QA": 0}
-    sampler = GlobalBatchSampler(DURATIONS, batch_size=8, tasks=tasks, task_weights=weights)
+    sampler = batch_sampler(DURATIONS, batch_size=8, tasks=tasks, task_weights=weights)
     drawn = [key for batch in sampler for key in batch]
     assert Counter(tasks[key.index] for key in drawn) == {"asr": 30, "audiocaption": 90}
     assert len(set(drawn)) == len(drawn) == sampler.epoch_samples  # repeats are told apart
     assert max(Counter(key.index for key in drawn).values()) == 3
     with pytest.raises(ValueError, match=r"task_weights\.asrr: no clip .* did you mean 'asr'"):
-        GlobalBatchSampler(DURATIONS, batch_size=8, tasks=tasks, task_weights={"asrr": 1})
+        batch_sampler(DURATIONS, batch_size=8, tasks=tasks, task_weights={"asrr": 1})
 
 
 def test_no_data() -> None:
     for sampler in (
-        GlobalBatchSampler([], batch_size=4),
-        GlobalBatchSampler([1.0], batch_size=4, drop_last=True),
-        GlobalBatchSampler([1.0], batch_size=4, tasks=["asr"], task_weights={"asr": 0}),
+        batch_sampler([], batch_size=4),
+        batch_sampler([1.0], batch_size=4, tasks=["asr"], task_weights={"asr": 0}),
     ):
         assert len(sampler) == 0 and keys(sampler) == [] and sampler.epoch == 0

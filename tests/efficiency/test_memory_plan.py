@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from configs.schema import load_config
 from configs.sections import GenerateConfig
-from efficiency.memory_plan import AllocationTracker, PlannedClip, part_sizes, plan_inference, plan_training
+from efficiency.memory_plan import AllocationTracker, PlannedClip, plan_inference, plan_training
 from models import build_model
 from models.quantization.stored_shapes import PackedLinear, stored_tensors
-from models.skeleton import build_skeleton
+from models.sizes import part_sizes
 from tests import tiny
 
 SECONDS = 2.5
@@ -73,22 +73,22 @@ FAMILIES = ("llama", "gemma2")
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request, tmp_path_factory):
-    """A real small model and its skeleton."""
+    """A real small model, and the same without weights."""
     project = tiny.write_project(tmp_path_factory.mktemp(request.param), family=request.param)
     config = load_config(project.config).model
-    return build_model(config), build_skeleton(config, "cpu")
+    return build_model(config), build_model(config, "cpu", weights=False)
 
 
-def test_a_skeleton_has_the_sizes_and_types_of_the_model(pair):
-    model, skeleton = pair
-    assert part_sizes(skeleton) == part_sizes(model)
+def test_a_planned_model_has_the_sizes_and_types_of_the_model(pair):
+    model, on_meta = pair
+    assert part_sizes(on_meta) == part_sizes(model)
     for (name, real), (_, planned) in zip(
-        sorted(model.named_parameters()), sorted(skeleton.named_parameters()), strict=True
+        sorted(model.named_parameters()), sorted(on_meta.named_parameters()), strict=True
     ):
         assert (real.shape, real.dtype, real.requires_grad) == (planned.shape, planned.dtype, planned.requires_grad), (
             name
         )
-    assert all(tensor.is_meta for tensor in skeleton.parameters())
+    assert all(tensor.is_meta for tensor in on_meta.parameters())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_skeleton_has_the_sizes_and_types_of_the_model(pair):
 )
 def test_inference_is_planned_within_a_tenth(pair, seconds, beams, tokens, parts):
     """In each case another part is what sets the peak."""
-    model, skeleton = pair
+    model, on_meta = pair
     options = GenerateConfig(num_beams=beams, max_new_tokens=tokens, min_length=tokens)
     waveforms, lengths = clip(seconds)
     model.generate(waveforms, lengths, [PROMPT], max_new_tokens=1)  # filters and windows are made once
@@ -106,7 +106,7 @@ def test_inference_is_planned_within_a_tenth(pair, seconds, beams, tokens, parts
     with measure:
         model.generate(waveforms, lengths, [PROMPT], **dataclasses.asdict(options))
     workload = PlannedClip(seconds=seconds, prompt_tokens=prompt_length(model, PROMPT), generate=options)
-    plan = plan_inference(skeleton, workload)
+    plan = plan_inference(on_meta, workload)
     peak = max(plan.activations.values())
     assert next(part for part, size in plan.activations.items() if size == peak) in parts
     assert peak == pytest.approx(measure.peak + waveforms.nbytes, rel=CLOSE)
@@ -114,7 +114,7 @@ def test_inference_is_planned_within_a_tenth(pair, seconds, beams, tokens, parts
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_training_is_planned_within_a_tenth(pair, batch):
-    model, skeleton = pair
+    model, on_meta = pair
     waveforms, lengths = clip(batch=batch)
     texts = ["one two three"] * batch
     text = model.text.batch([PROMPT] * batch, texts)
@@ -128,27 +128,27 @@ def test_training_is_planned_within_a_tenth(pair, batch):
     workload = PlannedClip(
         seconds=SECONDS, prompt_tokens=prompt_length(model, PROMPT), answer_tokens=len(text.targets[0])
     )
-    plan = plan_training(skeleton, workload, batch=batch)
+    plan = plan_training(on_meta, workload, batch=batch)
     assert plan.activations + plan.gradients == pytest.approx(measure.peak + waveforms.nbytes, rel=CLOSE)
     assert plan.optimizer == 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def test_the_plan_leaves_the_skeleton_as_it_was(pair):
-    _, skeleton = pair
-    before = dict(skeleton.named_parameters())
-    plan_training(skeleton, PlannedClip(seconds=1.0), batch=1)
-    assert all(tensor is before[name] and tensor.is_meta for name, tensor in skeleton.named_parameters())
-    assert not skeleton.training
+def test_the_plan_leaves_the_model_as_it_was(pair):
+    _, on_meta = pair
+    before = dict(on_meta.named_parameters())
+    plan_training(on_meta, PlannedClip(seconds=1.0), batch=1)
+    assert all(tensor is before[name] and tensor.is_meta for name, tensor in on_meta.named_parameters())
+    assert not on_meta.training
 
 
 def test_longer_clips_and_more_beams_take_more(pair):
-    _, skeleton = pair
-    small = plan_inference(skeleton, PlannedClip(seconds=1.0, generate=GenerateConfig(num_beams=1)))
-    longer = plan_inference(skeleton, PlannedClip(seconds=4.0, generate=GenerateConfig(num_beams=1)))
-    beams = plan_inference(skeleton, PlannedClip(seconds=1.0, generate=GenerateConfig(num_beams=4)))
+    _, on_meta = pair
+    small = plan_inference(on_meta, PlannedClip(seconds=1.0, generate=GenerateConfig(num_beams=1)))
+    longer = plan_inference(on_meta, PlannedClip(seconds=4.0, generate=GenerateConfig(num_beams=1)))
+    beams = plan_inference(on_meta, PlannedClip(seconds=1.0, generate=GenerateConfig(num_beams=4)))
     assert small.peak < longer.peak and small.audio_tokens < longer.audio_tokens
     assert beams.cache == 4 * small.cache
-    config = skeleton.llm.config
+    config = on_meta.llm.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * 4
     assert small.cache == a_token * (small.sequence + GenerateConfig().max_new_tokens - 1)
@@ -160,8 +160,8 @@ def test_stored_bytes_are_those_of_bitsandbytes(back_end, tmp_path):
     project = tiny.write_project(tmp_path)
     options = [f"model.quantization={back_end}", "model.allow_slow_kernels=true"]
     config = load_config(project.config, options).model
-    model, skeleton = build_model(config), build_skeleton(config, "cpu")
-    for real, planned in zip(part_sizes(model), part_sizes(skeleton), strict=True):
+    model, on_meta = build_model(config), build_model(config, "cpu", weights=False)
+    for real, planned in zip(part_sizes(model), part_sizes(on_meta), strict=True):
         assert (real.part, real.parameters, real.trainable) == (planned.part, planned.parameters, planned.trainable)
         assert planned.bytes == pytest.approx(real.bytes, rel=0.005), real.part
 
@@ -209,7 +209,7 @@ def test_shared_storages_count_once():
 
 def test_mixed_precision_is_planned_for_gemma_in_bfloat16(tmp_path):
     project = tiny.write_project(tmp_path, family="gemma2")
-    skeleton = build_skeleton(load_config(project.config, ["model.dtype=bfloat16"]).model, "cuda")
-    full = plan_training(skeleton, PlannedClip(seconds=1.0), batch=2)
-    mixed = plan_training(skeleton, PlannedClip(seconds=1.0), batch=2, amp=torch.float16)
+    on_meta = build_model(load_config(project.config, ["model.dtype=bfloat16"]).model, "cuda", weights=False)
+    full = plan_training(on_meta, PlannedClip(seconds=1.0), batch=2)
+    mixed = plan_training(on_meta, PlannedClip(seconds=1.0), batch=2, amp=torch.float16)
     assert 0 < mixed.activations < 1.5 * full.activations

@@ -16,14 +16,14 @@ from data.prompts import PromptError
 from dataset import AudioTextDataset, collate
 from evaluation.hypotheses import prompts_for
 from models.checkpoint.adapter_folder import load_adapter, save_adapter
-from models.connector.connector import Connector
 from models.decoding import continuous_batching
 from models.decoding.scores import GenerateOptions
 from models.encoders.frame_cache import FrameCache
 from models.frames import Frames
 from models.language.sequence import Assembled
-from models.released_rules import RULES, STOP_ID
+from models.released_rules import RULES, STOP_ID, rules_of
 from tests import tiny
+from tests.parts import connector_of
 from tests.released import PROMPT, make
 
 
@@ -53,7 +53,7 @@ def test_windows_are_counted_and_laid_as_released(window_s, stride_s, frames):
     """Against the public code's own line; 0.17 s are 9 frames, 0.25 s (12.5) are 12, and strides may leave gaps."""
     size, step = (round(1500 * seconds / 30.0) for seconds in (window_s, stride_s))
     options = {"hidden_size": 8, "num_heads": 2, "window_s": window_s, "stride_s": stride_s}
-    connector = Connector(["whisper"], [6], [50.0], 8, keep_partial_window=False, **options)
+    connector = connector_of(["whisper"], [6], [50.0], 8, keep_partial_window=False, **options)
     values = torch.randn(2, frames, 6)
     windows, mask = connector._windows(Frames(values, torch.full((2,), frames)))
     unfolded = torch.nn.functional.unfold(values.transpose(1, 2)[:, :, None], (1, size), stride=(1, step))
@@ -107,7 +107,7 @@ def scripted(monkeypatch, rows, beams=1, legacy="exact"):
     mask = torch.ones(len(rows), 1, dtype=torch.bool)
     assembled = Assembled(embeds=torch.zeros(len(rows), 1, 4), mask=mask, positions=None)
     options = GenerateOptions(max_new_tokens=5, num_beams=beams, min_length=0, stop_id=STOP_ID)
-    return RULES[legacy].model._decode(model, assembled, options)
+    return RULES[legacy].model._decoded(model, assembled, options)
 
 
 class NoEnd:
@@ -246,15 +246,15 @@ def test_streams_of_different_rates_stand_side_by_side_by_index(tmp_path, projec
 
 
 def test_a_cache_of_encoder_outputs_is_refused_under_exact(tmp_path, project):
-    with pytest.raises(ValueError, match="encoders hear the batch"):
+    with pytest.raises(ValueError, match="encoder outputs depend on its batch"):
         FrameCache(tmp_path / "cache", make(project, legacy="exact").encoders)
 
 
 def test_one_prompt_a_batch_without_multi_prompt(project):
     config = load_config(project.config, ["model.multi_prompt=false", "model.legacy=exact"])
-    assert config.model.has_common_prompt
-    assert not replace(config.model, legacy="weights").has_common_prompt
-    assert not replace(config.model, multi_prompt=True).has_common_prompt
+    assert rules_of(config.model).common_prompt
+    assert not rules_of(replace(config.model, legacy="weights")).common_prompt
+    assert not rules_of(replace(config.model, multi_prompt=True)).common_prompt
 
     def sample(task, prompt):
         annotation = Annotation(path="x", text="", task=task, source="", index=0)
@@ -279,7 +279,7 @@ def test_clips_and_prompts_are_read_as_released_under_exact(project, tmp_path):
     with pytest.raises(PromptError, match="no 'Q'"):
         prompts_for([question], prompts, load_config(project.config))
     with pytest.raises(PromptError, match="no 'Q'"):
-        AudioTextDataset([question], prompts, training=True, as_released=True)
+        AudioTextDataset([question], prompts, training=True, first_channel=True)
 
 
 def test_special_tokens_stay_in_hypotheses_under_exact_alone(project):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.encoders.beats import BEATs, reduce_padding
+from models.encoders.beats import BEATs
 from models.encoders.features import kaldi_fbank
 from models.frames import length_mask, zero_after
+from models.released_rules import encode_released, reduce_padding
 from tests.vectors import cases
 
 
@@ -40,11 +41,11 @@ def _files(folder: Path) -> list[str]:
 def test_features(parity_dir: Path, vectors: dict[str, torch.Tensor], file: str) -> None:
     model, waveforms, lengths = _load(parity_dir, file), vectors["waveforms"], vectors["lengths"]
     prefix = "ft_" if "finetuned" in file else ""
-    frames, frame_lengths = model(waveforms, lengths, padding="released")
+    frames, frame_lengths = encode_released(model, waveforms, lengths)
     _close(frames, vectors[f"{prefix}features"])
     assert torch.equal(~length_mask(frame_lengths, frames.shape[1]), vectors["token_mask"])
     whole = torch.full_like(lengths, waveforms.shape[1])
-    _close(model(waveforms, whole, padding="released")[0], vectors[f"{prefix}features_nomask"])
+    _close(encode_released(model, waveforms, whole)[0], vectors[f"{prefix}features_nomask"])
     _close(model(waveforms, whole)[0], vectors[f"{prefix}features_nomask"])
 
 
@@ -79,7 +80,7 @@ def test_class_probabilities(parity_dir: Path, vectors: dict[str, torch.Tensor])
         logits = torch.nn.functional.linear(frames, weights["predictor.weight"], weights["predictor.bias"])
         return torch.sigmoid(zero_after(logits, frame_lengths).sum(dim=1) / frame_lengths[:, None])
 
-    _close(probabilities(*model(vectors["waveforms"], lengths, padding="released")), vectors["ft_probs"])
+    _close(probabilities(*encode_released(model, vectors["waveforms"], lengths)), vectors["ft_probs"])
     whole = torch.full_like(lengths, vectors["waveforms"].shape[1])
     _close(probabilities(*model(vectors["waveforms"], whole)), vectors["ft_probs_nomask"])
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from models.encoders.ced import CED
 from models.encoders.features import decibel_spectrogram
+from models.released_rules import encode_released
 from tests.vectors import cases, matches, settings, tensor_names
 
 
@@ -80,7 +81,7 @@ def test_spectrogram_of_a_row(vectors: dict[str, torch.Tensor], row: str) -> Non
 @torch.no_grad()
 def test_tokens_and_probabilities(file: Path, facts: dict, vectors: dict[str, torch.Tensor]) -> None:
     model, patch = _load(file, facts), facts["model"]["patch_size"]
-    frames, lengths = model(vectors["waveforms"], vectors["lengths"], padding="released")
+    frames, lengths = encode_released(model, vectors["waveforms"], vectors["lengths"])
     expected = _time_major(vectors["rm_tokens"], vectors["rm_spec_db"].shape[1] // patch)
     assert lengths.tolist() == [expected.shape[1]] * len(expected)
     _close(frames, expected)
@@ -108,5 +109,5 @@ def test_probabilities_of_pieces(file: Path, facts: dict, vectors: dict[str, tor
 def test_as_second_encoder_of_a_published_system(file: Path, facts: dict, vectors: dict[str, torch.Tensor]) -> None:
     model = _load(file, facts, target_length=facts["n7_target_length"], rescale=True, frequency_major=True)
     _close(model.time_pos_embed, vectors["n7_time_pos_embed"])
-    frames, _ = model(vectors["waveforms"], vectors["lengths"], padding="released")
+    frames, _ = encode_released(model, vectors["waveforms"], vectors["lengths"])
     _close(frames, vectors["n7_tokens"])

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from models.checkpoint.released_names import own_name
-from models.connector.connector import Connector
 from models.connector.qformer import QFormer, QFormerConfig
 from models.frames import Frames
+from tests.parts import connector_of
 from tests.vectors import cases, matches, settings
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
@@ -35,6 +35,7 @@ def test_qformer(parity_dir: Path) -> None:
             num_layers=facts["num_hidden_layers"],
             intermediate_size=facts["bert"]["intermediate_size"],
             num_queries=facts["num_query_tokens"],
+            dropout=0.0,
         )
     ).eval()
     qformer.load_state_dict(stripped(load_file(folder / "weights.safetensors"), "connector.qformer."))
@@ -52,7 +53,7 @@ def test_windowed_connector(parity_dir: Path, name: str) -> None:
     inputs, outputs = load_file(folder / "input.safetensors"), load_file(folder / "output.safetensors")
     streams = [inputs[f"{name}.{kind}"].float() for kind in ("speech", "audio") if f"{name}.{kind}" in inputs]
     weights = load_file(folder / f"weights_{case['weights']}.safetensors")
-    connector = Connector(
+    connector = connector_of(
         ["whisper", "beats"][: len(streams)],
         [stream.shape[-1] for stream in streams],
         [50.0] * len(streams),

@@ -60,7 +60,7 @@ def test_what_cannot_be_cached_is_said(
         ("datasets.cache_encoder_outputs=null", "cache_encoder_outputs is null"),
         ("datasets.augmentation={gain: {p: 1}}", "drop one of the two"),
         ("model.freeze_whisper=false", "the encoder whisper is trained"),
-        ("model.legacy=exact", "hear the batch"),
+        ("model.legacy=exact", "depend on its batch"),
     ):
         with pytest.raises(ConfigError, match=message):
             fill_cache(load_config(stage1, [*options, option]), 1)

@@ -114,7 +114,15 @@ def augment(fbank: Tensor, generator: torch.Generator) -> Tensor:
     return fbank
 
 
-def step_logits(model: BEATs, fbank: Tensor, steps: Tensor) -> Tensor:
+class Detector(BEATs):
+    """BEATs with the classifier of fine-tuned files."""
+
+    def reset_parameters(self) -> None:
+        self.predictor = nn.Linear(self.dim, self.config.predictor_class)
+        super().reset_parameters()
+
+
+def step_logits(model: Detector, fbank: Tensor, steps: Tensor) -> Tensor:
     """fbank [B, F, 128], steps [B] -> logits [B, S, classes]: the mean over the tokens of a time step."""
     tokens = model.embed_patches(fbank)
     padded = ~length_mask(steps * model.tokens_per_step, tokens.shape[1])
@@ -122,10 +130,10 @@ def step_logits(model: BEATs, fbank: Tensor, steps: Tensor) -> Tensor:
     return model.predictor(frames).unflatten(1, (-1, model.tokens_per_step)).mean(2)
 
 
-def train(recipe: BEATsRecipe, examples: list[Example], log) -> Iterator[tuple[int, BEATs]]:
+def train(recipe: BEATsRecipe, examples: list[Example], log) -> Iterator[tuple[int, Detector]]:
     """Train; yields (step, model) every 250 steps and at the end."""
     torch.manual_seed(recipe.seed)
-    model = BEATs(beats_config(recipe), head=True)
+    model = Detector(beats_config(recipe))
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(recipe.seed)
     batches = length_batches([item.length for item in examples], recipe.batch, generator)
@@ -155,7 +163,7 @@ def train(recipe: BEATsRecipe, examples: list[Example], log) -> Iterator[tuple[i
 
 
 @torch.no_grad()
-def detection_scores(model: BEATs, examples: list[Example]) -> tuple[float, float]:
+def detection_scores(model: Detector, examples: list[Example]) -> tuple[float, float]:
     """Recall and precision of the events of all steps, at a probability of one half."""
     model.eval()
     hits = found = true = 0.0
@@ -169,7 +177,7 @@ def detection_scores(model: BEATs, examples: list[Example]) -> tuple[float, floa
     return hits / max(1.0, true), hits / max(1.0, found)
 
 
-def save(model: BEATs, path: Path) -> None:
+def save(model: Detector, path: Path) -> None:
     """`{'cfg', 'model'}` in half precision, including the classifier, as in fine-tuned files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save_checkpoint(path)

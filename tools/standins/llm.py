@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from configs.sections import ModelConfig
 from data.demo.captions import KINDS
 from data.demo.clips import Clip
 from data.demo.tasks import Answer, mixed_answer, music_answer, sound_answers, speech_answers
@@ -75,7 +76,15 @@ class Lines:
     """Endless training lines, drawn from clips that are never rendered."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompts: Path, seed: int) -> None:
-        self.text = TextProcessor(tokenizer, prompt_template=TEMPLATE, end_sym="</s>")
+        self.text = TextProcessor(
+            tokenizer,
+            prompt_template=TEMPLATE,
+            end_sym="</s>",
+            bos_token=None,
+            stop_strings=(),
+            max_txt_len=ModelConfig().max_txt_len,
+            extra_eos_ids=(),
+        )
         self.prompts = json.loads((prompts / "train.json").read_text(encoding="utf-8"))
         for task, prompt in json.loads((prompts / "test.json").read_text(encoding="utf-8")).items():
             self.prompts[task] = [*self.prompts[task], prompt, prompt]

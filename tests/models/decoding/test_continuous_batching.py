@@ -11,9 +11,9 @@ from models.decoding.engine import DecodeEngine
 from models.decoding.generation import generate
 from models.decoding.scores import GenerateOptions
 from models.language.llm import LanguageModel
-from models.language.text import TextProcessor
 from tests import tiny
 from tests.decoding import ENDS, prompts, row_of
+from tests.parts import text_processor
 
 LENGTHS = (17, 3, 26, 9, 12, 33, 5)  # a longer one after shorter ones, some beyond Gemma's window of 16
 
@@ -42,11 +42,11 @@ SEARCHES = {
 
 def ending_early(llm, assembled, options):
     """A text processor for which some of the answers end before the others, whatever a random model says."""
-    free = generate(DecodeEngine(llm), assembled, TextProcessor(llm.tokenizer), options)
+    free = generate(DecodeEngine(llm), assembled, text_processor(llm.tokenizer), options)
     ends = [token for row in (1, 4, 5) for token in free[row].tokens[5:8]]
     if options.num_beams > 1:  # a search is over when it has as many hypotheses
         ends += range(0, llm.vocab_size, 4)
-    return TextProcessor(llm.tokenizer, extra_eos_ids=ends, stop_strings=("on",))
+    return text_processor(llm.tokenizer, extra_eos_ids=ends, stop_strings=("on",))
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -66,7 +66,7 @@ def test_texts_are_those_of_one_clip_after_another(llm, search):
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_a_finished_rows_slot_is_taken_at_once(llm, monkeypatch, beams):
-    text = TextProcessor(llm.tokenizer, extra_eos_ids=ENDS)
+    text = text_processor(llm.tokenizer, extra_eos_ids=ENDS)
     sizes, asked_for = [], []
     step = ContinuousBatch.step
     monkeypatch.setattr(ContinuousBatch, "step", lambda self: sizes.append(len(self)) or step(self))
@@ -87,7 +87,7 @@ def test_a_finished_rows_slot_is_taken_at_once(llm, monkeypatch, beams):
 
 @pytest.mark.parametrize("search", [{"do_sample": True, "seed": 1}, {"num_beams": 2}], ids=str)
 def test_fewer_requests_at_once_where_memory_runs_out(llm, monkeypatch, search):
-    text = TextProcessor(llm.tokenizer, extra_eos_ids=ENDS)
+    text = text_processor(llm.tokenizer, extra_eos_ids=ENDS)
     options = options_of(**search)  # a request starts again from its prompt, with the same draws
     rows = split(prompts(llm, LENGTHS))
     expected = dict(decode_each(DecodeEngine(llm), text, options, rows, at_once=4))
@@ -111,7 +111,7 @@ def test_fewer_requests_at_once_where_memory_runs_out(llm, monkeypatch, search):
 
 
 def test_one_token_each_and_no_rows(llm):
-    text = TextProcessor(llm.tokenizer)
+    text = text_processor(llm.tokenizer)
     rows = split(prompts(llm, LENGTHS))
     results = dict(decode_each(DecodeEngine(llm), text, options_of(max_new_tokens=1), rows, at_once=2))
     assert {len(result.tokens) for result in results.values()} == {1} and len(results) == len(rows)
@@ -128,4 +128,4 @@ def test_rows_are_split_and_joined_as_they_were(llm):
 
 def test_a_batch_without_slots_is_refused(llm):
     with pytest.raises(ValueError, match="slots=0"):
-        ContinuousBatch(DecodeEngine(llm), TextProcessor(llm.tokenizer), options_of(), 0)
+        ContinuousBatch(DecodeEngine(llm), text_processor(llm.tokenizer), options_of(), 0)

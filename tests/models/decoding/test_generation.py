@@ -19,6 +19,7 @@ from models.language.sequence import Assembled
 from models.language.text import TextProcessor
 from tests import tiny
 from tests.decoding import ENDS, LENGTHS, prompts, row_of
+from tests.parts import text_processor
 
 NEW_TOKENS = 20
 
@@ -29,7 +30,7 @@ def family(request, tmp_path_factory):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     llm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-    return llm, TextProcessor(AutoTokenizer.from_pretrained(folder), end_sym="</s>", extra_eos_ids=ENDS)
+    return llm, text_processor(AutoTokenizer.from_pretrained(folder), end_sym="</s>", extra_eos_ids=ENDS)
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +89,13 @@ def test_tokens_are_those_of_the_library_alone_and_in_a_batch(family, search):
 @pytest.mark.parametrize("search", VARIANTS)
 def test_penalties_are_those_of_the_library(llama, search):
     llm, tokenizer = llama
-    assert_same_as_library(llm, TextProcessor(tokenizer, extra_eos_ids=ENDS), VARIANTS[search])
+    assert_same_as_library(llm, text_processor(tokenizer, extra_eos_ids=ENDS), VARIANTS[search])
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_least_length_forbids_an_early_end(llama, search):
     llm, tokenizer = llama
-    text = TextProcessor(tokenizer, extra_eos_ids=ENDS)
+    text = text_processor(tokenizer, extra_eos_ids=ENDS)
     assembled = prompts(llm, seed=4)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=12, **SEARCHES[search])
     for row, generation in enumerate(generate(DecodeEngine(llm), assembled, text, options)):
@@ -110,7 +111,7 @@ def test_all_rules_together_are_those_of_the_library(family, search):
     free = generate(DecodeEngine(llm), assembled, text, GenerateOptions(min_length=0, **rules))[1]
     letters = re.findall("[a-z]{1,2}", text.decode_raw(free.tokens[len(free.tokens) // 2 :]))
     stop = letters[0] if letters else "e"
-    stopping = TextProcessor(text.tokenizer, extra_eos_ids=ENDS, stop_strings=(stop,))
+    stopping = text_processor(text.tokenizer, extra_eos_ids=ENDS, stop_strings=(stop,))
     batch = generate(DecodeEngine(llm), assembled, stopping, GenerateOptions(min_length=3, **rules))
     for row, generation in enumerate(batch):
         expected = of_library(
@@ -141,7 +142,7 @@ def test_the_prompt_is_run_once_a_clip_and_its_head_for_the_last_position(llama,
         generate(
             DecodeEngine(llm),
             prompts(llm),
-            TextProcessor(tokenizer),
+            text_processor(tokenizer),
             GenerateOptions(max_new_tokens=2, num_beams=beams),
         )
         assert bodies == [(rows, longest), (rows * beams, 1)]
@@ -152,7 +153,7 @@ def test_the_prompt_is_run_once_a_clip_and_its_head_for_the_last_position(llama,
 def test_rows_that_have_ended_leave_the_batch(llama, monkeypatch, beams):
     llm, tokenizer = llama
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, min_length=0, num_beams=beams)
-    text = TextProcessor(tokenizer, extra_eos_ids=range(0, tokenizer.vocab_size, 5))  # each step ends a fifth of them
+    text = text_processor(tokenizer, extra_eos_ids=range(0, tokenizer.vocab_size, 5))  # each step ends a fifth of them
     bodies, _ = watched(monkeypatch)
     results = generate(DecodeEngine(llm), prompts(llm), text, options)
     sizes = [rows // beams for rows, _ in bodies[1:]]
@@ -193,7 +194,7 @@ def test_training_pass_ignores_neighbours_and_padding(family):
 
 def test_log_probabilities_are_the_models_own(llama):
     llm, tokenizer = llama
-    text = TextProcessor(tokenizer, extra_eos_ids=ENDS)
+    text = text_processor(tokenizer, extra_eos_ids=ENDS)
     assembled = prompts(llm)
     for beams in (1, 4):
         options = GenerateOptions(max_new_tokens=8, num_beams=beams, repetition_penalty=1.3)
@@ -211,12 +212,12 @@ def test_log_probabilities_are_the_models_own(llama):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_stop_string_ends_a_row_and_is_not_shown(llama, beams):
     llm, tokenizer = llama
-    free = TextProcessor(tokenizer)
+    free = text_processor(tokenizer)
     assembled = prompts(llm)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, num_beams=beams, length_penalty=-3.0)
     whole = generate(DecodeEngine(llm), assembled, free, options)[1].text
     stop = whole[len(whole) // 2 :][:3]
-    text = TextProcessor(tokenizer, stop_strings=(stop,))
+    text = text_processor(tokenizer, stop_strings=(stop,))
     results = generate(DecodeEngine(llm), assembled, text, options)
     stopped = [result for result in results if result.stop_reason == "stop_string"]
     assert stopped
@@ -229,11 +230,11 @@ def test_stop_string_ends_a_row_and_is_not_shown(llama, beams):
 
 def test_stop_strings_are_found_wherever_tokens_are_split(llama, monkeypatch):
     _, tokenizer = llama
-    text = TextProcessor(tokenizer, stop_strings=("o#é",))
+    text = text_processor(tokenizer, stop_strings=("o#é",))
     for written in ("one two#é", "o#é", "é#o", "two o#", "o#éa"):
         tokens = tokenizer.encode(written, add_special_tokens=False)
         assert any(hits_stop_string(tokens[:end], text) for end in range(len(tokens) + 1)) == ("o#é" in written)
-    text = TextProcessor(tokenizer, stop_strings=("##",))
+    text = text_processor(tokenizer, stop_strings=("##",))
     monkeypatch.setattr(TextProcessor, "decode_raw", lambda *_: pytest.fail("no # in these tokens"))
     assert not hits_stop_string([], text)
     assert not hits_stop_string(tokenizer.encode("one two", add_special_tokens=False), text)
@@ -241,7 +242,7 @@ def test_stop_strings_are_found_wherever_tokens_are_split(llama, monkeypatch):
 
 def test_sampling_follows_its_seed(llama):
     llm, tokenizer = llama
-    text = TextProcessor(tokenizer)
+    text = text_processor(tokenizer)
     assembled = prompts(llm)
 
     def sample(seed, **options):
@@ -263,7 +264,7 @@ def test_sampling_follows_its_seed(llama):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_what_a_row_samples_does_not_depend_on_its_batch(llama, beams):
     llm, tokenizer = llama
-    text = TextProcessor(tokenizer, extra_eos_ids=frozenset(range(0, 300, 10)))
+    text = text_processor(tokenizer, extra_eos_ids=frozenset(range(0, 300, 10)))
     options = GenerateOptions(max_new_tokens=12, do_sample=True, seed=7, num_beams=beams, temperature=0.7)
     lengths = (12, 5, 33, 12, 7, 20)
     assembled = prompts(llm, lengths)
@@ -291,9 +292,9 @@ def test_streamed_pieces_join_to_the_generated_text(llama):
     llm, tokenizer = llama
     assembled = prompts(llm)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, num_beams=1)
-    free = generate(DecodeEngine(llm), row_of(assembled, 1), TextProcessor(tokenizer), options)[0].text
+    free = generate(DecodeEngine(llm), row_of(assembled, 1), text_processor(tokenizer), options)[0].text
     for stops in ((), (free[10:14],)):
-        text = TextProcessor(tokenizer, extra_eos_ids=ENDS, stop_strings=stops)
+        text = text_processor(tokenizer, extra_eos_ids=ENDS, stop_strings=stops)
         for row in range(len(LENGTHS)):
             pieces = list(stream(DecodeEngine(llm), row_of(assembled, row), text, options))
             (whole,) = generate(DecodeEngine(llm), row_of(assembled, row), text, options)
@@ -310,7 +311,7 @@ def test_streaming_never_shows_half_a_character_or_a_stop_string():
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator([], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
     tokenizer.add_special_tokens(["<eos>"])
-    text = TextProcessor(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"), end_sym="</s>")
+    text = text_processor(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"), end_sym="</s>")
     assert text.stop_strings == ("</s>",)
     tokens = text.tokenizer.encode("wörter 鮭 < ok</s>")  # a token is a byte here
     shown = [_settled(text, tokens[: index + 1]) for index in range(len(tokens))]
@@ -325,12 +326,12 @@ def test_streaming_never_shows_half_a_character_or_a_stop_string():
 def test_streaming_beams_is_refused(llama):
     llm, tokenizer = llama
     with pytest.raises(ValueError, match="num_beams=1"):
-        next(stream(DecodeEngine(llm), prompts(llm), TextProcessor(tokenizer), GenerateOptions(num_beams=4)))
+        next(stream(DecodeEngine(llm), prompts(llm), text_processor(tokenizer), GenerateOptions(num_beams=4)))
 
 
 def test_one_new_token_and_no_rows(llama):
     llm, tokenizer = llama
-    text = TextProcessor(tokenizer)
+    text = text_processor(tokenizer)
     for beams in (1, 4):
         (result,) = generate(
             DecodeEngine(llm), prompts(llm, (5,)), text, GenerateOptions(max_new_tokens=1, num_beams=beams)

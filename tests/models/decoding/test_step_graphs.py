@@ -16,9 +16,9 @@ from models.decoding.kv_cache import KeyValueCache
 from models.decoding.scores import GenerateOptions
 from models.decoding.step_graphs import StepGraphs
 from models.language.llm import LanguageModel
-from models.language.text import TextProcessor
 from tests import tiny
 from tests.decoding import ENDS, prompts, row_of
+from tests.parts import text_processor
 
 LENGTHS = (17, 3, 26, 9, 12)
 
@@ -26,7 +26,7 @@ LENGTHS = (17, 3, 26, 9, 12)
 def loaded(folder, family, device="cpu"):
     tiny.write_llm(folder, family=family)
     llm = LanguageModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)).eval()
-    return DecodeEngine(llm), TextProcessor(AutoTokenizer.from_pretrained(folder), extra_eos_ids=ENDS)
+    return DecodeEngine(llm), text_processor(AutoTokenizer.from_pretrained(folder), extra_eos_ids=ENDS)
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text"])

@@ -38,13 +38,11 @@ def test_ced_keeps_its_batch_norm_as_it_is(files: dict[str, Path]) -> None:
 @torch.no_grad()
 def test_a_bare_ced_file_spans_what_the_released_ones_do(files: dict[str, Path]) -> None:
     """63 positions are of 1,012 frames: the last four fill no patch, but a clip of so many is still one piece."""
-    encoder = CED.from_checkpoint(files["ced"], num_heads=2, head=True)
+    encoder = CED.from_checkpoint(files["ced"], num_heads=2)
     assert encoder.config.target_length == 1012 and encoder.max_samples == 161_760
     waveforms = torch.randn(1, 161_760, generator=torch.Generator().manual_seed(3))
-    frames, lengths = encoder(waveforms, torch.tensor([161_760]))
+    _, lengths = encoder(waveforms, torch.tensor([161_760]))
     assert lengths.tolist() == [252]
-    expected = encoder.outputlayer(frames.mean(dim=1)).sigmoid()
-    torch.testing.assert_close(encoder.class_probabilities(waveforms), expected)
     assert CED.from_checkpoint(files["ced"], num_heads=2, target_length=112).max_samples == 17_760
 
 

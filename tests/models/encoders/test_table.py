@@ -9,7 +9,7 @@ import pytest
 
 from configs.sections import ENCODER_PATHS, ModelConfig
 from models.encoders.stack import EncoderStack
-from models.encoders.table import ENCODERS, build_encoder
+from models.encoders.table import ENCODERS, OWN_RULES, build_encoder
 from tests import tiny
 
 
@@ -30,9 +30,9 @@ def test_a_path_to_another_kind_of_encoder_is_an_error(config: SimpleNamespace, 
 
 def test_errors_list_what_there_is(config: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="encoder 'wispher' is not known; expected one of whisper, beats"):
-        build_encoder("wispher", config)
+        build_encoder("wispher", config, OWN_RULES)
     nothing = SimpleNamespace(**{**vars(config), "whisper_path": None, "beats_path": None})
     with pytest.raises(ValueError, match=r"no audio encoder; set at least one of model\.whisper_path"):
         EncoderStack.from_config(nothing)
     with pytest.raises(ValueError, match=r"encoder 'beats' has no weights; set model\.beats_path"):
-        build_encoder("beats", nothing)
+        build_encoder("beats", nothing, OWN_RULES)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from configs.sections import ModelConfig
 from models.hub import split_revision
 from models.language.text import TextProcessor, _declared_eos_ids, load_tokenizer
 from tests import tiny
+from tests.parts import text_processor
 
 PROMPT = "<Speech><SpeechHere></Speech> Write down what is said."
 
@@ -27,7 +29,7 @@ def without_bos(tmp_path):
 
 
 def test_pieces_are_tokenised_apart_with_one_bos(tokenizer):
-    text = TextProcessor(tokenizer, prompt_template="USER: {}\nASSISTANT:")
+    text = text_processor(tokenizer, prompt_template="USER: {}\nASSISTANT:")
     batch = text.batch([PROMPT])
     assert batch.before[0].tolist() == [1, *tokenizer.encode("USER: <Speech>", add_special_tokens=False)]
     after = "</Speech> Write down what is said.\nASSISTANT:"
@@ -36,14 +38,14 @@ def test_pieces_are_tokenised_apart_with_one_bos(tokenizer):
 
 
 def test_empty_template_leaves_the_prompt(tokenizer):
-    text = TextProcessor(tokenizer)
+    text = text_processor(tokenizer)
     assert text.in_template(PROMPT) == PROMPT
     assert text.batch(["<SpeechHere>"]).before[0].tolist() == [1]
     assert text.batch(["<SpeechHere>"]).after[0].tolist() == []
 
 
 def test_template_may_place_the_audio_after_the_instruction(tokenizer):
-    text = TextProcessor(tokenizer, prompt_template="USER: {} <Speech><SpeechHere></Speech>\nASSISTANT:")
+    text = text_processor(tokenizer, prompt_template="USER: {} <Speech><SpeechHere></Speech>\nASSISTANT:")
     expected = "USER: Write down what is said. <Speech><SpeechHere></Speech>\nASSISTANT:"
     assert text.in_template(PROMPT) == expected
 
@@ -51,17 +53,17 @@ def test_template_may_place_the_audio_after_the_instruction(tokenizer):
 @pytest.mark.parametrize("prompt", ["no audio here", "<SpeechHere> and <SpeechHere>"])
 def test_prompt_needs_exactly_one_placeholder(tokenizer, prompt):
     with pytest.raises(ValueError, match="expected exactly one"):
-        TextProcessor(tokenizer, prompt_template="USER: {}").batch([prompt])
+        text_processor(tokenizer, prompt_template="USER: {}").batch([prompt])
 
 
 @pytest.mark.parametrize("template", ["no place", "{} and {}", "{} <SpeechHere> <SpeechHere>"])
-def test_broken_template_is_refused(tokenizer, template):
+def test_broken_template_is_refused(template):
     with pytest.raises(ValueError, match="prompt_template"):
-        TextProcessor(tokenizer, prompt_template=template)
+        ModelConfig(prompt_template=template)
 
 
 def test_targets_keep_the_end_symbol_whatever_the_limit(tokenizer):
-    text = TextProcessor(tokenizer, max_txt_len=6)
+    text = text_processor(tokenizer, max_txt_len=6)
     (short, long, empty) = text.batch([PROMPT] * 3, ["one two", "one two three " * 20, ""]).targets
     assert short.tolist() == [*tokenizer.encode("one two", add_special_tokens=False), 2]
     assert len(long) == 6 and long[-1] == 2
@@ -70,7 +72,7 @@ def test_targets_keep_the_end_symbol_whatever_the_limit(tokenizer):
 
 
 def test_end_symbol_of_several_tokens_is_a_target_and_a_stop_string(tokenizer):
-    text = TextProcessor(tokenizer, end_sym="[end]", max_txt_len=8)
+    text = text_processor(tokenizer, end_sym="[end]", max_txt_len=8)
     end = tokenizer.encode("[end]", add_special_tokens=False)
     assert len(end) > 1
     assert text.stop_strings == ("[end]",)
@@ -80,7 +82,7 @@ def test_end_symbol_of_several_tokens_is_a_target_and_a_stop_string(tokenizer):
         assert target[-len(end) :] == end and len(target) <= 8
     assert text.decode([*tokenizer.encode(" red fish"), *end, 40, 41]) == "red fish"
     with pytest.raises(ValueError, match="max_txt_len"):
-        TextProcessor(tokenizer, end_sym="[end]", max_txt_len=len(end))
+        text_processor(tokenizer, end_sym="[end]", max_txt_len=len(end))
 
 
 def test_all_declared_ends_count(tokenizer, tmp_path):
@@ -98,29 +100,29 @@ def test_all_declared_ends_count(tokenizer, tmp_path):
 
 
 def test_bos_is_the_configured_one_or_the_tokenizers_or_none(tokenizer, tmp_path):
-    assert TextProcessor(tokenizer).bos_ids == (1,)
-    assert TextProcessor(tokenizer, bos_token="<unk>").bos_ids == (0,)
-    assert TextProcessor(tokenizer, bos_token="").bos_ids == ()
+    assert text_processor(tokenizer).bos_ids == (1,)
+    assert text_processor(tokenizer, bos_token="<unk>").bos_ids == (0,)
+    assert text_processor(tokenizer, bos_token="").bos_ids == ()
     bare = without_bos(tmp_path)
-    assert TextProcessor(bare).bos_ids == ()
-    assert TextProcessor(bare).batch([PROMPT]).before[0].tolist() == bare.encode("<Speech>")
+    assert text_processor(bare).bos_ids == ()
+    assert text_processor(bare).batch([PROMPT]).before[0].tolist() == bare.encode("<Speech>")
     with pytest.raises(ValueError, match="bos_token"):
-        TextProcessor(tokenizer, bos_token="not one token")
+        text_processor(tokenizer, bos_token="not one token")
 
 
 def test_decoding_loses_every_special_token(tokenizer):
-    text = TextProcessor(tokenizer)
+    text = text_processor(tokenizer)
     assert text.decode([1, 3, *tokenizer.encode(" red fish"), 0, 3, 2, 50, 60]) == "red fish"
     assert text.decode(torch.tensor([2, 50])) == ""
     assert text.decode([]) == ""
 
 
 def test_padding_does_not_enlarge_the_vocabulary(tokenizer):
-    assert TextProcessor(tokenizer).pad_id == 3
+    assert text_processor(tokenizer).pad_id == 3
     tokenizer = pickle.loads(pickle.dumps(tokenizer))
     tokenizer.pad_token = None
     before = len(tokenizer)
-    assert TextProcessor(tokenizer).pad_id == 2
+    assert text_processor(tokenizer).pad_id == 2
     assert len(tokenizer) == before
 
 
@@ -128,7 +130,7 @@ def test_something_must_end_an_answer(tokenizer):
     tokenizer = pickle.loads(pickle.dumps(tokenizer))
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="end_sym"):
-        TextProcessor(tokenizer, end_sym="")
+        text_processor(tokenizer, end_sym="")
 
 
 def test_custom_vocabulary_survives_a_config_of_another_family(tmp_path):
@@ -159,11 +161,11 @@ def test_revision_of_a_hub_name(tmp_path):
 
 def test_unequal_counts_are_refused(tokenizer):
     with pytest.raises(ValueError, match="2 prompts but 1 texts"):
-        TextProcessor(tokenizer).batch([PROMPT] * 2, ["one"])
+        text_processor(tokenizer).batch([PROMPT] * 2, ["one"])
 
 
 def test_processor_travels_to_loader_workers(tokenizer):
-    text = pickle.loads(pickle.dumps(TextProcessor(tokenizer, stop_strings=("#",))))
+    text = pickle.loads(pickle.dumps(text_processor(tokenizer, stop_strings=("#",))))
     assert text.batch([PROMPT], ["one"]).target_tokens == 2
 
 
@@ -191,11 +193,11 @@ def test_ends_are_read_from_the_config_or_its_text_part(tmp_path, declared, expe
 
 
 def test_only_tokens_that_may_end_a_stop_string_are_followed_up(tokenizer):
-    text = TextProcessor(tokenizer, stop_strings=("one#",))
+    text = text_processor(tokenizer, stop_strings=("one#",))
     for token in range(len(tokenizer)):
         piece = tokenizer.decode([token], skip_special_tokens=True)
         assert text.may_end_stop(token) == ("#" in piece or "\ufffd" in piece)
-    assert all(TextProcessor(tokenizer, stop_strings=("one\n",)).may_end_stop(token) for token in (5, 6))
+    assert all(text_processor(tokenizer, stop_strings=("one\n",)).may_end_stop(token) for token in (5, 6))
 
 
 @pytest.mark.parametrize("options", [{"end_sym": "<|im_end|>\n"}, {"stop_strings": ["<|im_end|>\n"]}])
@@ -204,6 +206,6 @@ def test_an_end_that_begins_with_a_special_token_ends_by_its_id(tmp_path, option
     tokenizer = without_bos(tmp_path)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    text = TextProcessor(tokenizer, **options)
+    text = text_processor(tokenizer, **options)
     assert end in text.eos_ids
     assert text.decode([*tokenizer.encode("one two", add_special_tokens=False), end, 7]) == "one two"

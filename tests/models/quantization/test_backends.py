@@ -15,6 +15,7 @@ from models.quantization.gptq import GPTQSettings, cpu_block
 from models.quantization.gptq_folder import save_folder
 from models.quantization.gptq_solver import round_to_nearest
 from tests import tiny
+from tests.quantized import dequantized_weight, weights_fingerprint
 
 pytest.importorskip("bitsandbytes", reason="quantised weights need bitsandbytes")
 CPU = torch.device("cpu")
@@ -87,7 +88,7 @@ def test_gradients_match_those_of_the_dequantised_weights(config, gptq_folder, b
     with torch.no_grad():
         for name, module in plain.model.named_modules():
             if name.removesuffix(".base_layer") in quantised and isinstance(module, nn.Linear):
-                module.weight.copy_(backends.dequantized_weight(quantised[name.removesuffix(".base_layer")]))
+                module.weight.copy_(dequantized_weight(quantised[name.removesuffix(".base_layer")]))
         for (_, own), (_, other) in zip(
             sorted(p for p in llm.named_parameters() if "lora_" in p[0]),
             sorted(p for p in plain.named_parameters() if "lora_" in p[0]),
@@ -129,20 +130,20 @@ def test_head_and_embeddings_stay_unquantised(config, gptq_folder, backend, byte
 
 def test_fingerprint_follows_the_numbers(config, folder, tmp_path):
     nf4 = replace(config, quantization="nf4")
-    one, same = (backends.weights_fingerprint(LanguageModel.from_config(nf4)) for _ in range(2))
+    one, same = (weights_fingerprint(LanguageModel.from_config(nf4)) for _ in range(2))
     other_folder = tiny.write_llm(tmp_path / "other", width=64, seed=1)
-    other = backends.weights_fingerprint(LanguageModel.from_config(replace(nf4, llama_path=str(other_folder))))
-    int8 = backends.weights_fingerprint(LanguageModel.from_config(replace(config, quantization="int8")))
+    other = weights_fingerprint(LanguageModel.from_config(replace(nf4, llama_path=str(other_folder))))
+    int8 = weights_fingerprint(LanguageModel.from_config(replace(config, quantization="int8")))
     assert one == same
     assert len({one, other, int8}) == 3
 
 
 def test_evaluation_does_not_repack_the_weights(config):
     llm = LanguageModel.from_config(replace(config, quantization="nf4")).eval()
-    before = backends.weights_fingerprint(llm)
+    before = weights_fingerprint(llm)
     with torch.no_grad():
         logits_of(llm)
-    assert backends.weights_fingerprint(llm) == before
+    assert weights_fingerprint(llm) == before
 
 
 def test_quantised_lora_is_not_merged(config):
@@ -185,7 +186,7 @@ def test_a_folder_of_quantised_weights_is_recognised_and_loaded(config, tmp_path
     source.model.save_pretrained(folder)
     loaded = LanguageModel.from_config(replace(config, llama_path=str(folder), lora=False)).eval()
     assert loaded.backend.name == "nf4"
-    assert backends.weights_fingerprint(loaded) == backends.weights_fingerprint(source)
+    assert weights_fingerprint(loaded) == weights_fingerprint(source)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(loaded), logits_of(source))
 
@@ -210,7 +211,7 @@ def test_gptq_folder_is_read_back_and_written_again_with_equal_outputs(config, g
     second = LanguageModel.from_config(replace(again, lora=False)).eval()
     with torch.no_grad():
         assert torch.equal(logits_of(first), logits_of(second))  # the one that was saved still runs
-    assert backends.weights_fingerprint(first) == backends.weights_fingerprint(second)
+    assert weights_fingerprint(first) == weights_fingerprint(second)
 
 
 def test_kernels_of_gptqmodel_are_asked_for_where_they_are(config, gptq_folder):
@@ -224,7 +225,7 @@ def test_torchao_weights_are_saved_and_loaded(config, tmp_path):
     source.model.save_pretrained(tmp_path / "int8")
     loaded = LanguageModel.from_config(replace(config, llama_path=str(tmp_path / "int8"), lora=False)).eval()
     assert loaded.backend.name == "torchao_int8"
-    assert backends.weights_fingerprint(loaded) == backends.weights_fingerprint(source)
+    assert weights_fingerprint(loaded) == weights_fingerprint(source)
     with torch.no_grad():
         assert torch.equal(logits_of(loaded), logits_of(source))
 

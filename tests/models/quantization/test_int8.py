@@ -7,14 +7,13 @@ import torch
 from torch import nn
 
 from configs.schema import load_config
-from efficiency.memory_plan import part_sizes
 from models import build_model
 from models.encoders.beats import BEATs
 from models.encoders.stack import EncoderStack
 from models.encoders.whisper import WhisperEncoder
 from models.quantization import int8
 from models.quantization.int8 import Int8Linear, round_linears
-from models.skeleton import build_skeleton
+from models.sizes import part_sizes
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -143,10 +142,10 @@ def test_a_shortened_or_rounded_beats_is_not_written_as_released(project, tmp_pa
 def test_the_plan_follows(project, options):
     """Parameters, trainable ones and bytes of every part, without reading a weight."""
     config = model_config(project, *options)
-    model, skeleton = build_model(config), build_skeleton(config, "cpu")
-    assert part_sizes(model) == part_sizes(skeleton)
-    whole = part_sizes(build_skeleton(model_config(project), "cpu"))
-    assert part_sizes(skeleton)[0].bytes < whole[0].bytes
+    model, planned = build_model(config), build_model(config, "cpu", weights=False)
+    assert part_sizes(model) == part_sizes(planned)
+    whole = part_sizes(build_model(model_config(project), "cpu", weights=False))
+    assert part_sizes(planned)[0].bytes < whole[0].bytes
     assert model.generate(*clips(), ["<Speech><SpeechHere></Speech> Say."] * 2, max_new_tokens=3, num_beams=1)
 
 

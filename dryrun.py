@@ -38,15 +38,15 @@ WEIGHT_FILES = (
 )
 
 
-def absent_weights(model: ModelConfig) -> dict[str, str]:
+def missing_weights(model: ModelConfig) -> dict[str, str]:
     """Key -> path, of the language model, the encoders and the adapter that are neither on the disk nor in the hub's
     cache."""
     keys = ["llama_path", *(entry.path_key for entry in ENCODERS.values()), "ckpt", "speech_llama_proj_model"]
     named = {f"model.{key}": getattr(model, key) for key in keys}
-    return {key: path for key, path in named.items() if path and not _at_hand(path)}
+    return {key: path for key, path in named.items() if path and not _is_available(path)}
 
 
-def _at_hand(path: str) -> bool:
+def _is_available(path: str) -> bool:
     if Path(path).expanduser().exists():
         return True
     name, _, revision = path.partition("@")
@@ -57,7 +57,7 @@ def _at_hand(path: str) -> bool:
         return False
 
 
-def absent_data(config: Config) -> list[str]:
+def missing_data(config: Config) -> list[str]:
     """Annotation and prompt files that training needs and that are not there: `key = path`."""
     datasets = config.datasets
     absent = [] if datasets.train_ann_path else ["datasets.train_ann_path is not set: planned for inference alone"]

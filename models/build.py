@@ -22,7 +22,7 @@ from models.encoders.table import ENCODERS
 from models.language.llm import LanguageModel
 from models.released_rules import Rules, rules_of
 from models.runtime import onednn_linear
-from models.runtime.host_memory import large_blocks_apart
+from models.runtime.host_memory import large_blocks_mapped
 from models.salmonn import SALMONN
 from support.command_line import UserError
 
@@ -55,7 +55,7 @@ def build_model(
     device = pick_device(device) if weights else torch.device(device)
     rules = rules_of(config)
     paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]
-    with large_blocks_apart(path for path in paths if path and weights):
+    with large_blocks_mapped(path for path in paths if path and weights):
         encoders = EncoderStack.from_config(config, device, rules=rules.encoders, weights=weights, dtype=encoder_dtype)
         llm = LanguageModel.from_config(config, device, weights=weights)
         with nullcontext() if weights else META:

@@ -14,7 +14,7 @@ NAMES_SHOWN = 12  # in an error
 PAD_ROWS = "llm.pad_rows."  # rows appended to a vocabulary, which no base checkpoint holds
 
 _LLM_BLOCK = re.compile(r"^llm\.model\.(?:[a-z_]+\.)*?(layers\.\d+\.)")
-_STREAM_NORM = re.compile(r"^connector\.norms\.(.+)\.weight$")
+_ENCODER_NORM = re.compile(r"^connector\.norms\.(.+)\.weight$")
 _PROJECTION = re.compile(r"^connector\.projections\.(.+)\.(?:weight|bias)$")
 _READS_FRAMES = re.compile(r"^connector\.qformer\.layers\.\d+\.cross_attention\.(?:key|value)\.weight$")
 _ENCODER = re.compile(r"^encoders\.encoders\.[^.]+\.")
@@ -144,7 +144,7 @@ def _shape(tensor: Tensor) -> str:
 
 def added_encoders(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> tuple[str, ...]:
     """Encoders whose frames the file knows nothing of."""
-    return tuple(match[1] for name in own if (match := _STREAM_NORM.match(name)) and name not in state)
+    return tuple(match[1] for name in own if (match := _ENCODER_NORM.match(name)) and name not in state)
 
 
 def with_added_encoders(
@@ -154,7 +154,7 @@ def with_added_encoders(
 
     Zero columns where the Q-Former reads concatenated frames, else zero projections: in both gradients are not zero.
     """
-    widths = {match[1]: len(tensor) for name, (tensor, _) in own.items() if (match := _STREAM_NORM.match(name))}
+    widths = {match[1]: len(tensor) for name, (tensor, _) in own.items() if (match := _ENCODER_NORM.match(name))}
     known = torch.cat([torch.full((width,), name not in added) for name, width in widths.items()])  # [sum of D]
     widened = dict(state)
     for name, (tensor, _) in own.items():

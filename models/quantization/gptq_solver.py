@@ -118,7 +118,7 @@ def find_range(group: Tensor, settings: GPTQSettings) -> tuple[Tensor, Tensor]:
     best = torch.full_like(high, torch.inf)
     best_scales, best_zeros = torch.ones_like(high), torch.ones_like(high)
     for shrink in torch.linspace(1.0, SHRINK_TO, SHRINKS).tolist():
-        scales = _held_by_all((high - low) * (shrink / steps))
+        scales = _exact_in_fp16_and_bf16((high - low) * (shrink / steps))
         if settings.sym:
             zeros = torch.full_like(scales, (steps + 1) / 2)
         else:
@@ -159,7 +159,7 @@ def _round(values: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
     return torch.round(values / scales + zeros).clamp(0, 2**bits - 1).to(torch.uint8)
 
 
-def _held_by_all(scales: Tensor) -> Tensor:
+def _exact_in_fp16_and_bf16(scales: Tensor) -> Tensor:
     """The nearest numbers that bfloat16 and float16 hold, not zero."""
     smallest = torch.finfo(torch.float16).tiny
     return scales.clamp(smallest, torch.finfo(torch.float16).max / 2).bfloat16().float()

@@ -20,7 +20,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from models.runtime.file_pages import release
+from models.runtime.host_memory import release_pages
 from support.command_line import UserError
 
 METHOD = "smolt_int8"
@@ -160,7 +160,7 @@ class Rounding(HfQuantizer):
         """Count bytes of the files; from time to time, give back the pages that they take."""
         self._read += count
         if self._read > RELEASE_EVERY:
-            release(self._files)
+            release_pages(self._files)
             self._read = 0
 
     def is_serializable(self) -> bool:

@@ -1,6 +1,6 @@
 """`train.py --dryrun`: how large the model is, how much memory it takes, what the first batch looks like.
 
-The plan needs neither weights nor data: what is not at hand is built from configs/architectures on the meta device.
+The plan needs neither weights nor data: what is missing is built from configs/architectures on the meta device.
 """
 
 import dataclasses

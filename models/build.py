@@ -81,7 +81,7 @@ def build_model(
 
 
 def load_model(folder: str | Path, device: str | torch.device | None = None) -> SALMONN:
-    """The model of a checkpoint folder, built from the configuration that lies in it.
+    """The model of a checkpoint folder, built from the configuration in it.
 
     The `generate` section there becomes `model.generate_defaults`: text is generated as the checkpoint's own evaluation
     did, unless `model.generate` is told otherwise. (`evaluate.py` and the tools take every option from their YAML.)

@@ -141,7 +141,7 @@ class GlobalBatchSampler:
             return draws
         draws = rng.permutation(draws)
         full = len(draws) - len(draws) % self.global_batch
-        head, tail = draws[:full], draws[full:]
+        head, tail = draws[:full], draws[full:]  # cut before sorting: any length
         if self.bucket_batches:
             bucket = np.arange(full) // (self.bucket_batches * self.global_batch)
             head = head[np.lexsort((self.durations[head[:, 0]], bucket))]

@@ -148,6 +148,8 @@ class ExactSALMONN(ReleasedSALMONN):
                 first = done[0].tokens
             halts = first is not None and first[-1] == self.halt_id
             done |= batch.halt() if halts else batch.step()
+        if settings.num_beams == 1 and done[0].tokens[-1] == self.halt_id:  # it may be the last token that is allowed
+            done = {row: replace(result, stop_reason="end") for row, result in done.items()}
         return [done[row] for row in range(len(assembled))]
 
     def _decoded_each(

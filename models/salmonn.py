@@ -113,7 +113,7 @@ class SALMONN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Audio tokens `[B, A, H]` and their mask `[B, A]`, True first in each row.
 
-        `frames` are the encoders' outputs where they are at hand already (a cache); the waveforms are then not read.
+        `frames` are the encoders' outputs, from a cache; the waveforms are then not read.
         """
         if frames is None:
             frames = self.encode_frames(waveforms, lengths)

@@ -10,6 +10,7 @@ from models.encoders.base import AudioEncoder
 from models.encoders.beats import BEATs
 from models.encoders.ced import CED
 from models.encoders.whisper import WhisperEncoder
+from models.frames import Frames
 
 ENCODERS = ["whisper clip", "whisper full", "beats", "ced", "ced frequency major"]
 RATE = 16_000
@@ -32,3 +33,10 @@ def clips_for(encoder: AudioEncoder) -> tuple[torch.Tensor, torch.Tensor]:
     """Eight clips, the shortest possible one first, garbage after each one's end."""
     lengths = torch.tensor([encoder.min_samples, 3_000, 5_441, 8_000, 12_345, 16_000, 31_999, 48_000])
     return 0.1 * torch.randn(8, 48_000, generator=torch.Generator().manual_seed(1)), lengths
+
+
+def equal_frames(first: list[Frames], second: list[Frames]) -> bool:
+    return all(
+        torch.equal(a.lengths, b.lengths) and torch.equal(a.frames, b.frames)
+        for a, b in zip(first, second, strict=True)
+    )

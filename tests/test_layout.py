@@ -95,7 +95,6 @@ def not_downward(pairs: set[tuple[str, str]], floors: tuple[tuple[str, ...], ...
     return wrong
 
 
-@pytest.mark.xfail(reason="moved, not yet untied")
 def test_every_file_has_its_room() -> None:
     rooms = {name for names in FLOORS for name in names}
     assert {name.split(".")[0] for name in modules()} <= rooms
@@ -103,19 +102,16 @@ def test_every_file_has_its_room() -> None:
     assert {name.split(".")[1] for name in modules() if name.startswith("models.")} <= inside
 
 
-@pytest.mark.xfail(reason="moved, not yet untied")
 def test_a_room_imports_from_floors_below_only() -> None:
     assert not_downward(set(arrows()), FLOORS, 0) == []
 
 
-@pytest.mark.xfail(reason="moved, not yet untied")
 def test_a_room_of_the_models_imports_from_floors_below_only() -> None:
     inside = {pair for pair in arrows() if all(name.startswith("models.") for name in pair)}
     inside = {pair for pair in inside if pair[0].split(".")[1] not in OLD_NAMES}
     assert not_downward(inside, MODEL_FLOORS, 1) == []
 
 
-@pytest.mark.xfail(reason="moved, not yet untied")
 def test_no_circle_of_imports() -> None:
     graph = {name: {imported for importer, imported in arrows() if importer == name} for name in modules()}
     try:
@@ -166,7 +162,6 @@ def test_every_room_has_its_tests() -> None:
             assert file.exists(), f"{room}.py has no tests: expected {file.relative_to(ROOT)}"
 
 
-@pytest.mark.xfail(reason="moved, not yet untied")
 def test_no_test_file_imports_another() -> None:
     """What several test files use is in a file of its own in tests/ (tiny.py, runs.py, …) or in a conftest.py."""
     wrong = []

@@ -69,8 +69,7 @@ class Architecture:
 
 
 def find_architecture(path: str, kind: str | None = None) -> Architecture:
-    """The facts of a model that a configuration names: a folder, a hub name (with or without revision), or a `.pt`
-    file's name.
+    """The facts of what a configuration names: a folder, a hub name (with or without revision), or a `.pt` file's name.
 
     A `config.json` in the folder or in the hub's cache comes first; then the table, by the whole name or by its last
     part, so that `weights/Llama-3.2-1B-Instruct` is found before it is downloaded.

@@ -130,7 +130,7 @@ class RunningBeams:
         return ids.tolist(), logprobs.tolist()
 
     def keep(self, clips: list[int]) -> None:
-        """Go on with these clips only."""
+        """Continue with these clips only."""
         self.state.select(torch.tensor(clips, device=self.state.scores.device))
         self.generators = self.generators if len(self.generators) == 1 else [self.generators[clip] for clip in clips]
 

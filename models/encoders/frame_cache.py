@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from models.encoders.stack import EncoderStack, logger
+from models.encoders.stack import EncoderStack
 from models.encoders.table import EncoderRules
 from models.frames import Frames
 from support.command_line import UserError
 from support.files import write_whole
+
+logger = logging.getLogger(__name__)
 
 
 class FrameCache:

@@ -35,8 +35,9 @@ def test_quarantine_goes_on_after_a_kill(tmp_path: Path) -> None:
         quarantine.add(BadClip(index, f"{index}.wav", "x"))
     lines = path.read_text().splitlines()
     assert len(lines) == 3 and json.loads(lines[2])["index"] == 1
-    # The file may have clips from after the checkpoint.
-    assert len(Quarantine(path, total=10, max_bad_fraction=1)) == 0
+    assert (
+        len(Quarantine(path, total=10, max_bad_fraction=1)) == 0
+    )  # the file may know clips from beyond the checkpoint
     with pytest.raises(TooManyBadClips, match="2 of 10"):
         goes_on = Quarantine(tmp_path / "elsewhere.jsonl", total=10, max_bad_fraction=0.1)
         goes_on.take_up([BadClip(0, "0.wav", "x")])

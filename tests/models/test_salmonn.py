@@ -9,6 +9,7 @@ from models import build_model
 from models.decoding.kv_cache import KeyValueCache
 from models.decoding.steps import prefill
 from models.frames import Frames
+from models.sizes import part_sizes
 from tests.clips import PROMPTS, TEXTS, alone, mixed_clips
 
 
@@ -164,6 +165,14 @@ def test_generate_leaves_training_as_it_was(config):
     waveforms, lengths = mixed_clips()
     model.generate(waveforms[:2], lengths[:2], PROMPTS[:2], num_beams=1, max_new_tokens=2)
     assert model.training and model.connector.training
+
+
+def test_parameter_table_counts_everything(model):
+    rows = {row.part: row for row in part_sizes(model)}
+    assert set(rows) == {"whisper", "beats", "connector", "llm", "lora", "total"}
+    assert rows["total"].parameters == sum(p.numel() for p in model.parameters())
+    assert rows["whisper"].trainable == rows["llm"].trainable == 0
+    assert rows["lora"].trainable == rows["lora"].parameters > 0
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from models.checkpoint.released_names import own_name
-from models.connector.qformer import QFormer
+from models.connector.qformer import QFormer, QFormerConfig
 from models.frames import Frames
-from tests.parts import connector_of, qformer_config
+from tests.parts import connector_of
 from tests.vectors import cases, matches, settings
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
@@ -28,13 +28,14 @@ def test_qformer(parity_dir: Path) -> None:
     folder = parity_dir / "qformer"
     facts = settings(folder)
     qformer = QFormer(
-        qformer_config(
+        QFormerConfig(
             encoder_width=facts["encoder_width"],
             hidden_size=facts["bert"]["hidden_size"],
             num_heads=facts["bert"]["num_attention_heads"],
             num_layers=facts["num_hidden_layers"],
             intermediate_size=facts["bert"]["intermediate_size"],
             num_queries=facts["num_query_tokens"],
+            dropout=0.0,
         )
     ).eval()
     qformer.load_state_dict(stripped(load_file(folder / "weights.safetensors"), "connector.qformer."))

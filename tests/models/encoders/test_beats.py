@@ -85,4 +85,4 @@ def test_broken_beats_files_are_errors(files: dict[str, Path], tmp_path: Path, c
 def test_beats_classifier_is_left_out(files: dict[str, Path], tmp_path: Path) -> None:
     encoder = BEATs.from_checkpoint(tiny.write_beats(tmp_path / "finetuned.pt", classes=5))
     waveforms, lengths = clips_for(encoder)
-    assert torch.equal(encoder(waveforms, lengths)[0], load_encoder(files, "beats")(waveforms, lengths)[0])
+    assert torch.equal(encoder(waveforms, lengths)[0], BEATs.from_checkpoint(files["beats"])(waveforms, lengths)[0])

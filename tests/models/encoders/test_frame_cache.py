@@ -12,15 +12,7 @@ from safetensors import SafetensorError
 from models.encoders import base, frame_cache
 from models.encoders.frame_cache import FrameCache
 from models.encoders.stack import EncoderStack
-from models.frames import Frames
-from tests.encoders import RATE, noise
-
-
-def _equal(first: list[Frames], second: list[Frames]) -> bool:
-    return all(
-        torch.equal(a.lengths, b.lengths) and torch.equal(a.frames, b.frames)
-        for a, b in zip(first, second, strict=True)
-    )
+from tests.encoders import RATE, equal_frames, noise
 
 
 def test_cache_returns_what_the_stack_does(
@@ -36,12 +28,12 @@ def test_cache_returns_what_the_stack_does(
     assert [file.suffix for file in files] == [".safetensors"] * 3
 
     files[0].write_bytes(files[0].read_bytes()[:100])  # a damaged file is encoded again
-    assert _equal(cache.encode(waveforms, lengths), first)
+    assert equal_frames(cache.encode(waveforms, lengths), first)
     order = torch.tensor([2, 0])  # another batch, same values
     again = cache.encode(waveforms[order], lengths[order])
     assert torch.equal(again[0].frames[1], first[0].frames[0])
     monkeypatch.setattr(EncoderStack, "forward", lambda *_: pytest.fail("every clip is in the cache"))
-    assert _equal(cache.encode(waveforms, lengths), first)
+    assert equal_frames(cache.encode(waveforms, lengths), first)
 
 
 def test_cache_is_keyed_by_all_that_shapes_frames(
@@ -85,7 +77,7 @@ def test_a_cache_on_a_full_disk_goes_on_without(
     monkeypatch.setattr(frame_cache, "save_file", full)
     cache = FrameCache(tmp_path / "full", stack)
     for _ in range(2):
-        assert _equal(cache.encode(waveforms, lengths), expected)
+        assert equal_frames(cache.encode(waveforms, lengths), expected)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "No space left" in caplog.text and "datasets.cache_encoder_outputs" in caplog.text
     assert not [path for path in (tmp_path / "full").rglob("*") if path.is_file()]

@@ -10,8 +10,7 @@ import torch
 from models.connector.fusion import align_outputs
 from models.encoders.frame_cache import FrameCache
 from models.encoders.stack import EncoderStack
-from tests.encoders import LENGTHS, RATE, noise
-from tests.models.encoders.test_frame_cache import _equal
+from tests.encoders import LENGTHS, RATE, equal_frames, noise
 
 
 @torch.no_grad()
@@ -54,7 +53,7 @@ def test_autocast_does_not_change_what_frozen_encoders_hear(stack: EncoderStack,
     waveforms, lengths = noise(2, RATE), torch.tensor([RATE, RATE // 2])
     plain = stack(waveforms, lengths)
     with torch.autocast("cpu", torch.bfloat16):
-        assert _equal(stack(waveforms, lengths), plain)
+        assert equal_frames(stack(waveforms, lengths), plain)
         cached = FrameCache(tmp_path, stack).encode(waveforms, lengths)
-    assert _equal(FrameCache(tmp_path, stack).encode(waveforms, lengths), cached)
+    assert equal_frames(FrameCache(tmp_path, stack).encode(waveforms, lengths), cached)
     assert all(frames.frames.dtype == torch.float32 for frames in cached)

@@ -53,7 +53,7 @@ from support.units import SAMPLE_RATE
 
 MIN_SAMPLES = SAMPLE_RATE  # 1 s
 MAX_SAMPLES = 30 * SAMPLE_RATE
-STOP_ID = 2  # `</s>` of the Llama 1 and 2 vocabularies, written into the code as a number
+STOP_ID = 2  # `</s>` in the vocabularies of Llama 1 and 2; the public code has the number
 
 
 class ReleasedText(TextProcessor):
@@ -75,13 +75,13 @@ class ExactText(ReleasedText):
 
 
 class ReleasedSALMONN(SALMONN):
-    """A clip stops at the public code's stop id too."""
+    """The public code's stop id ends a clip, too."""
 
     halt_id = STOP_ID
 
 
 class ExactSALMONN(ReleasedSALMONN):
-    """SALMONN as the public code runs it, batches and all."""
+    """SALMONN as in the public code, including what depends on the batch."""
 
     merges_lora = False
 
@@ -95,15 +95,15 @@ class ExactSALMONN(ReleasedSALMONN):
         outside = torch.arange(width, device=self.device) >= lengths[:, None]
         waveforms = waveforms.masked_fill(outside, 0)
         lengths = lengths.clamp(MIN_SAMPLES, MAX_SAMPLES)
-        streams = []
+        outputs = []
         for name, encoder in self.encoders.encoders.items():
             mode = in_train_mode(encoder) if self.training and self.encoders.frozen[name] else nullcontext()
             with mode, torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders.frozen[name]):
                 frames, _ = encode_released(encoder, waveforms, lengths, feature_source)
             if self.training and isinstance(encoder, CED):
                 self._keep_statistics(name, encoder)
-            streams.append(Frames(frames, torch.full_like(lengths, frames.shape[1])))
-        return streams
+            outputs.append(Frames(frames, torch.full_like(lengths, frames.shape[1])))
+        return outputs
 
     @spanned("assemble")
     def assemble(self, tokens: Tensor, mask: Tensor, text_batch: TextBatch) -> Assembled:
@@ -155,7 +155,7 @@ class ExactSALMONN(ReleasedSALMONN):
     def _decoded_each(
         self, prompted: Callable[..., Assembled], batches: Iterable[Clips], settings: GenerateOptions, at_once: int
     ) -> Iterator[tuple[int, Generation]]:
-        """Each batch by itself."""
+        """Each batch is decoded separately."""
         return enumerate(
             result
             for clips in batches
@@ -163,26 +163,26 @@ class ExactSALMONN(ReleasedSALMONN):
         )
 
     def _keep_statistics(self, name: str, encoder: CED) -> None:
-        """Have adapters hold the BatchNorm's statistics, now that training has changed them."""
+        """Let adapters contain the BatchNorm's statistics, which training has changed."""
         prefix = f"encoders.encoders.{name}.init_bn."
         self._loaded_adapter_names = loaded_names(self) | {prefix + key for key in encoder.init_bn.state_dict()}
 
     def _padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Embeddings `[B, S, H]` of right-padded rows, and where they hold a token `[B, S]`."""
-        held = getattr(self.llm, "pad_rows", None)
-        pad_id = 0 if held is None else self.llm.vocab_size - len(held.embedding)
+        """Embeddings `[B, S, H]` of right-padded rows, and a mask `[B, S]` of their tokens."""
+        appended = getattr(self.llm, "pad_rows", None)
+        pad_id = 0 if appended is None else self.llm.vocab_size - len(appended.embedding)
         ids = pad_sequence(rows, batch_first=True, padding_value=pad_id).to(self.device)
         sizes = torch.tensor([[len(row)] for row in rows], device=self.device)
         present = torch.arange(ids.shape[1], device=self.device) < sizes
         embeds = self.llm.embed(ids)
-        # Without its row, [PAD] is nothing. Only a shorter row's first generated token comes from it.
-        return (embeds if held is not None else embeds.masked_fill(~present[..., None], 0)), present
+        # Without its row, [PAD] is zero. Only the first generated token of a shorter row depends on it.
+        return (embeds if appended is not None else embeds.masked_fill(~present[..., None], 0)), present
 
 
 def encode_released(
     encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
 ) -> tuple[Tensor, LongTensor]:
-    """A padded batch [B, T], [B] samples -> frames [B, N, D], frame_lengths [B] as the encoder's public code has them.
+    """A padded batch [B, T], [B] samples -> frames [B, N, D], frame_lengths [B] of the encoder's public code.
 
     They depend on the batch. BEATs reduces its padding mask by repeated division (`reduce_padding`), and its frames
     after a clip's end are not zero. CED has no lengths, and a floor 120 dB below the batch's loudest bin. Other
@@ -211,14 +211,14 @@ def encode_released(
 
 
 def reduce_padding(padded: BoolTensor, count: int) -> BoolTensor:
-    """[B, n] -> [B, count]: drop the last n % count, a run of the rest is padding if all of it is."""
+    """[B, n] -> [B, count]: drop the last n % count; a run of the others is padding if all of it is."""
     size = padded.shape[1]
     return padded[:, : size - size % count].unflatten(1, (count, -1)).all(dim=-1)
 
 
 @contextmanager
 def in_train_mode(encoder: AudioEncoder) -> Iterator[None]:
-    """A frozen encoder as `model.train()` leaves it in the public code, which does not send it back to eval."""
+    """A frozen encoder in the state of the public code's `model.train()`, which does not set it back to eval."""
     encoder.train()
     if isinstance(encoder, CED):
         encoder.init_bn.train()
@@ -282,6 +282,6 @@ RULES: dict[str, Rules] = {"off": Rules(), "weights": WEIGHTS, "exact": EXACT}
 
 
 def rules_of(config: ModelConfig) -> Rules:
-    """The rules that `model.legacy` asks for."""
+    """The rules of `model.legacy`."""
     rules = RULES[config.legacy]
     return replace(rules, common_prompt=not config.multi_prompt) if rules is EXACT else rules

@@ -59,7 +59,7 @@ lint: $(VENV)/.installed-dev ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: $(VENV)/.installed-dev ## ruff: mend what can be mended
+format: $(VENV)/.installed-dev ## ruff: fix what can be fixed automatically
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 

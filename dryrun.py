@@ -1,6 +1,6 @@
 """`train.py --dryrun`: how large the model is, how much memory it takes, what the first batch looks like.
 
-The plan needs neither weights nor data: what is not at hand is built from configs/architectures on the meta device.
+The plan needs neither weights nor data: the model is built from configs/architectures on the meta device.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from support.units import GIB, SAMPLE_RATE
 from training.precision import training_model_config
 
 SHOWN_CHARACTERS = 160
-CHARACTERS_A_TOKEN = 4  # of English, about; where there is no tokenizer to ask
+CHARACTERS_A_TOKEN = 4  # of English, roughly; used without a tokenizer
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -38,27 +38,26 @@ WEIGHT_FILES = (
 )
 
 
-def absent_weights(model: ModelConfig) -> dict[str, str]:
-    """Key -> path, of the language model, the encoders and the adapter that are neither on the disk nor in the hub's
-    cache."""
+def missing_weights(model: ModelConfig) -> dict[str, str]:
+    """Key -> path of the language model, encoders and adapter that are neither on disk nor in the hub's cache."""
     keys = ["llama_path", *(entry.path_key for entry in ENCODERS.values()), "ckpt", "speech_llama_proj_model"]
     named = {f"model.{key}": getattr(model, key) for key in keys}
-    return {key: path for key, path in named.items() if path and not _at_hand(path)}
+    return {key: path for key, path in named.items() if path and not _is_available(path)}
 
 
-def _at_hand(path: str) -> bool:
+def _is_available(path: str) -> bool:
     if Path(path).expanduser().exists():
         return True
     name, _, revision = path.partition("@")
     try:
         found = (try_to_load_from_cache(name, file, revision=revision or None) for file in WEIGHT_FILES)
         return any(isinstance(file, str) for file in found)
-    except HFValidationError:  # it reads as a path, not as a hub name
+    except HFValidationError:  # a path, not a hub name
         return False
 
 
-def absent_data(config: Config) -> list[str]:
-    """Annotation and prompt files that training needs and that are not there: `key = path`."""
+def missing_data(config: Config) -> list[str]:
+    """Annotation and prompt files that training needs and that do not exist: `key = path`."""
     datasets = config.datasets
     absent = [] if datasets.train_ann_path else ["datasets.train_ann_path is not set: planned for inference alone"]
     for key in ("train_ann_path", "valid_ann_path"):
@@ -73,7 +72,7 @@ def absent_data(config: Config) -> list[str]:
 
 
 def planned_device(config: Config) -> torch.device:
-    """The device that the file names, whether it is there or not; `auto` is what is there."""
+    """The device that the file names, whether it exists or not; `auto` is one that does."""
     named = config.run.device
     return pick_device() if named == "auto" else torch.device(named.partition(":")[0])
 
@@ -81,11 +80,11 @@ def planned_device(config: Config) -> torch.device:
 def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> str:
     """The memory plan for `device`: parts, a clip's inference, a training step, the published figure.
 
-    `model` is the one to train, where its weights are at hand; None takes sizes from the architecture facts. A file
+    `model` is the one to train, where its weights are available; None takes sizes from the architecture facts. A file
     that names nothing to train on is planned for inference alone.
 
     Raises:
-        ValueError: nothing is known of the architecture of a part.
+        UserError: the architecture of a part is unknown.
     """
     serving = training = build_model(config.model, device, weights=False)
     workload = ten_second_clip(config, model)
@@ -113,7 +112,7 @@ def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> 
 
 
 def describe(model: SALMONN, train_data: AudioTextDataset, valid_data: AudioTextDataset | None, first: Batch) -> str:
-    """Clips and first training batch of a run whose weights and data are at hand."""
+    """Clips and first training batch of a run that has its weights and data."""
     sections = [describe_data(train_data, valid_data)]
     if len(first):
         sections.append(_first_batch(model, first))
@@ -150,7 +149,7 @@ def _networks(model: ModelConfig) -> list[str | None]:
 
 
 def plan_as_published(config: ModelConfig, workload: PlannedClip) -> InferencePlan:
-    """The plan for the published programs' way: every encoder in float32, 30 s for Whisper, one decode step."""
+    """The plan for the published programs: every encoder in float32, 30 s for Whisper, one decode step."""
     released = dataclasses.replace(config, legacy="weights", ckpt=None)
     model = build_model(released, "cuda", weights=False, encoder_dtype=torch.float32)
     step = GenerateConfig(num_beams=1, max_new_tokens=2)

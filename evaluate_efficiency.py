@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.prompts import load_prompts
 from support import command_line
-from support.command_line import UserError, number
+from support.command_line import UserError, number, require_writable
 from support.files import write_json
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
     work = workload(arguments, config)
     device = pick_device(arguments.device or config.run.device)
     path = Path(arguments.out) if arguments.out else Path(config.run.output_dir) / "efficiency.json"
-    _check_writable(path)
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; expected a file to write")
+    require_writable(str(path.parent), "--out")
+    path.parent.mkdir(parents=True, exist_ok=True)
     memory = Memory(device)
     before_load = memory.now_gib()
     memory.reset()
@@ -124,15 +127,6 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
     write_json(path, report)
     print(summary(report), comparison(report), f"written to {path}", sep="\n\n")
     return report
-
-
-def _check_writable(path: Path) -> None:
-    """Before minutes of measuring: make the report's folder and see that the report can be written there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    existed = path.exists()
-    path.open("a", encoding="utf-8").close()
-    if not existed:
-        path.unlink()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -210,10 +210,10 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
     import dryrun
     from training.distillation import describe_plan
 
-    weights, data = dryrun.absent_weights(config.model), dryrun.absent_data(config)
+    weights, data = dryrun.missing_weights(config.model), dryrun.missing_data(config)
     teacher = config.distillation.teacher
     if teacher is not None:
-        absent = dryrun.absent_weights(teacher)
+        absent = dryrun.missing_weights(teacher)
         weights |= {key.replace("model.", "distillation.teacher.", 1): path for key, path in absent.items()}
     model = distiller = None
     if not weights and config.datasets.train_ann_path:

@@ -30,7 +30,7 @@ from benchmarks.suite import Job, Suite
 from configs.schema import load_config
 from configs.sections import ModelConfig
 from support import command_line
-from support.command_line import UserError
+from support.command_line import UserError, number
 
 SYSTEMS = ("nlp07", "smolt", "cv16", "salmonn_3b")
 """Folders of configs, the small ones first."""
@@ -187,8 +187,6 @@ def work(arguments: argparse.Namespace, run_job: suite.Runner) -> None:
         raise UserError(f"--device is {arguments.device}; expected cuda, cuda:N or, with --small, cpu")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA device; --small --device cpu tries the suite out")
-    if arguments.minutes <= 0:
-        raise UserError(f"--minutes is {arguments.minutes:g}; expected more than 0")
     small = arguments.small
     out = Path(arguments.out) if arguments.out else result_path(arguments.device, small=small)
     seconds = 60 * arguments.minutes - (0.0 if small else RESERVE_S)
@@ -203,7 +201,9 @@ def main(argv: Sequence[str] | None = None, *, run: suite.Runner = suite.run_apa
     parser = argparse.ArgumentParser(description="Measure every system at full shape, ours and the reference model.")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), help="folders of configs (default: all)")
     parser.add_argument("--device", default="cuda", help="default: cuda")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"ends within these (default: {MINUTES:g})")
+    parser.add_argument(
+        "--minutes", type=number(float, 0.1), default=MINUTES, help=f"ends within these (default: {MINUTES:g})"
+    )
     parser.add_argument("--out", help="JSON file to write (default: benchmarks/results/<gpu>_<date>.json)")
     parser.add_argument("--weights", help="folder for the random weights, kept (default: a temporary one; 16 GB)")
     parser.add_argument("--small", action="store_true", help="small shapes, for trying out")

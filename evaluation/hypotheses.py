@@ -55,7 +55,7 @@ def evaluate_annotations(
     processes: Processes | None = None,
     store: PredictionStore | None = None,
     original_annotations: Sequence[Annotation] | None = None,
-    frames: FrameSource | None = None,
+    frame_source: FrameSource | None = None,
     scoring: bool = True,
     java: bool = True,
     progress: str | None = None,
@@ -71,7 +71,7 @@ def evaluate_annotations(
         processes: who shares the clips; by default the process group, if there is one.
         store: where predictions are kept as they come, and from where an interrupted run continues.
         original_annotations: those before audio was swapped; the path of the clip whose audio is used is then noted.
-        frames: encoder outputs for a batch, from a cache; None encodes.
+        frame_source: encoder outputs for a batch, from a cache; None encodes.
         java: whether METEOR and SPICE may start their Java programs.
         progress: title of a progress bar; None shows none.
         should_stop: asked before each batch is encoded; True in any process ends the run with `Interrupted` in all of
@@ -105,7 +105,7 @@ def evaluate_annotations(
             bar.update(min(len(predictions) * processes.size, bar.total - bar.n))
 
         for number, generation in model.generate_each(
-            feed, at_once=config.run.batch_size_eval, frame_source=frames, **options
+            feed, at_once=config.run.batch_size_eval, frame_source=frame_source, **options
         ):
             keep([*map(describe.failed, feed.take_bad()), describe.answered(feed.inputs.pop(number), generation)])
         keep([*map(describe.failed, feed.take_bad())])

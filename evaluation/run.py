@@ -105,7 +105,7 @@ def evaluate_mode(
         processes=processes,
         store=store,
         original_annotations=annotations,
-        frames=frames_from_cache(model, config),
+        frame_source=frames_from_cache(model, config),
         scoring=scoring,
         java=java,
         progress=folder.name,

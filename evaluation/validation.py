@@ -43,13 +43,13 @@ class Validator:
         model: SALMONN,
         data: AudioTextDataset,
         accelerator: Accelerator,
-        frames: Callable[[Tensor, Tensor], list[Frames] | None],
+        frame_source: Callable[[Tensor, Tensor], list[Frames] | None],
     ) -> None:
         self.config = config
         self.model = model
         self.data = data
         self.accelerator = accelerator
-        self.frames = frames
+        self.frame_source = frame_source
         sampler = GlobalBatchSampler(
             data.durations(),
             batch_size=config.run.batch_size_eval,
@@ -102,7 +102,7 @@ class Validator:
             if not len(batch):
                 continue
             waveforms, lengths = batch.waveforms.to(device), batch.lengths.to(device)
-            frames = self.frames(waveforms, lengths)
+            frames = self.frame_source(waveforms, lengths)
             output = self.model(waveforms, lengths, text_batch=batch.text_batch, frames=frames)
             totals += torch.tensor([output.loss_sum.item(), output.target_tokens, 0.0], dtype=torch.float64)
         totals[2] = float(stop())
@@ -132,7 +132,7 @@ class Validator:
             self.scored,
             self.data.prompts,
             self.config,
-            frames=self.frames,
+            frame_source=self.frame_source,
             java=False,
             should_stop=stop if alone else lambda: False,
         )

@@ -1,10 +1,9 @@
-"""From a configuration, or a folder that training wrote, to a model.
+"""Build a model from a configuration, or from a folder that training wrote.
 
 `build_model(cfg.model)` joins the parts; `load_model(folder)` does the same from a checkpoint folder's own
-`config.yaml` and puts its adapter in place. Neither knows anything about files of data.
+`config.yaml`, and loads its adapter.
 """
 
-import logging
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,13 +21,9 @@ from models.encoders.table import ENCODERS
 from models.language.llm import LanguageModel
 from models.released_rules import Rules, rules_of
 from models.runtime import onednn_linear
-from models.runtime.host_memory import large_blocks_apart
+from models.runtime.host_memory import large_blocks_mapped
 from models.salmonn import SALMONN
 from support.command_line import UserError
-
-__all__ = ["SALMONN", "CheckpointError", "build_model", "load_model", "pick_device"]
-
-logger = logging.getLogger(__name__)
 
 
 def build_model(
@@ -38,31 +33,32 @@ def build_model(
     weights: bool = True,
     encoder_dtype: torch.dtype | None = None,
 ) -> SALMONN:
-    """The model that `config` describes, with a fresh adapter, or with `config.ckpt`'s where that is set.
+    """The model that `config` describes, with a fresh adapter, or with that of `config.ckpt`.
 
-    Encoders that the checkpoint was trained without are added as `load_adapter` says.
+    Encoders that the checkpoint was trained without are added, see `load_adapter`.
 
     Args:
         weights: False makes the whole model at full size on the meta device, from architecture facts
-            (configs/architectures), in the types that it would have on `device`, which need not exist. That takes no
-            memory, no download and a second or two. Sizes, frame counts and, with efficiency/memory_plan.py, the memory
-            of a run can be read off it; numbers cannot. It has no tokenizer; what takes a `TextBatch` works.
-        encoder_dtype: type of the frozen encoders, in place of what `model.dtype` means.
+            (configs/architectures), in the types that it would have on `device`, which need not exist. This takes no
+            memory, no download, and one or two seconds. It gives sizes, frame counts and, with
+            efficiency/memory_plan.py, the memory of a run, but no numbers. It has no tokenizer: it takes `TextBatch`es.
+        encoder_dtype: type of the frozen encoders; None for that of `model.dtype`.
 
     Raises:
-        UserError: naming the key of a part that is not found, does not fit, or of whose architecture nothing is known.
+        UserError: a part is not found, does not fit, or has an unknown architecture; the message names its key.
     """
     device = pick_device(device) if weights else torch.device(device)
     rules = rules_of(config)
     paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]
-    with large_blocks_apart(path for path in paths if path and weights):
+    with large_blocks_mapped(path for path in paths if path and weights):
         encoders = EncoderStack.from_config(config, device, rules=rules.encoders, weights=weights, dtype=encoder_dtype)
         llm = LanguageModel.from_config(config, device, weights=weights)
         with nullcontext() if weights else META:
-            connector = build_connector(config, rules, encoders, llm)
+            connector = _connector(config, rules, encoders, llm)
         text = rules.text.from_config(config) if weights else None
         model = rules.model(encoders, connector, llm, text, config)
-        freeze_connector(model, config)
+        connector.qformer.requires_grad_(not config.freeze_speech_QFormer)
+        connector.to_llm.requires_grad_(not config.freeze_speech_llama_proj)
         if not weights:
             return model.eval()
         model.to(device)
@@ -81,10 +77,10 @@ def build_model(
 
 
 def load_model(folder: str | Path, device: str | torch.device | None = None) -> SALMONN:
-    """The model of a checkpoint folder, built from the configuration that lies in it.
+    """The model of a checkpoint folder, built from the configuration in it.
 
-    The `generate` section there becomes `model.generate_defaults`: text is generated as the checkpoint's own evaluation
-    did, unless `model.generate` is told otherwise. (`evaluate.py` and the tools take every option from their YAML.)
+    Its `generate` section becomes `model.generate_defaults`: without options, `model.generate` generates like the
+    checkpoint's own evaluation. (`evaluate.py` and the tools take every option from their YAML.)
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or its adapter does not fit the model that it describes.
@@ -103,7 +99,7 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
     return model
 
 
-def build_connector(config: ModelConfig, rules: Rules, encoders: EncoderStack, llm: LanguageModel) -> Connector:
+def _connector(config: ModelConfig, rules: Rules, encoders: EncoderStack, llm: LanguageModel) -> Connector:
     """A fresh connector between these encoders and this language model."""
     if not config.use_speech_Qformer:
         raise UserError("model.use_speech_Qformer = false: the Q-Former is the only connector; set it to true.")
@@ -127,11 +123,3 @@ def build_connector(config: ModelConfig, rules: Rules, encoders: EncoderStack, l
         window_jitter=config.window_jitter,
         fusion=config.fusion,
     )
-
-
-def freeze_connector(model: SALMONN, config: ModelConfig) -> None:
-    """Apply the configuration's freeze switches to the connector; encoders and LLM see to their own."""
-    if config.freeze_speech_QFormer:
-        model.connector.qformer.requires_grad_(False)
-    if config.freeze_speech_llama_proj:
-        model.connector.to_llm.requires_grad_(False)

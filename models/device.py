@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The device a configuration names; `auto` and None mean CUDA where it is at hand.
+    """The device that a configuration names; `auto` and None mean CUDA where there is one.
 
-    Where CUDA is named and PyTorch finds none, the CPU, with a warning.
+    Where CUDA is named and PyTorch finds none, it is the CPU, with a warning.
 
     Raises:
-        ValueError: no such kind of device.
+        UserError: no such kind of device.
     """
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,7 +27,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     except RuntimeError:
         raise UserError(f"run.device = {name!r}: no such device; expected cpu, cuda, cuda:N or auto.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        logger.warning("run.device is %s, but PyTorch finds no CUDA device: going on on the CPU.", name)
+        logger.warning("run.device is %s, but PyTorch finds no CUDA device: continuing on the CPU.", name)
         return torch.device("cpu")
     return device
 

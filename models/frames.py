@@ -1,15 +1,11 @@
-"""What an encoder returns, and masks made of lengths."""
+"""An encoder's output, and masks made of lengths."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import BoolTensor, LongTensor, Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 def length_mask(lengths: LongTensor, size: int) -> BoolTensor:
@@ -18,14 +14,14 @@ def length_mask(lengths: LongTensor, size: int) -> BoolTensor:
 
 
 def zero_after(values: Tensor, lengths: LongTensor) -> Tensor:
-    """[B, N, ...] with zeros where the second axis runs past each row's length."""
+    """[B, N, ...] with zeros where the second axis is past a row's length."""
     mask = length_mask(lengths, values.shape[1])
     return values.masked_fill(~mask.view(*mask.shape, *[1] * (values.ndim - 2)), 0)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """What an encoder returns."""
+    """One encoder's output for a batch."""
 
-    frames: Tensor  # [B, N, D]; what lies after a clip's end has no meaning
+    frames: Tensor  # [B, N, D]; without meaning after a clip's end
     lengths: LongTensor  # [B]

@@ -1,10 +1,10 @@
-"""Folders and hub names of models, and why loading one failed."""
+"""Folders and hub names of models, and the reason why loading one failed."""
 
 from pathlib import Path
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """`organisation/model@revision` as (name, revision). A folder that exists is taken whole."""
+    """`organisation/model@revision` as (name, revision). The name of an existing folder is not split."""
     if Path(name).exists() or "@" not in name:
         return name, None
     base, _, revision = name.rpartition("@")
@@ -12,7 +12,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def loading_problem(path: str, error: Exception) -> str:
-    """Why the library could not load a folder or hub name, in one line."""
+    """The reason why the library could not load a folder or hub name, in one line."""
     if Path(path).exists():
         return _first_line(error)
     if "couldn't connect" in str(error):

@@ -9,7 +9,7 @@ program take these values and know nothing of `model.legacy`.
   float64, CED takes 30 s in one piece and its tokens stay in the network's order.
 - Encoder outputs are put next to each other by index, whatever their rates. A last window that is not full is dropped.
 - An answer and the end symbol are tokenised as one string, and cut together.
-- A row stops where it (its best running beam) has generated token id 2, whichever token that is.
+- Token id 2 ends a clip, whichever token that is; with beams, where the best running beam has generated it.
 
 `exact`: its bugs too, by which a row's answer depends on its batch.
 
@@ -53,7 +53,7 @@ from support.units import SAMPLE_RATE
 
 MIN_SAMPLES = SAMPLE_RATE  # 1 s
 MAX_SAMPLES = 30 * SAMPLE_RATE
-STOP_ID = 2  # `</s>` of the Llama 1 and 2 vocabularies, written into the code as a number
+STOP_ID = 2  # `</s>` in the vocabularies of Llama 1 and 2; the public code has the number
 
 
 class ReleasedText(TextProcessor):
@@ -77,7 +77,7 @@ class ExactText(ReleasedText):
 
 
 class ExactSALMONN(SALMONN):
-    """SALMONN as the public code runs it, batches and all."""
+    """SALMONN as in the public code, including what depends on the batch."""
 
     merges_lora = False
 
@@ -91,15 +91,15 @@ class ExactSALMONN(SALMONN):
         outside = torch.arange(width, device=self.device) >= lengths[:, None]
         waveforms = waveforms.masked_fill(outside, 0)
         lengths = lengths.clamp(MIN_SAMPLES, MAX_SAMPLES)
-        streams = []
+        outputs = []
         for name, encoder in self.encoders.encoders.items():
             mode = in_train_mode(encoder) if self.training and self.encoders.frozen[name] else nullcontext()
             with mode, torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoders.frozen[name]):
                 frames, _ = encode_released(encoder, waveforms, lengths, feature_source)
             if self.training and isinstance(encoder, CED):
                 self._keep_statistics(name, encoder)
-            streams.append(Frames(frames, torch.full_like(lengths, frames.shape[1])))
-        return streams
+            outputs.append(Frames(frames, torch.full_like(lengths, frames.shape[1])))
+        return outputs
 
     @spanned("assemble")
     def assemble(self, tokens: Tensor, mask: Tensor, text_batch: TextBatch) -> Assembled:
@@ -135,14 +135,17 @@ class ExactSALMONN(SALMONN):
         )
 
     def _decoded(self, assembled: Assembled, settings: GenerateOptions) -> list[Generation]:
-        """All rows stop when the first stops at `stop_id`; the others continue after it."""
+        """All rows stop when the first one, or its best running beam, has generated the stop id."""
         batch = ContinuousBatch(self.engine, self.text, replace(settings, stop_id=None), slots=len(assembled))
         results: dict[int, Generation] = {}
         done = batch.add(assembled, range(len(assembled)))
         while True:
-            if 0 not in results and batch.tokens(0)[-1] == settings.stop_id:
-                done = [(row, replace(result, stop_reason="end")) for row, result in [*done, *batch.stop()]]
+            stops = 0 not in results and batch.tokens(0)[-1] == settings.stop_id
             results |= done
+            if stops:
+                results |= batch.stop()
+                if settings.num_beams == 1:
+                    results = {row: replace(result, stop_reason="end") for row, result in results.items()}
             if not len(batch):
                 return [results[row] for row in range(len(assembled))]
             done = batch.step()
@@ -150,7 +153,7 @@ class ExactSALMONN(SALMONN):
     def _decoded_each(
         self, prompted: Callable[..., Assembled], batches: Iterable[Clips], settings: GenerateOptions, at_once: int
     ) -> Iterator[tuple[int, Generation]]:
-        """Each batch by itself."""
+        """Each batch is decoded separately."""
         return enumerate(
             result
             for clips in batches
@@ -158,26 +161,26 @@ class ExactSALMONN(SALMONN):
         )
 
     def _keep_statistics(self, name: str, encoder: CED) -> None:
-        """Have adapters hold the BatchNorm's statistics, now that training has changed them."""
+        """Let adapters contain the BatchNorm's statistics, which training has changed."""
         prefix = f"encoders.encoders.{name}.init_bn."
         self._loaded_adapter_names = loaded_names(self) | {prefix + key for key in encoder.init_bn.state_dict()}
 
     def _padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Embeddings `[B, S, H]` of right-padded rows, and where they hold a token `[B, S]`."""
-        held = getattr(self.llm, "pad_rows", None)
-        pad_id = 0 if held is None else self.llm.vocab_size - len(held.embedding)
+        """Embeddings `[B, S, H]` of right-padded rows, and a mask `[B, S]` of their tokens."""
+        appended = getattr(self.llm, "pad_rows", None)
+        pad_id = 0 if appended is None else self.llm.vocab_size - len(appended.embedding)
         ids = pad_sequence(rows, batch_first=True, padding_value=pad_id).to(self.device)
         sizes = torch.tensor([[len(row)] for row in rows], device=self.device)
         present = torch.arange(ids.shape[1], device=self.device) < sizes
         embeds = self.llm.embed(ids)
-        # Without its row, [PAD] is nothing. Only a shorter row's first generated token comes from it.
-        return (embeds if held is not None else embeds.masked_fill(~present[..., None], 0)), present
+        # Without its row, [PAD] is zero. Only the first generated token of a shorter row depends on it.
+        return (embeds if appended is not None else embeds.masked_fill(~present[..., None], 0)), present
 
 
 def encode_released(
     encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
 ) -> tuple[Tensor, LongTensor]:
-    """A padded batch [B, T], [B] samples -> frames [B, N, D], frame_lengths [B] as the encoder's public code has them.
+    """A padded batch [B, T], [B] samples -> frames [B, N, D], frame_lengths [B] of the encoder's public code.
 
     They depend on the batch. BEATs reduces its padding mask by repeated division (`reduce_padding`), and its frames
     after a clip's end are not zero. CED has no lengths, and a floor 120 dB below the batch's loudest bin. Other
@@ -206,14 +209,14 @@ def encode_released(
 
 
 def reduce_padding(padded: BoolTensor, count: int) -> BoolTensor:
-    """[B, n] -> [B, count]: drop the last n % count, a run of the rest is padding if all of it is."""
+    """[B, n] -> [B, count]: drop the last n % count; a run of the others is padding if all of it is."""
     size = padded.shape[1]
     return padded[:, : size - size % count].unflatten(1, (count, -1)).all(dim=-1)
 
 
 @contextmanager
 def in_train_mode(encoder: AudioEncoder) -> Iterator[None]:
-    """A frozen encoder as `model.train()` leaves it in the public code, which does not send it back to eval."""
+    """A frozen encoder in the state of the public code's `model.train()`, which does not set it back to eval."""
     encoder.train()
     if isinstance(encoder, CED):
         encoder.init_bn.train()
@@ -276,6 +279,6 @@ RULES: dict[str, Rules] = {"off": Rules(), "weights": WEIGHTS, "exact": EXACT}
 
 
 def rules_of(config: ModelConfig) -> Rules:
-    """The rules that `model.legacy` asks for."""
+    """The rules of `model.legacy`."""
     rules = RULES[config.legacy]
     return replace(rules, common_prompt=not config.multi_prompt) if rules is EXACT else rules

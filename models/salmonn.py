@@ -33,7 +33,7 @@ IGNORED = -100  # the label that the loss skips
 Clips = tuple[Tensor, Tensor, list[str]]
 """Waveforms `[B, T]`, lengths `[B]` and prompts of a batch."""
 FrameSource = Callable[[Tensor, Tensor], list[Frames] | None]
-"""Gives the encoder outputs for waveforms and lengths, from a cache; None has them encoded."""
+"""Encoder outputs for waveforms and lengths, from a cache; None to have them encoded."""
 Result = TypeVar("Result")
 
 
@@ -111,7 +111,7 @@ class SALMONN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Audio tokens `[B, A, H]` and their mask `[B, A]`, True first in each row.
 
-        `frames` are the encoders' outputs if they are known already (from a cache); the waveforms are then not read.
+        `frames` are the encoders' outputs, from a cache; the waveforms are then not read.
         """
         if frames is None:
             frames = self.encode_frames(waveforms, lengths)

@@ -14,19 +14,18 @@ _FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # in torch's message: what a pickle as
 
 
 class TensorFileError(UserError):
-    """A file that cannot be read; the message goes on after its name."""
+    """A file that cannot be read; the message continues a sentence that starts with its name."""
 
 
 def read_tensor_file(path: str | Path, *, device: str | torch.device = "cpu", mmap: bool = False) -> Any:
-    """What `torch.save` put into `path`.
+    """The content of a file of `torch.save`.
 
     Args:
-        device: where the tensors go; on `meta` they are sizes alone.
+        device: of the tensors; on `meta` they are shapes alone.
         mmap: leave the tensors' bytes in the file until they are needed; not for files of PyTorch before 1.6.
 
     Raises:
-        TensorFileError: no such file, a damaged one, one with objects that only running code could make, or one that
-            unpacks to more than it is.
+        TensorFileError: the file does not exist, is damaged, has objects that need code to be made, or is compressed.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,20 +37,20 @@ def read_tensor_file(path: str | Path, *, device: str | torch.device = "cpu", mm
         forbidden = _FORBIDDEN.search(str(error))
         what = f"asks for {forbidden[1]}" if forbidden else "is no plain pickle"
         raise TensorFileError(
-            f"{what}: only tensors and plain containers are read, and nothing was run. Have its owner save the "
-            "state dict alone: torch.save({'model': state_dict}, path)."
+            f"{what}: only tensors and plain containers are read, and nothing was run. Ask its owner to save only the "
+            "state dict: torch.save({'model': state_dict}, path)."
         ) from error
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises many types for a damaged file
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise TensorFileError(f"is truncated, or no file of torch.save: {reason}") from error
 
 
 def _refuse_compressed(path: Path) -> None:
-    """`torch.save` stores its entries as they are, so that a small file cannot fill the memory; others might."""
+    """`torch.save` does not compress its entries, so a small file cannot fill the memory; a compressed one could."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError):  # of old versions of PyTorch, or damaged, as reading it will tell
+    except (zipfile.BadZipFile, OSError):  # of an old version of PyTorch, or damaged: reading it decides
         return
     size = path.stat().st_size
     if unpacked > size:

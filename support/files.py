@@ -20,6 +20,12 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], object], *, 
         in_cache: for files that can be made again, perhaps by several processes at once: each has a draft of its own,
             and nobody waits for the disk.
     """
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():  # a pipe or a device, which nothing may replace
+        content(path) if callable(content) else path.write_bytes(
+            content.encode() if isinstance(content, str) else content
+        )
+        return
     draft = path.with_name(f".{uuid.uuid4().hex if in_cache else path.name}.tmp")
     try:
         if callable(content):

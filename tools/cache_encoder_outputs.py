@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(result)
-    result.add_argument("--processes", type=int, default=2, help="how many encode side by side (default: 2)")
+    result.add_argument("--processes", type=int, default=2, help="processes that encode in parallel (default: 2)")
     return result
 
 

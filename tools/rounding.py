@@ -232,7 +232,7 @@ def quantized(
     difference = (_logits(exact, bench.held_out) - expected).abs().max() / expected.abs().max()
     print(f"read back: logits differ by {difference:.1e} of the largest")
     if not difference <= EQUAL and exact.llm.dtype == torch.float32:
-        raise UserError(f"{out} does not give what was rounded: logits differ by {difference:.1e} of the largest")
+        raise RuntimeError(f"{out} does not give what was rounded: logits differ by {difference:.1e} of the largest")
     del exact
     name = f"gptq, LoRA {'merged' if merge else 'beside'}" if plain.lora else "gptq"
     row = bench.measure(name, built(config, served, device))

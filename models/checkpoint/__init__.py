@@ -1,4 +1,4 @@
-"""Trained parameters on disk: our adapter folders, and the files that others released."""
+"""Trained parameters on disk: our adapter folders, and the released files of other programs."""
 
 from support.lazy_names import lazy_names
 

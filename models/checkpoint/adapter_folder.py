@@ -48,7 +48,7 @@ FORMAT = {"format": "smolt-adapter", "version": "1"}
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter by its file names: trained parameters, and everything that no base checkpoint could give back.
+    """The adapter by its file names: trained parameters, and everything that is in no base checkpoint.
 
     The latter are connector and LoRA, frozen or not, tensors that an adapter loaded earlier brought along, and the
     buffers of modules that train.
@@ -64,7 +64,7 @@ def save_adapter(
     metrics: dict | None = None,
     extra: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write the adapter folder. Whatever stops it, `folder` holds the previous checkpoint or this one, whole.
+    """Write the adapter folder. Whenever it is stopped, `folder` contains the previous checkpoint or this one, whole.
 
     `extra` may write further files (a trainer's state) into the folder that it is given; they appear together with the
     adapter. Returns `folder`.
@@ -80,7 +80,7 @@ def write_adapter(
     metrics: dict | None = None,
     extra: Callable[[Path], None] | None = None,
 ) -> Path:
-    """`save_adapter` for tensors that are not, or not yet, in a model; `state` has the names of the file."""
+    """`save_adapter` for tensors that are not in a model; `state` has the names of the file."""
     folder = Path(folder)
     with new_folder(folder) as draft:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -100,7 +100,7 @@ def write_adapter(
 
 
 def load_adapter(model: nn.Module, source: str | Path, *, add_encoders: bool = False) -> LoadReport:
-    """Put the adapter of a folder, or of a `.safetensors` file, into the model.
+    """Load the adapter of a folder, or of a `.safetensors` file, into the model.
 
     Every tensor of the file must have its place, and every part of the adapter its tensor. One exception: an encoder
     that was frozen when the file was written and trains now keeps its base weights; the report names it.
@@ -128,19 +128,19 @@ def load_adapter(model: nn.Module, source: str | Path, *, add_encoders: bool = F
             own[name][0].copy_(state[name])
     if pad_rows:
         append_pad_rows(model.llm, pad_rows)
-    # The file may hold parts that this stage freezes: being no longer the base checkpoint's, they are saved again.
+    # Parts that this stage freezes may be in the file: they differ from the base checkpoint, and are saved again.
     model._loaded_adapter_names = loaded_names(model) | set(report.matched)
     logger.log(logging.WARNING if added else logging.INFO, "%s: %s", path, report.summary())
     return report
 
 
 def read_adapter(source: str | Path) -> dict[str, Tensor]:
-    """The tensors of an adapter folder or file, by their names there."""
+    """The tensors of an adapter folder or file, by their names in it."""
     return _read_tensors(_adapter_file(Path(source)))
 
 
 def load_projection(model: nn.Module, source: str | Path) -> LoadReport:
-    """Put only the projection to the language model (`model.speech_llama_proj_model`) into the model.
+    """Load only the projection to the language model (`model.speech_llama_proj_model`) into the model.
 
     The source is an adapter folder or file of ours, or a SALMONN `.pth` with `speech_llama_proj.weight` and `.bias`.
     """
@@ -180,7 +180,7 @@ def _adapter_file(source: Path) -> Path:
 
 
 def checkpoint_of(source: Path) -> Path:
-    """The checkpoint that `source` means: itself, or of a run's folder its `best`, else its `last`."""
+    """The checkpoint that `source` names: itself, or in a run's folder its `best`, else its `last`."""
     recover(source.resolve())
     if source.is_dir() and not (source / ADAPTER_FILE).exists():
         for name in RUN_POINTERS:

@@ -1,4 +1,4 @@
-"""Which tensors of a model an adapter holds, under which names, and what to say when a file does not fit them."""
+"""Which tensors of a model are in an adapter, their names in the file, and the error when a file does not fit them."""
 
 import re
 from collections.abc import Iterable
@@ -11,38 +11,37 @@ from torch import Tensor, nn
 from support.command_line import UserError
 
 NAMES_SHOWN = 12  # in an error
-PAD_ROWS = "llm.pad_rows."  # rows appended to a vocabulary, which no base checkpoint holds
+PAD_ROWS = "llm.pad_rows."  # rows appended to a vocabulary, which are in no base checkpoint
 
 _LLM_BLOCK = re.compile(r"^llm\.model\.(?:[a-z_]+\.)*?(layers\.\d+\.)")
-_STREAM_NORM = re.compile(r"^connector\.norms\.(.+)\.weight$")
+_ENCODER_NORM = re.compile(r"^connector\.norms\.(.+)\.weight$")
 _PROJECTION = re.compile(r"^connector\.projections\.(.+)\.(?:weight|bias)$")
 _READS_FRAMES = re.compile(r"^connector\.qformer\.layers\.\d+\.cross_attention\.(?:key|value)\.weight$")
 _ENCODER = re.compile(r"^encoders\.encoders\.[^.]+\.")
 
 
 class CheckpointError(UserError):
-    """A checkpoint is absent, damaged, or does not fit the model."""
+    """A checkpoint is missing, damaged, or does not fit the model."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading an adapter did. After a load that succeeded, `missing`, `unexpected` and `misshapen` are empty."""
+    """The result of loading an adapter. After a load that succeeded, `missing`, `unexpected`, `misshapen` are empty."""
 
     matched: tuple[str, ...]
-    """Tensors taken from the file."""
+    """Tensors loaded from the file."""
     missing: tuple[str, ...]
-    """Tensors the model needs and the file lacks."""
+    """Tensors that the model needs and the file does not have."""
     unexpected: tuple[str, ...]
-    """Tensors of the file with no place in the model."""
+    """Tensors of the file that the model does not have."""
     misshapen: tuple[str, ...]
-    """Tensors of another shape, or of whole numbers for real ones: `name: file [2, 3], model [4, 3]`."""
+    """Tensors of another shape, or integers for floating-point numbers: `name: file [2, 3], model [4, 3]`."""
     from_base: tuple[str, ...] = ()
-    """Parts that the file has nothing of and that have a source of their own: encoders trained from now on start from
-    their base checkpoint."""
+    """Parts that are not in the file and start from their base checkpoint: encoders that are trained from now on."""
     ignored: tuple[str, ...] = ()
-    """Entries of a released file that have no effect here: buffers that nothing trained."""
+    """Entries of a released file without effect here: untrained buffers."""
     added: tuple[str, ...] = ()
-    """Encoders that the adapter was trained without: a fresh LayerNorm, and zeros where the Q-Former reads them
+    """Encoders that the adapter was trained without: a fresh LayerNorm, and zeros for their columns in the Q-Former
     (`fusion: concat`) or for their projection (`fusion: project`)."""
 
     @property
@@ -50,15 +49,15 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.misshapen)
 
     def summary(self) -> str:
-        """One line on what was loaded, and what was not."""
+        """One line about what was loaded, and what was not."""
         base = f"; {', '.join(self.from_base)}: from the base checkpoint" if self.from_base else ""
-        added = f"; {', '.join(self.added)}: new to this adapter, not heard until trained" if self.added else ""
+        added = f"; {', '.join(self.added)}: new to this adapter, without effect until trained" if self.added else ""
         ignored = f"; {len(self.ignored)} without effect here" if self.ignored else ""
         return f"{len(self.matched)} tensors loaded{base}{added}{ignored}"
 
 
 def named_tensors(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
-    """File name -> (tensor, whether the adapter holds it), for all parameters and stored buffers."""
+    """File name -> (tensor, whether it is in the adapter), for all parameters and stored buffers."""
     loaded = loaded_names(model)
     named: dict[str, tuple[Tensor, bool]] = {}
     for prefix, module in model.named_modules():
@@ -80,7 +79,7 @@ def named_tensors(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
 
 
 def _without_repeats(named: dict[str, tuple[Tensor, bool]]) -> dict[str, tuple[Tensor, bool]]:
-    """A tensor that several modules share stands under its first name only."""
+    """Keep a tensor that several modules share under its first name only."""
     seen: set[int] = set()
     kept = {}
     for name, entry in named.items():
@@ -91,7 +90,7 @@ def _without_repeats(named: dict[str, tuple[Tensor, bool]]) -> dict[str, tuple[T
 
 
 def _file_name(name: str) -> str | None:
-    """A tensor's name in the file. None for the language model's own, never trained weights."""
+    """A tensor's name in the file; None for the language model's own weights, which are never trained."""
     if not name.startswith("llm.") or name.startswith(PAD_ROWS):
         return name
     if "lora_" not in name:
@@ -111,7 +110,7 @@ def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> Lo
     misshapen = {
         name: f"{name}: file {_shape(tensor)}, model {_shape(own[name][0])}"
         for name, tensor in state.items()
-        if name in own and (tensor.shape != own[name][0].shape or _numbers(tensor) != _numbers(own[name][0]))
+        if name in own and (tensor.shape != own[name][0].shape or _kind(tensor) != _kind(own[name][0]))
     }
     file_parts = {match[0] for name in state if (match := _ENCODER.match(name))}
     missing, from_base = [], set()
@@ -119,7 +118,7 @@ def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> Lo
         if not in_adapter or name in state:
             continue
         part = _ENCODER.match(name)
-        if part and part[0] not in file_parts:  # the file has nothing of this encoder
+        if part and part[0] not in file_parts:  # nothing of this encoder is in the file
             from_base.add(part[0].removesuffix("."))
         else:
             missing.append(name)
@@ -132,9 +131,9 @@ def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> Lo
     )
 
 
-def _numbers(tensor: Tensor) -> str:
-    """What kind of numbers it has: between real ones of any width nothing but precision is lost."""
-    return "real" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
+def _kind(tensor: Tensor) -> str:
+    """The kind of its numbers: conversion within a kind loses only precision."""
+    return "floating" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
 
 
 def _shape(tensor: Tensor) -> str:
@@ -143,8 +142,8 @@ def _shape(tensor: Tensor) -> str:
 
 
 def added_encoders(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> tuple[str, ...]:
-    """Encoders whose frames the file knows nothing of."""
-    return tuple(match[1] for name in own if (match := _STREAM_NORM.match(name)) and name not in state)
+    """Encoders of the model that the file was trained without."""
+    return tuple(match[1] for name in own if (match := _ENCODER_NORM.match(name)) and name not in state)
 
 
 def with_added_encoders(
@@ -152,9 +151,9 @@ def with_added_encoders(
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, bool]]]:
     """The file's tensors with zeros for the new encoders' frames; the model's without their LayerNorms.
 
-    Zero columns where the Q-Former reads concatenated frames, else zero projections: in both gradients are not zero.
+    Zero columns in the Q-Former for concatenated frames, else zero projections: in both cases gradients are not zero.
     """
-    widths = {match[1]: len(tensor) for name, (tensor, _) in own.items() if (match := _STREAM_NORM.match(name))}
+    widths = {match[1]: len(tensor) for name, (tensor, _) in own.items() if (match := _ENCODER_NORM.match(name))}
     known = torch.cat([torch.full((width,), name not in added) for name, width in widths.items()])  # [sum of D]
     widened = dict(state)
     for name, (tensor, _) in own.items():
@@ -169,7 +168,7 @@ def with_added_encoders(
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names for an error: the first ones, and how many more there are."""
+    """Names for an error: the first ones, and the number of the others."""
     names = [str(name) for name in names]
     more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
@@ -190,4 +189,4 @@ def _likely_cause(report: LoadReport) -> str:
         return "Set model.lora, lora_rank and lora_target_modules as when the adapter was trained."
     if report.misshapen:
         return "Use the encoders, the language model and the Q-Former sizes that the adapter was trained with."
-    return "Use the model section of the config.yaml that lies beside the adapter."
+    return "Use the model section of the config.yaml in the adapter's folder."

@@ -1,4 +1,4 @@
-"""The rows that some released checkpoints hold for a `[PAD]` token behind the vocabulary."""
+"""The rows of a `[PAD]` token after the vocabulary, which some released checkpoints have."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ def is_tied(llm: LanguageModel) -> bool:
 
 
 def split_pad_rows(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> dict[str, Tensor]:
-    """Take the vocabulary's extra rows out of an adapter's tensors, and of the model's where both have them."""
+    """Remove the vocabulary's extra rows from an adapter's tensors, and from the model's where both have them."""
     rows = {name: state.pop(name) for name in (EMBEDDING_ROW, HEAD_ROW) if name in state}
     for name in rows:
         own.pop(name, None)
@@ -28,14 +28,13 @@ def split_pad_rows(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]
 
 
 def append_pad_rows(llm: LanguageModel, rows: Mapping[str, Tensor]) -> None:
-    """Enlarge the vocabulary by `rows` (`EMBEDDING_ROW`, and `HEAD_ROW` unless tied), or renew those appended before.
+    """Extend the vocabulary by `rows` (`EMBEDDING_ROW`, and `HEAD_ROW` unless tied), or replace those appended before.
 
-    They are kept as buffers of `llm` too, by which an adapter saves them.
+    They are also buffers of `llm`, so that an adapter saves them.
     """
     _check_pad_rows(llm, rows)
     tied = is_tied(llm)
-    count, held = len(rows[EMBEDDING_ROW]), getattr(llm, "pad_rows", None)
-    old = 0 if held is None else len(held.embedding)
+    count, old = len(rows[EMBEDDING_ROW]), _appended(llm)
     if count != old:
         llm.model.resize_token_embeddings(llm.vocab_size + count - old, mean_resizing=False)
         llm.model.get_input_embeddings().weight.requires_grad_(False)
@@ -52,8 +51,14 @@ def append_pad_rows(llm: LanguageModel, rows: Mapping[str, Tensor]) -> None:
     llm.pad_rows = kept
 
 
+def _appended(llm: LanguageModel) -> int:
+    """Rows that the vocabulary was extended by so far."""
+    rows = getattr(llm, "pad_rows", None)
+    return 0 if rows is None else len(rows.embedding)
+
+
 def read_pad_rows(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
-    """`[PAD]` rows under the names they have in an adapter, from tensors named as in the language model's files."""
+    """`[PAD]` rows by their names in an adapter, from tensors with their names in the language model's files."""
     if isinstance(source, str | Path):
         try:
             source = load_file(source)
@@ -62,29 +67,28 @@ def read_pad_rows(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor
     rows = {}
     for name, row in source.items():
         if not name.endswith(("embed_tokens.weight", "lm_head.weight")):
-            raise CheckpointError(f"pad_rows hold {name!r}; expected embed_tokens.weight and lm_head.weight.")
+            raise CheckpointError(f"pad_rows contain {name!r}; expected embed_tokens.weight and lm_head.weight.")
         rows[HEAD_ROW if name.endswith("lm_head.weight") else EMBEDDING_ROW] = row
     return rows
 
 
 def pad_rows_of_head(head: Tensor, vocabulary: int) -> dict[str, Tensor]:
-    """The `[PAD]` rows in a tied head, for a language model whose own vocabulary is that large."""
+    """The `[PAD]` rows in a tied head, for a language model with a vocabulary of so many rows."""
     if len(head) > vocabulary:
         return {EMBEDDING_ROW: head[vocabulary:]}
-    # Those trainers also cut off rows that no token of the tokenizer has; the last that remains is then [PAD]'s.
+    # These trainers also remove rows without a token of the tokenizer; the last remaining one is then [PAD]'s.
     return {EMBEDDING_ROW: head[-1:]} if len(head) < vocabulary else {}
 
 
 def vocabulary_rows(
     llm: LanguageModel, head: Tensor | None, pad_rows: Mapping[str, Tensor] | str | Path | None
 ) -> dict[str, Tensor]:
-    """The `[PAD]` rows: those given, else those of a tied head in the file; none where neither is there."""
+    """The `[PAD]` rows: those given, else those of a tied head in the file, else none."""
     tied = is_tied(llm)
-    held = getattr(llm, "pad_rows", None)
     if pad_rows is None:
         if head is None or head.dim() != 2 or not tied:
             return {}
-        return pad_rows_of_head(head, llm.vocab_size - (0 if held is None else len(held.embedding)))
+        return pad_rows_of_head(head, llm.vocab_size - _appended(llm))
     rows = read_pad_rows(pad_rows)
     if tied and HEAD_ROW in rows:
         rows = {EMBEDDING_ROW: rows.get(EMBEDDING_ROW, rows[HEAD_ROW])}

@@ -2,11 +2,11 @@
 
     {'model': {name: tensor}, 'optimizer': …, 'config': …, 'scaler': …, 'epoch': …}
 
-`model` holds what required gradients, and by the way those trainers filter, every buffer and every second name of a
-shared tensor: BEATs' table of relative positions, the language model's head where it is tied to the embedding.
+`model` contains what required gradients. Because those trainers filter by name, also every buffer, and every further
+name of a shared tensor: BEATs' table of relative positions, and the language model's head if tied to the embedding.
 
-The vocabulary was enlarged by a `[PAD]` row, drawn at random and not saved (but for a tied head). It takes part in the
-softmax, so a loss can only be reproduced with the row itself: `pad_rows`.
+The vocabulary was extended by a `[PAD]` row, random and not saved (except in a tied head). It is part of the softmax,
+so a loss can only be reproduced with the row itself: `pad_rows`.
 
 Files are read as tensors and plain containers. Code in them is never run.
 """
@@ -43,7 +43,7 @@ _BEATS = "encoders.encoders.beats."
 def load_legacy(
     model: nn.Module, path: str | Path, pad_rows: Mapping[str, Tensor] | str | Path | None = None
 ) -> LoadReport:
-    """Put a released checkpoint into `model`; the report has the file's names.
+    """Load a released checkpoint into `model`; the report has the file's names.
 
     Args:
         model: a `SALMONN` whose `model.legacy` is `weights` or `exact`.
@@ -52,13 +52,13 @@ def load_legacy(
             `….lm_head.weight`, `[1, H]` each, or a safetensors file of them.
 
     Raises:
-        CheckpointError: the file is absent, damaged, holds code, or does not fit; the model is then unchanged.
+        CheckpointError: the file is missing, damaged, contains code, or does not fit; the model is then unchanged.
     """
     path = Path(path)
     if model.config.legacy == "off":
         raise CheckpointError(
-            f"{path} is a checkpoint of the public SALMONN code, and model.legacy is off: the model would hear and "
-            "read otherwise than in its training. Set model.legacy to weights (or null), or to exact for the bugs too."
+            f"{path} is a checkpoint of the public SALMONN code, and model.legacy is off: the model would encode audio "
+            "and text not as in its training. Set model.legacy to weights (or null), or to exact for the bugs too."
         )
     entries = read_released(path)["model"]
     state, origin, unexpected = sorted_out(entries, audio_name(model))
@@ -69,7 +69,7 @@ def load_legacy(
         matched=tuple(name for ours in report.matched for name in origin[ours]),
         missing=tuple(released_name(name) or name for name in report.missing),
         unexpected=(*unexpected, *(name for ours in report.unexpected for name in origin[ours])),
-        misshapen=tuple(_in_their_words(text, origin) for text in report.misshapen),
+        misshapen=tuple(_with_file_name(text, origin) for text in report.misshapen),
         from_base=report.from_base,
         ignored=tuple(name for name in entries if WITHOUT_EFFECT.match(name)),
     )
@@ -95,7 +95,7 @@ def load_legacy(
 
 
 def read_released(path: Path) -> dict[str, Any]:
-    """The content of a `.pth`, `model` being its state dict; a bare state dict is taken for one.
+    """The content of a `.pth`, with its state dict as `model`; a bare state dict is accepted too.
 
     Raises:
         CheckpointError: no such file, a damaged one, one with objects that only running code could make, no tensors.
@@ -115,10 +115,10 @@ def read_released(path: Path) -> dict[str, Any]:
     for name, tensor in state.items():
         if WITHOUT_EFFECT.match(str(name)):
             continue
-        if oddity := _oddity(tensor):
-            raise CheckpointError(f"{path}: {name} is a {oddity}, expected a dense tensor.")
+        if found := _not_dense(tensor):
+            raise CheckpointError(f"{path}: {name} is a {found}, expected a dense tensor.")
         stored = tensor.untyped_storage().nbytes()
-        if tensor.nbytes > stored:  # one number can be spread over any shape
+        if tensor.nbytes > stored:  # one number can be expanded to any shape
             raise CheckpointError(
                 f"{path}: {name} has the shape {list(tensor.shape)}, {tensor.nbytes:,} bytes, of which the file holds "
                 f"{stored:,}; expected a tensor that is stored whole."
@@ -126,8 +126,8 @@ def read_released(path: Path) -> dict[str, Any]:
     return {**content, "model": {str(name): tensor for name, tensor in state.items()}}
 
 
-def _oddity(value: object) -> str | None:
-    """What else than a dense tensor with numbers in it; one such could stop a load halfway."""
+def _not_dense(value: object) -> str | None:
+    """Why a value is not a dense tensor, or None; such a value could stop a load halfway."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     if value.is_nested or value.is_quantized or value.layout != torch.strided:
@@ -136,19 +136,19 @@ def _oddity(value: object) -> str | None:
 
 
 def own_entries(entries: Mapping[str, Tensor], audio: str = "beats") -> dict[str, Tensor]:
-    """The entries of a released state dict that have a place here, under our names."""
+    """The entries of a released state dict that exist here, under our names."""
     return sorted_out(entries, audio)[0]
 
 
 def audio_name(model: nn.Module) -> str:
-    """The encoder beside Whisper: the one behind `ln_audio`."""
+    """The encoder besides Whisper, whose LayerNorm is `ln_audio`."""
     return next((name for name in model.encoders.encoders if name != "whisper"), "beats")
 
 
 def sorted_out(
     entries: Mapping[str, Tensor], audio: str
 ) -> tuple[dict[str, Tensor], dict[str, list[str]], tuple[str, ...]]:
-    """Tensors under our names, the file's names of each, and the names that are not the family's."""
+    """Tensors under our names, the file's names of each, and the names that are unknown in the family."""
     state: dict[str, Tensor] = {}
     origin: dict[str, list[str]] = {}
     unknown = []
@@ -159,23 +159,23 @@ def sorted_out(
         if ours is None:
             unknown.append(name)
         else:
-            state[ours] = tensor  # of several names of a shared tensor the last counts, as when PyTorch loads them
+            state[ours] = tensor  # of a shared tensor's names the last one counts, as in PyTorch
             origin.setdefault(ours, []).append(name)
     return state, origin, tuple(unknown)
 
 
 def _expected(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, bool]]:
-    """The model's tensors, and whether the file must have them."""
+    """The model's tensors, and whether each must be in the file."""
     own = {name: entry for name, entry in named_tensors(model).items() if not name.startswith(PAD_ROWS)}
     optional = []
     if not any(name.startswith(_BEATS) and "relative_attention_bias" not in name for name in state):
-        optional.append(_BEATS)  # a frozen BEATs leaves no more than its shared table in the file
+        optional.append(_BEATS)  # of a frozen BEATs only its shared table is in the file
     if model.config.freeze_speech_llama_proj and model.config.speech_llama_proj_model:
-        optional.append("connector.to_llm.")  # came from a file of its own
+        optional.append("connector.to_llm.")  # has its own file
     return {name: (tensor, needed and not name.startswith(tuple(optional))) for name, (tensor, needed) in own.items()}
 
 
-def _in_their_words(text: str, origin: Mapping[str, list[str]]) -> str:
+def _with_file_name(text: str, origin: Mapping[str, list[str]]) -> str:
     ours, _, shapes = text.partition(": ")
     return f"{origin[ours][0]}: {shapes}"
 
@@ -190,5 +190,5 @@ def _lora_hint(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
 def _encoder_hint(report: LoadReport) -> str:
     names = " ".join((*report.missing, *report.unexpected))
     if "ln_audio." in names:
-        return "ln_audio belongs to the encoder beside Whisper: set model.beats_path (or ced_path), or leave it out."
+        return "ln_audio belongs to the encoder besides Whisper: set model.beats_path (or ced_path), or leave it out."
     return ""

@@ -1,4 +1,4 @@
-"""The parameter names of SALMONN's released checkpoints and of the trainers made from it, and ours, both ways."""
+"""Parameter names of SALMONN's released checkpoints and of the trainers made from it, to ours and back."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ def _attention(released: str, own: str) -> Iterator[tuple[str, str]]:
     yield f"{_BLOCK}{released}.output.LayerNorm.", f"{_OWN_BLOCK}{own}.norm."
 
 
-# Beginnings of names, released and ours; `#` is a layer's number. {audio} is the encoder beside Whisper.
+# Prefixes of names, released and ours; `#` is a layer's number. {audio} is the encoder besides Whisper.
 _PREFIXES: tuple[tuple[str, str], ...] = (
     ("speech_query_tokens", "connector.qformer.query_tokens"),
     ("ln_speech.", "connector.norms.whisper."),
@@ -34,21 +34,21 @@ _PREFIXES: tuple[tuple[str, str], ...] = (
 
 # LoRA of peft 0.2 (no adapter name) and later (`default`), below any number of wrappers.
 _LORA = re.compile(r"^[a-z0-9_]+_model\.(?:[a-z_]+\.)*?(layers\.\d+\..+\.lora_[AB])(?:\.default)?\.weight$")
-# cv-03 and nlp-07 name the projection by the language model's family.
+# In cv-03 and nlp-07 the projection is named after the language model's family.
 _PROJECTION = re.compile(r"^speech_(?:gemma|qwen)_proj\.")
 _OWN_LORA = re.compile(r"^llm\.(layers\.\d+\..+\.lora_[AB])\.weight$")
 _RELEASED_LORA = r"llama_model.base_model.model.model.\1.default.weight"
 
 LORA_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-# BEATs shares one table of positions among its layers; a file holds it under the names that the optimiser never saw.
+# BEATs' layers share one table of positions; in a file it has the names that are not the optimiser's.
 _SHARED_BIAS = re.compile(r"^(encoders\.encoders\.beats\.encoder\.layers\.)\d+(\.self_attn\.relative_attention_bias\.)")
 
-# The language model's head: a second name of the embedding where the two are tied, and in the file for that reason.
+# The language model's head: in the file where it is tied, as a second name of the embedding.
 HEAD = re.compile(r"^[a-z0-9_]+_model\.(?:[a-z_]+\.)*lm_head\.weight$")
 
-# Buffers stand beside the trained parameters though nothing trained them: of the Q-Former, the rotary embedding, CED's
-# front end, and of quantised layers (bitsandbytes' and GPTQ's), which come with the language model itself.
+# Buffers are saved with the trained parameters, although untrained: of the Q-Former, the rotary embedding, CED's front
+# end, and of quantised layers (bitsandbytes' and GPTQ's), which belong to the language model itself.
 WITHOUT_EFFECT = re.compile(
     r"^speech_Qformer\.bert\.embeddings\.position_ids$"
     r"|^[a-z0-9_]+_model\..*\.(rotary_emb\.(original_)?inv_freq|SCB|weight_format|qweight|qzeros|scales|g_idx"
@@ -69,9 +69,9 @@ _TO_RELEASED = tuple(
 
 
 def own_name(released: str, audio: str = "beats") -> str | None:
-    """Our name of a released tensor; None for a name that is not the family's.
+    """Our name of a released tensor; None for a name that is unknown in the family.
 
-    `audio` is the encoder beside Whisper, whose LayerNorm is `ln_audio`.
+    `audio` is the encoder besides Whisper, whose LayerNorm is `ln_audio`.
     """
     if match := _LORA.match(released):
         return f"llm.{match[1]}.weight"
@@ -79,7 +79,7 @@ def own_name(released: str, audio: str = "beats") -> str | None:
     for pattern, target in _TO_OWN:
         if pattern.match(released):
             name = pattern.sub(target.replace("{audio}", audio), released)
-            if audio == "ced":  # as models.encoders.ced reads its own files
+            if audio == "ced":  # like models.encoders.ced for its own files
                 name = re.sub(r"^(encoders\.encoders\.ced\.)encoder\.", r"\1", name)
                 name = re.sub(r"^(encoders\.encoders\.ced\.init_bn\.)(?!1\.)", r"\g<1>1.", name)
             return _SHARED_BIAS.sub(r"\g<1>0\2", name)
@@ -87,14 +87,14 @@ def own_name(released: str, audio: str = "beats") -> str | None:
 
 
 def lora_targets(own: Iterable[str]) -> tuple[str, ...]:
-    """The linear layers that have low-rank adapters, by tensors' names of ours; in the order of a layer's parts."""
+    """The linear layers with low-rank adapters, by our names of tensors; in the order of a layer's parts."""
     found = {name.split(".")[-3] for name in own if _OWN_LORA.match(name)}
     known = [target for target in LORA_ORDER if target in found]
     return (*known, *sorted(found - set(known)))
 
 
 def released_name(own: str) -> str | None:
-    """The name that the public trainers give to a tensor of ours; None where they have no such part."""
+    """The public trainers' name of our tensor; None where they have no such part."""
     if _OWN_LORA.match(own):
         return _OWN_LORA.sub(_RELEASED_LORA, own)
     for pattern, target in _TO_RELEASED:

@@ -1,4 +1,4 @@
-"""Frames to audio tokens: windows, Q-Former, projection."""
+"""Encoder outputs to audio tokens: windows, Q-Former, projection."""
 
 from support.lazy_names import lazy_names
 

@@ -1,8 +1,8 @@
 """The connector: encoder frames become audio tokens in the LLM's space.
 
-Each encoder's frames pass a LayerNorm of their own, the streams are laid side by side, cut into short windows
-(a third of a second by default), each window is read by the Q-Former's queries, and a linear layer takes what the
-queries return to the LLM's width (SALMONN, Tang et al. 2024, section 3.1, "window-level Q-Former").
+Each encoder's frames pass a LayerNorm of their own. They are joined and cut into short windows (a third of a second by
+default). The Q-Former's queries attend to each window, and a linear layer projects their outputs to the LLM's width
+(SALMONN, Tang et al. 2024, section 3.1, "window-level Q-Former").
 """
 
 from typing import Literal
@@ -10,19 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.connector.fusion import align_streams
+from models.connector.fusion import align_outputs
 from models.connector.qformer import QFormer, QFormerConfig
 from models.frames import Frames
 from models.runtime.spans import spanned
 from support.command_line import UserError
 
-FULL_S = 30  # what the family's rule counts frames of: 1,500 at 50 Hz
+FULL_S = 30  # the family's rule divides its frames by their time: 1,500 at 50 Hz
 
 
 def frames_in(seconds: float, frame_rate_hz: float) -> int:
-    """How many frames the family counts in a stretch of time: 17 for 0.333333 s at 50 Hz.
+    """How many frames the family counts in so many seconds: 17 in 0.333333 s at 50 Hz.
 
-    Its arithmetic, in its order, `round(1500 * seconds / 30)`: 0.17 s are 9 frames, though 50 * 0.17 is just 8.5.
+    Its arithmetic, in its order, `round(1500 * seconds / 30)`: 0.17 s are 9 frames, although 50 * 0.17 is just 8.5.
     """
     return max(1, round(FULL_S * frame_rate_hz * seconds / FULL_S))
 
@@ -31,25 +31,25 @@ class Connector(nn.Module):
     """Several encoders' frames -> audio tokens `[B, A, H]` and their mask.
 
     A clip has `W = ceil(frames / stride)` windows, the last one partial with its missing frames masked, and `Q` tokens
-    a window. `keep_partial_window=False` is the released models' rule: full windows only, so that up to a window of
-    sound at the end is never heard, nor is sound between windows where the stride is the longer (an error otherwise).
+    a window. `keep_partial_window=False` is the released models' rule: full windows only. Up to a window of sound at
+    the end is then lost, and sound between windows where the stride is longer than a window (an error otherwise).
     `window_s=None` makes one window of the whole clip.
 
     Args:
-        stream_names: one name an encoder, in the order of the streams; they name the LayerNorms in checkpoints.
-        stream_dims: `D` of each encoder.
-        frame_rates_hz: frame rate of each encoder; slower streams are brought to the fastest.
+        encoder_names: a name for each encoder, in the order of their outputs; LayerNorms have them in checkpoints.
+        encoder_dims: `D` of each encoder.
+        frame_rates_hz: frame rate of each encoder; slower outputs are resampled to the fastest.
         llm_hidden_size: `H`.
-        fusion: `concat` lays the streams side by side on the channel axis; `project` takes each to the Q-Former's
-            width by a linear layer of its own and adds them.
-        window_jitter: in training, the grid of windows starts up to a stride before the clip, elsewhere in each batch:
-            nothing is cut off, but a word meets a window's edge in other places every time it is heard.
+        fusion: `concat` concatenates the outputs on the channel axis; `project` projects each to the Q-Former's width
+            by a linear layer of its own and adds them.
+        window_jitter: in training, the windows start up to a stride before the clip, drawn for each batch. Window
+            boundaries differ every epoch, and nothing is cut off.
     """
 
     def __init__(
         self,
-        stream_names: list[str],
-        stream_dims: list[int],
+        encoder_names: list[str],
+        encoder_dims: list[int],
         frame_rates_hz: list[float],
         llm_hidden_size: int,
         *,
@@ -76,19 +76,19 @@ class Connector(nn.Module):
         if self.window is not None and self.stride > self.window and keep_partial_window:
             raise UserError(
                 f"model.second_stride = {stride_s} is longer than model.second_per_window = {window_s}: sound between "
-                "two windows would not be heard. Use a stride no longer than the window."
+                "two windows would be lost. Use a stride no longer than the window."
             )
         self.norms = nn.ModuleDict(
-            {name: nn.LayerNorm(dim) for name, dim in zip(stream_names, stream_dims, strict=True)}
+            {name: nn.LayerNorm(dim) for name, dim in zip(encoder_names, encoder_dims, strict=True)}
         )
         self.projections = None
         if fusion == "project":
             self.projections = nn.ModuleDict(
-                {name: nn.Linear(dim, hidden_size) for name, dim in zip(stream_names, stream_dims, strict=True)}
+                {name: nn.Linear(dim, hidden_size) for name, dim in zip(encoder_names, encoder_dims, strict=True)}
             )
         self.qformer = QFormer(
             QFormerConfig(
-                encoder_width={"concat": sum(stream_dims), "project": hidden_size}[fusion],
+                encoder_width={"concat": sum(encoder_dims), "project": hidden_size}[fusion],
                 hidden_size=hidden_size,
                 num_heads=num_heads,
                 num_layers=num_layers,
@@ -111,7 +111,7 @@ class Connector(nn.Module):
         return self.to_llm.weight.dtype
 
     def window_count(self, frames: int) -> int:
-        """`W` of a clip with that many frames; at least one, however short the clip."""
+        """`W` of a clip with so many frames; at least one with partial windows."""
         if self.window is None:
             return 1
         if self.keep_partial_window:
@@ -119,42 +119,42 @@ class Connector(nn.Module):
         return max(0, frames - self.window) // self.stride + 1 if frames >= self.window else 0
 
     def token_count(self, frames: int) -> int:
-        """`A` of a clip with that many frames."""
+        """`A` of a clip with so many frames."""
         return self.window_count(frames) * self.num_queries
 
-    def fuse(self, streams: list[Frames]) -> Frames:
-        """Normalise each stream and join them: frames `[B, N, sum of D]` (or `[B, N, H]` when projected)."""
+    def fuse(self, outputs: list[Frames]) -> Frames:
+        """Normalise encoder outputs and join them: frames `[B, N, sum of D]` (`[B, N, H]` if projected)."""
         normed = []
-        for (name, norm), stream in zip(self.norms.items(), streams, strict=True):
-            frames = norm(stream.frames.to(self.dtype))
+        for (name, norm), output in zip(self.norms.items(), outputs, strict=True):
+            frames = norm(output.frames.to(self.dtype))
             if self.projections is not None:
                 frames = self.projections[name](frames)
-            normed.append(Frames(frames, stream.lengths))
-        # Zeros past a stream's end come after the norm: the norm of zeros is its bias.
-        aligned, lengths = align_streams(normed, self.frame_rates_hz)
+            normed.append(Frames(frames, output.lengths))
+        # Zeros after a clip's end are set behind the norm: the norm of zeros is its bias.
+        aligned, lengths = align_outputs(normed, self.frame_rates_hz)
         fused = torch.cat(aligned, dim=-1) if self.projections is None else sum(aligned)
         return Frames(fused, lengths)
 
     @spanned("connector")
-    def forward(self, streams: list[Frames]) -> tuple[Tensor, Tensor]:
-        """Returns audio tokens `[B, A, H]` and `[B, A]` bool, True where a token is of the clip and not of padding."""
-        fused = self.fuse(streams)
+    def forward(self, outputs: list[Frames]) -> tuple[Tensor, Tensor]:
+        """Encoder outputs -> audio tokens `[B, A, H]` and their mask `[B, A]`, False where a token is padding."""
+        fused = self.fuse(outputs)
         windows, frame_mask = self._windows(fused)  # [B, W, K, D], [B, W, K]
         batch, count = frame_mask.shape[:2]
         window_mask = frame_mask.any(dim=-1)  # [B, W]
-        if batch == 1:  # a clip alone has no window of padding: no gather, no synchronisation
+        if batch == 1:  # a clip alone has no padded windows: no gather, no synchronisation
             queried = self.qformer(windows[0], frame_mask[0])
             tokens = self.to_llm(queried)[None]  # [1, W, Q, H]
         else:
-            # A softmax over no key at all is not a number: windows of padding never reach attention.
+            # A softmax over no key is NaN: windows of padding never reach attention.
             queried = self.qformer(windows[window_mask], frame_mask[window_mask])
-            heard = self.to_llm(queried)  # [M, Q, H]
-            tokens = heard.new_zeros(batch, count, *heard.shape[1:])
-            tokens[window_mask] = heard
+            projected = self.to_llm(queried)  # [M, Q, H]
+            tokens = projected.new_zeros(batch, count, *projected.shape[1:])
+            tokens[window_mask] = projected
         return tokens.flatten(1, 2), window_mask.repeat_interleave(self.num_queries, dim=1)
 
     def _windows(self, fused: Frames) -> tuple[Tensor, Tensor]:
-        """Cut `[B, N, D]` in windows: `[B, W, K, D]` and the mask of frames that belong to the clip."""
+        """Cut `[B, N, D]` in windows `[B, W, K, D]`, with a mask of the frames that belong to the clip."""
         frames, lengths = fused.frames, fused.lengths
         total = frames.shape[1]
         mask = torch.arange(total, device=frames.device) < lengths[:, None]  # [B, N]
@@ -167,7 +167,7 @@ class Connector(nn.Module):
         count = self.window_count(total)
         if count == 0:
             raise UserError(
-                f"a clip of {total} frames is shorter than one window of {self.window} frames and partial windows are "
+                f"a clip of {total} frames is shorter than one window of {self.window} frames, and partial windows are "
                 "off (the released models' rule); use model.window: full or model.legacy: off."
             )
         missing = (count - 1) * self.stride + self.window - total
@@ -176,7 +176,7 @@ class Connector(nn.Module):
             mask = nn.functional.pad(mask, (0, missing))
         windows = frames.unfold(1, self.window, self.stride)[:, :count].transpose(2, 3)
         mask = mask.unfold(1, self.window, self.stride)[:, :count]
-        if not self.keep_partial_window:  # a padded row keeps the full windows that it has alone
+        if not self.keep_partial_window:  # a padded row keeps the windows that are full without padding
             ends = torch.arange(count, device=frames.device) * self.stride + self.window
             mask = mask & (ends <= lengths[:, None])[..., None]
         return windows, mask

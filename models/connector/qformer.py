@@ -1,8 +1,8 @@
-"""The query transformer: a few learned queries read a set of frames and come back as vectors.
+"""The query transformer: a few learned queries attend to a set of frames.
 
-The shape is the Q-Former of BLIP-2 (Li et al. 2023, section 3.1) as SALMONN uses it (Tang et al. 2024, section 3.1): a
-post-norm BERT encoder over the queries alone, every layer followed by cross-attention to the frames. There are no
-positions anywhere, so the frames of one window are an unordered set.
+The architecture is the Q-Former of BLIP-2 (Li et al. 2023, section 3.1) as in SALMONN (Tang et al. 2024, section 3.1):
+a post-norm BERT encoder over the queries alone, with cross-attention to the frames in every layer. There are no
+positions, so the frames of a window are an unordered set.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class QFormerConfig:
     """The sizes of one Q-Former."""
 
     encoder_width: int
-    """D: the width of the frames that the queries read."""
+    """D: the width of the frames."""
     hidden_size: int
     num_heads: int
     """They divide the width."""
@@ -32,7 +32,7 @@ class QFormerConfig:
 
 
 class MultiHeadAttention(nn.Module):
-    """Queries attend to `memory`; the output projection, residual and LayerNorm of BERT are included."""
+    """Queries attend to `memory`; with the output projection, residual and LayerNorm of BERT."""
 
     def __init__(self, config: QFormerConfig, memory_width: int) -> None:
         super().__init__()
@@ -48,20 +48,20 @@ class MultiHeadAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(self, hidden: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
-        """`hidden` [M, Q, H], `memory` [M, K, D], `memory_mask` [M, K] bool (True = may be read) -> [M, Q, H]."""
+        """`hidden` [M, Q, H], `memory` [M, K, D], `memory_mask` [M, K] True where attended to -> [M, Q, H]."""
         query = self._heads(self.query(hidden))
-        read = self._read_unprojected if self._is_cheaper_unprojected(hidden, memory) else self._read
-        attended = read(query, memory, None if memory_mask is None else memory_mask[:, None, None, :])
+        attend = self._attend_unprojected if self._is_cheaper_unprojected(hidden, memory) else self._attend
+        attended = attend(query, memory, None if memory_mask is None else memory_mask[:, None, None, :])
         attended = self.output(attended.transpose(1, 2).flatten(2))
         return self.norm(F.dropout(attended, self.dropout, self.training) + hidden)
 
     def _is_cheaper_unprojected(self, hidden: Tensor, memory: Tensor) -> bool:
-        """By multiplications for one row; a choice of shapes alone, so a row's way never depends on its batch."""
+        """By multiplications for one row: shapes alone decide, so a row's result never depends on its batch."""
         (queries, width), (frames, depth) = hidden.shape[1:], memory.shape[1:]
         projected = 2 * frames * width * (depth + queries)
         return 2 * queries * depth * (width + self.num_heads * frames) < projected
 
-    def _read(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """`query` [M, heads, Q, d], `memory` [M, K, D], `mask` [M, 1, 1, K] -> [M, heads, Q, d]."""
         return F.scaled_dot_product_attention(
             query,
@@ -71,23 +71,23 @@ class MultiHeadAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )
 
-    def _read_unprojected(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """The same sums in another order: queries go through the key projection, and what they read of the frames
-        through the value projection, in place of every frame through both. A window has many frames and few queries."""
+    def _attend_unprojected(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """The same sums in another order: the key projection is applied to the queries, and the value projection to the
+        weighted sums of frames, instead of both to every frame. A window has many frames and few queries."""
         rows, heads, queries, size = query.shape
         keys = self.key.weight.unflatten(0, (heads, size))  # [heads, d, D]
         values = self.value.weight.unflatten(0, (heads, size))
-        asked = _by_head(query) @ keys  # [heads, M * Q, D]
-        scores = _by_row(asked, rows) @ memory.transpose(1, 2)  # [M, heads * Q, K]
+        projected = _by_head(query) @ keys  # [heads, M * Q, D]
+        scores = _by_row(projected, rows) @ memory.transpose(1, 2)  # [M, heads * Q, K]
         bias = (query * self.key.bias.unflatten(0, (heads, 1, size))).sum(-1, keepdim=True)
         scores = (scores.unflatten(1, (heads, queries)) + bias) * size**-0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        seen = weights.flatten(1, 2) @ memory  # [M, heads * Q, D]
-        read = _by_head(seen.unflatten(1, (heads, queries))) @ values.transpose(1, 2)
+        sums = weights.flatten(1, 2) @ memory  # [M, heads * Q, D]
+        attended = _by_head(sums.unflatten(1, (heads, queries))) @ values.transpose(1, 2)
         bias = weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, (heads, 1, size))
-        return read.unflatten(1, (rows, queries)).transpose(0, 1) + bias
+        return attended.unflatten(1, (rows, queries)).transpose(0, 1) + bias
 
 
 def _by_head(x: Tensor) -> Tensor:  # [M, heads, Q, d] -> [heads, M * Q, d]
@@ -118,7 +118,7 @@ class QFormerLayer(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Learned queries and the layers they pass through."""
+    """Learned queries and the layers over them."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -136,10 +136,9 @@ class QFormer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read `frames` [M, K, D] through the queries.
+        """Frames [M, K, D] -> [M, Q, H].
 
-        `mask` [M, K] is True where a frame may be read; every row needs at least one. None means all of them.
-        Returns [M, Q, H].
+        `mask` [M, K] is True where a frame is attended to; every row needs at least one. None means all of them.
         """
         hidden = self.input_norm(self.query_tokens.expand(frames.shape[0], -1, -1))
         hidden = F.dropout(hidden, self.config.dropout, self.training)

@@ -138,11 +138,11 @@ class _Group:
 
     def result(self, clip: int, *, stop: bool) -> Generation | None:
         """`BeamSearch.result` of one of the clips; its running beams count as finished where they are stopped."""
-        stopped = stop or self.stopped[clip]
+        stopped = not self.ended[clip] and (stop or self.stopped[clip])
         if not (stopped or self.ended[clip]):
             return None
         state = self.state.select(slice(clip, clip + 1))
-        if not self.ended[clip]:
+        if stopped:
             _close(state, self.options)
         length = int(state.done_lengths[0, 0])
         tokens, logprobs = (part[0, 0, :length].tolist() for part in (state.done_tokens, state.done_logprobs))

@@ -1,4 +1,4 @@
-"""The face that every audio encoder shows: waveforms in, frames in time order out."""
+"""The interface of every audio encoder: waveforms in, frames in time order out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from models.runtime.cuda_graphs import Replays, round_up
 from models.runtime.spans import span
 from support.command_line import UserError
 
-REPLAYED_STEP = 96  # spectrum frames, of which widths are multiples where the network is captured: about a second
-REPLAYED_FRAMES = 3000  # of all clips, 30 s: more of them keep the device busy by themselves
+REPLAYED_STEP = 96  # spectrum frames; inputs of captured networks are padded to multiples of this, about a second
+REPLAYED_FRAMES = 3000  # of all clips, 30 s: larger inputs keep the device busy without graphs
 
 FRAMES_VERSION = 2
-"""Raise it with every change of code that changes frames, be it in features, in an encoder, or in how clips are cut and
-joined: frames that lie in a cache are then not used any more."""
+"""Increase it with every change of code that changes frames: in features, in an encoder, or in how clips are cut and
+joined. Cached frames are then not used any more."""
 
 Features = tuple[Tensor, LongTensor]
 """What a network reads: a spectrum (or the waveforms), and each clip's size in it, `[B]`."""
@@ -31,11 +31,11 @@ FeatureSource = Callable[["AudioEncoder", Tensor, LongTensor], Features | None]
 
 
 class AudioEncoder(nn.Module):
-    """An audio network whose frames for one clip depend on nothing but that clip's own samples.
+    """An audio network whose frames for a clip depend on that clip's samples alone.
 
     `forward` takes waveforms [B, T] (16 kHz, mono, float32 in [-1, 1]) and lengths [B] in samples, and returns
-    frames [B, N, D], zero after each clip's end, with frame_lengths [B]. Where a network reads a spectrum, `forward`
-    takes those of `features` too, and then does not compute them.
+    frames [B, N, D], zero after each clip's end, with frame_lengths [B]. Where the network's input is a spectrum,
+    `forward` also takes the result of `features`, and then does not compute it.
     """
 
     name: str = ""
@@ -43,28 +43,28 @@ class AudioEncoder(nn.Module):
     dim: int
     """Width D of a frame."""
     frame_rate_hz: float
-    """Frames a second, in time order."""
+    """Frames per second, in time order."""
     min_samples: int
     """The shortest clip that gives a frame; `EncoderStack` extends shorter ones with silence."""
     max_samples: int | None
-    """The longest clip the network takes, None for no limit; `EncoderStack` cuts longer ones."""
+    """The longest clip that the network takes, None for no limit; `EncoderStack` cuts longer ones."""
     cut_grain: int = 320
-    """Samples, of which cuts are multiples, so that parts joined again keep in time: 20 ms, or a step of the network
+    """Cuts are at multiples of so many samples, so that joined parts stay in time: 20 ms, or a step of the network
     where its steps are longer."""
     replays: Replays | None = None
-    """The network's CUDA graphs, on such a device and not in training; `EncoderStack` sees to them."""
+    """The network's CUDA graphs, in evaluation on a CUDA device; `EncoderStack` sets and clears them."""
 
     @abstractmethod
     def frame_count(self, samples: int) -> int:
         """Frames that a clip of `samples` samples gives, known before encoding it."""
 
     def content_frames(self, samples: int) -> int:
-        """Those of `frame_count`'s frames that lie within the clip, where an encoder pads its input itself."""
+        """The frames of `frame_count` that are within the clip, where an encoder pads its input itself."""
         return self.frame_count(samples)
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Everything besides the weights that shapes the frames, as plain values."""
+        """Everything besides the weights that the frames depend on, as plain values."""
 
     def features(self, waveforms: Tensor, lengths: LongTensor) -> Features:
         """What the network reads of clips [B, T], [B] samples: the waveforms, or, where an encoder overrides this, a
@@ -87,7 +87,7 @@ class AudioEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of weights, settings and `FRAMES_VERSION`; reads every weight, so keep it and do not ask again."""
+        """Hex digest of weights, settings and `FRAMES_VERSION`; reads every weight, so keep the result."""
         digest = hashlib.blake2b(f"{FRAMES_VERSION} ".encode(), digest_size=16)
         digest.update(json.dumps(self.settings(), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -104,11 +104,11 @@ class AudioEncoder(nn.Module):
         axis: int,
         longest: int | None = None,
     ) -> Tensor:
-        """`network(spectrum, lengths)`, frames [B, N, D], from a captured graph where there is one this wide.
+        """`network(spectrum, lengths)`, frames [B, N, D], from a CUDA graph of this shape where there is one.
 
-        A graph is given the spectrum padded along `axis`, to no more than `longest`, so there may be more frames than
-        the spectrum has. With `padded=True` the network masks what lies past each clip's end without asking whether
-        there is anything.
+        For a graph the spectrum is padded along `axis`, to no more than `longest`, so there may be more frames than the
+        spectrum has. `padded=True` tells the network to mask what is after each clip's end without checking whether
+        there is any padding.
         """
         width = spectrum.shape[axis]
         if self.replays is not None and len(spectrum) * width <= REPLAYED_FRAMES:
@@ -132,14 +132,14 @@ class AudioEncoder(nn.Module):
 
 
 def kept_layers(encoder: str, wanted: int | None, there: int) -> int:
-    """How many of an encoder's layers to keep; ValueError where it has fewer than are wanted."""
+    """How many of an encoder's layers to keep; UserError where it has fewer than `wanted`."""
     if wanted is not None and wanted > there:
         raise UserError(f"{encoder}: {wanted} layers are to be kept, but there are {there}")
     return wanted or there
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Fill a model that lies on the meta device; ValueError, naming `source` and the keys, if any does not fit."""
+    """Load weights into a model on the meta device; UserError, naming `source` and the keys, if any does not fit."""
     expected = model.state_dict()
     problems = [f"missing {name}" for name in expected if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in expected]

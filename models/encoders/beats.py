@@ -25,14 +25,14 @@ from models.tensor_file import TensorFileError, read_tensor_file
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
-MAX_S = 30  # attention's memory grows with the square of this; released systems never went beyond
+MAX_S = 30  # attention's memory grows with the square of this; released systems have no longer clips
 
 
 class BEATs(AudioEncoder):
     """Frames [B, N, D] in time order: 8 tokens for every 16 fbank frames (160 ms), from low to high mel bins.
 
-    Weights and computation stay in float32 under any autocast: attention logits and the deep-norm residuals go beyond
-    float16's range. Layers are never dropped in training. The classifier of a fine-tuned file is left out.
+    Weights and computation stay in float32 under any autocast: attention logits and the deep-norm residuals overflow in
+    float16. Layers are never dropped in training. The classifier of a fine-tuned file is left out.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BEATs(AudioEncoder):
         self.layer_norm = nn.LayerNorm(config.embed_dim)
         self.post_extract_proj = nn.Linear(config.embed_dim, width) if config.embed_dim != width else None
         self.encoder = TransformerEncoder(config)
-        # The layers' residuals weigh by the depth that the network was trained at, so `config` keeps telling it.
+        # The residuals' weight depends on the depth that the network was trained with, so `config` keeps it.
         self.encoder.layers = self.encoder.layers[: kept_layers("BEATs", layers, config.encoder_layers)]
         self.reset_parameters()
 
@@ -123,13 +123,13 @@ class BEATs(AudioEncoder):
         return model
 
     def round_to_int8(self) -> None:
-        """Keep the linear layers in 8 bits, but the gates of the position bias: they are small and matter much."""
+        """Round the linear layers to 8 bits, except the gates of the position bias: they are small and sensitive."""
         round_linears(self, skip=("grep_linear",))
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write the released form, `{'cfg': dict, 'model': state dict}`.
 
-        Raises ValueError for a network whose upper layers were left out, or whose weights were rounded.
+        Raises ValueError for a network without its upper layers, or with rounded weights.
         """
         if len(self.encoder.layers) != self.config.encoder_layers or any(
             isinstance(module, Int8Linear) for module in self.modules()
@@ -166,7 +166,7 @@ class BEATs(AudioEncoder):
             return kaldi_fbank(waveforms, lengths, dtype=self.fbank_dtype), fbank_lengths(lengths)
 
     def _encode(self, fbank: Tensor, frame_lengths: LongTensor, padded: bool | None = None) -> Tensor:
-        """fbank [B, F, M] -> frames [B, N, D]; `padded` says whether it is longer than any of its clips, None looks."""
+        """fbank [B, F, M] -> frames [B, N, D]; `padded`: whether it is longer than any of its clips, None to check."""
         tokens = self.embed_patches(fbank)
         frames = self.encoder(tokens, ~length_mask(frame_lengths, tokens.shape[1]), any_padded=padded)
         return zero_after(frames, frame_lengths)
@@ -205,7 +205,7 @@ def _layer_of(name: str) -> int:
 
 
 def _current_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Files saved with PyTorch's newer weight norm name the two factors otherwise."""
+    """PyTorch's newer weight norm has other names for its two factors."""
     newer = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
     renamed = {}
     for name, value in weights.items():

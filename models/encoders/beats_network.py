@@ -15,7 +15,7 @@ from support.command_line import UserError
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "linear": lambda values: values}
 
-UNSAID = {
+CODE_DEFAULTS = {
     "layer_wise_gradient_decay_ratio": 1.0,
     "deep_norm": False,
     "dropout": 0.1,
@@ -25,7 +25,7 @@ UNSAID = {
     "gru_rel_pos": False,
     "predictor_dropout": 0.1,
 }
-"""What BEATs' code takes for a key that a file's `cfg` lacks, where the released files say otherwise."""
+"""The values of BEATs' code for keys that a file's `cfg` lacks, where the released files have others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class BEATsConfig:
     encoder_attention_heads: int = 12
     activation_fn: str = "gelu"
     layer_wise_gradient_decay_ratio: float = 0.6
-    """Gradients are scaled by this before every layer in fine-tuning; 1.0 for training from scratch."""
+    """Gradients are scaled by this before every layer, in fine-tuning; 1.0 for training from scratch."""
     layer_norm_first: bool = False
     deep_norm: bool = True
-    """Residuals weigh (2 * layers) ** 0.25; post-norm only."""
+    """Residuals have the weight (2 * layers) ** 0.25; post-norm only."""
     dropout: float = 0.0
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
@@ -62,7 +62,7 @@ class BEATsConfig:
     finetuned_model: bool = False
     """The file holds a classifier, `predictor`, of `predictor_class` classes."""
     encoder_layerdrop: float = 0.0
-    """How often the released code leaves a layer out in training. Without effect here, but see `layer_drop`."""
+    """Probability that the released code drops a layer in training. Without effect here, but see `layer_drop`."""
     predictor_dropout: float = 0.0
     predictor_class: int = 527
 
@@ -70,11 +70,11 @@ class BEATsConfig:
     def from_released(cls, cfg: dict[str, Any]) -> BEATsConfig:
         """Keep the keys that shape the network; the others (pre-training's masking) have no effect here.
 
-        Raises ValueError for a value of another type, or a size that is none, naming the key.
+        Raises UserError for a value of another type, or a size below 1, naming the key.
         """
         chosen = {}
         for field in dataclasses.fields(cls):
-            value = cfg.get(field.name, UNSAID.get(field.name, field.default))
+            value = cfg.get(field.name, CODE_DEFAULTS.get(field.name, field.default))
             kind = type(field.default)
             fits = isinstance(value, int | float if kind is float else kind)
             if not fits or isinstance(value, bool) != (kind is bool) or (kind is int and value < 1):
@@ -93,14 +93,14 @@ class TransformerEncoder(nn.Module):
         self.pos_conv = nn.Sequential(PositionalConvolution(config))
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.encoder_layers)])
         self.layer_norm = nn.LayerNorm(config.encoder_embed_dim)
-        self.layer_drop = 0.0  # how often a layer is left out in training; the files' rate is `encoder_layerdrop`
-        for layer in self.layers[1:]:  # one table of relative positions, stored under every layer's name
+        self.layer_drop = 0.0  # probability of dropping a layer in training; the file's is `encoder_layerdrop`
+        for layer in self.layers[1:]:  # all layers share one table of relative positions
             layer.self_attn.relative_attention_bias = self.layers[0].self_attn.relative_attention_bias
 
     def forward(self, tokens: Tensor, padded: BoolTensor, any_padded: bool | None = None) -> Tensor:
         """tokens [B, N, D], padded [B, N] True at padding -> [B, N, D]; only keys are masked.
 
-        `any_padded` says whether there is any padding; None looks.
+        `any_padded`: whether there is any padding, None to check.
         """
         config = self.config
         tokens = tokens.masked_fill(padded[..., None], 0)
@@ -110,7 +110,7 @@ class TransformerEncoder(nn.Module):
         tokens = F.dropout(tokens, p=config.dropout, training=self.training)
 
         position_bias = self.layers[0].self_attn.position_bias(tokens.shape[1])
-        # Without padding there is nothing to mask, and ungated models attend by a faster kernel.
+        # Without padding there is nothing to mask, and attention of models without gates uses a faster kernel.
         any_padded = bool(padded.any()) if any_padded is None else any_padded
         keys = ~padded[:, None, None] if any_padded else None  # [B, 1, 1, N]
         for layer in self.layers:
@@ -145,7 +145,7 @@ class PositionalConvolution(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention and feed-forward, post-norm with weighted residuals or pre-norm."""
+    """Self-attention and feed-forward, post-norm with weighted residuals, or pre-norm."""
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Layer(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Attention with a relative position bias that the query scales (the gate of WavLM)."""
+    """Attention with a relative position bias, scaled by a gate on the query (WavLM's)."""
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__()
@@ -203,13 +203,13 @@ class GatedAttention(nn.Module):
             self.grep_a = nn.Parameter(torch.ones(1, self.heads, 1, 1))
 
     def position_bias(self, count: int) -> Tensor | None:
-        """[1, heads, N, N]; entry (query, key) by the key's distance from the query, in T5's buckets."""
+        """[1, heads, N, N]: for each (query, key) by the key's distance from the query, in T5's buckets."""
         if self.relative_attention_bias is None:
             return None
         table = self.relative_attention_bias.weight  # [buckets, heads]
         side = table.shape[0] // 2
         exact = side // 2
-        # A bias depends on the distance alone: one for each of the 2N - 1, then spread over the square.
+        # The bias depends on the distance alone: computed for the 2N - 1 distances, then gathered for all pairs.
         distance = torch.arange(1 - count, count, device=table.device)
         size = distance.abs()
         share = torch.log(size.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
@@ -235,7 +235,7 @@ class GatedAttention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def _gate(self, query: Tensor) -> Tensor:
-        """[B, heads, N, D / heads] -> [B, heads, N, 1]: what the position bias of each query is multiplied by."""
+        """[B, heads, N, D / heads] -> [B, heads, N, 1]: the factor of each query's position bias."""
         gate_a, gate_b = torch.sigmoid(self.grep_linear(query).unflatten(-1, (2, 4)).sum(-1)).chunk(2, dim=-1)
         return gate_a * (gate_b * self.grep_a - 1.0) + 2.0
 

@@ -1,6 +1,6 @@
 """CED: a vision transformer over 16 x 16 patches of a mel spectrogram (Dinkel et al., 2023, arXiv:2308.11957).
 
-Tiny, mini, small and base differ in width alone. Reads the released `.pt` files (a bare state dict) and hub folders.
+Tiny, mini, small and base differ only in width. Reads the released `.pt` files (a bare state dict) and hub folders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 PATCH = 16
-BINS = DECIBEL_BINS // PATCH  # patches, and tokens, a time step
+BINS = DECIBEL_BINS // PATCH  # patches, and tokens, per time step
 RELEASED_HEAD_DIM = 64
 NORM_EPSILON = 1e-6
 WITHOUT_EFFECT = ("front_end.", "outputlayer.")  # the spectrogram's filters, which are computed, and the classifier
@@ -37,7 +37,7 @@ WITHOUT_EFFECT = ("front_end.", "outputlayer.")  # the spectrogram's filters, wh
 
 @dataclass(frozen=True, kw_only=True)
 class CEDConfig:
-    """Sizes; all but the number of heads can be read off the weights."""
+    """Sizes; all but the number of heads follow from the weights' shapes."""
 
     embed_dim: int = 768
     depth: int = 12
@@ -46,7 +46,7 @@ class CEDConfig:
     target_length: int = 1012
     """Spectrogram frames that the time positions span: 10.1 s."""
     rescale: bool = False
-    """Shift and scale the spectrogram as BEATs' fbank is, before a BatchNorm that was fitted to plain dB."""
+    """Shift and scale the spectrogram like BEATs' fbank, before a BatchNorm that was trained on plain dB."""
     frequency_major: bool = False
     """Leave frames in the network's order, all time steps of the lowest bins first. One published system has both."""
 
@@ -54,8 +54,8 @@ class CEDConfig:
 class CED(AudioEncoder):
     """Frames [B, N, D] in time order: 4 tokens for every 16 spectrogram frames (160 ms), from low to high mel bins.
 
-    What differs from the released code: the 120 dB floor and the reflection at the ends are each clip's own, keys past
-    its end are masked, tokens come in time order (the network's own order is frequency first), and BatchNorm uses its
+    What differs from the released code: the 120 dB floor and the reflection at the ends are each clip's own, keys after
+    its end are masked, tokens are in time order (the network's own order is frequency first), and BatchNorm uses its
     stored statistics in training too.
     """
 
@@ -93,13 +93,13 @@ class CED(AudioEncoder):
 
         Args:
             num_heads: where neither the file nor the folder says it; released models have heads of width 64.
-            target_length: spectrogram frames that a piece may have; the file's time positions are cut to it, or
-                stretched for clips over 10 s in one piece.
+            target_length: most spectrogram frames of a clip in one piece; the file's time positions are cut to it, or
+                interpolated for more than 10 s.
             rescale, frequency_major: see `CEDConfig`.
             dtype: of the weights; the BatchNorm in front, whose input is in decibels, stays in float32.
             weights: False makes it on the meta device: by a file's tensors, else by the facts of configs/architectures.
 
-        Raises UserError for a file that is not a CED, naming what does not fit.
+        Raises UserError for a file that is not a CED's, naming what does not fit.
         """
         state: dict[str, Tensor] = {}
         if weights or Path(path).is_file():
@@ -159,9 +159,9 @@ class CED(AudioEncoder):
         each clip's end, and frame_lengths [B]: in time order, or with `frequency_major` in the network's own."""
         frames = tokens.unflatten(1, (BINS, -1))[:, :, :count].transpose(1, 2).flatten(1, 2)
         if self.config.frequency_major:
-            place = torch.arange(frames.shape[1], device=frames.device)[None]
-            own = steps[:, None].clamp(min=1)  # a clip's own steps, so that its order is the one it has alone
-            index = (place % own * BINS + place // own).clamp(max=frames.shape[1] - 1)
+            position = torch.arange(frames.shape[1], device=frames.device)[None]
+            own = steps[:, None].clamp(min=1)  # each clip's own steps, so that the order does not depend on the batch
+            index = (position % own * BINS + position // own).clamp(max=frames.shape[1] - 1)
             frames = frames.gather(1, index[..., None].expand_as(frames))
         return zero_after(frames, steps * BINS), steps * BINS
 
@@ -171,7 +171,7 @@ class CED(AudioEncoder):
             return decibel_spectrogram(waveforms, lengths), 1 + lengths // HOP
 
     def normalise(self, spectrogram: Tensor) -> Tensor:
-        """[B, M, F] in dB -> [B, M, F], by the statistics of the training set, bin by bin."""
+        """[B, M, F] in dB -> [B, M, F], by the statistics of each bin in the training set."""
         if self.config.rescale:
             spectrogram = (spectrogram - FBANK_MEAN) / (2 * FBANK_STD)
         with torch.autocast(spectrogram.device.type, enabled=False):
@@ -180,13 +180,13 @@ class CED(AudioEncoder):
     def encode_spectrogram(self, spectrogram: Tensor, steps: LongTensor, padded: bool | None = None) -> Tensor:
         """Normalised [B, M, F], time steps [B] of each clip -> tokens [B, N, D], frequency-major, as released.
 
-        `padded` says whether the spectrogram is longer than any of its clips; None looks.
+        `padded`: whether the spectrogram is longer than any of its clips, None to check.
         """
         patches = self.patch_embed["proj"](spectrogram[:, None].to(self.patch_embed["proj"].weight.dtype))
         count = patches.shape[-1]
         patches = patches + self.time_pos_embed[..., :count] + self.freq_pos_embed  # [B, D, 4, steps]
         inside = length_mask(steps, count)
-        # Without padding there is nothing to mask, and attention takes a faster kernel.
+        # Without padding there is nothing to mask, and attention uses a faster kernel.
         padded = not bool(inside.all()) if padded is None else padded
         keys = inside.repeat(1, BINS)[:, None, None] if padded else None  # [B, 1, 1, N]
         tokens = patches.flatten(2).transpose(1, 2)
@@ -217,7 +217,7 @@ class Block(nn.Module):
 
 
 def _read(path: str | Path, token: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights, and what a folder's config.json says (nothing for a bare file)."""
+    """The weights, and a folder's config.json (empty for a bare file)."""
     source = Path(path)
     try:
         if source.is_file():
@@ -236,7 +236,7 @@ def _read(path: str | Path, token: str | None) -> tuple[dict[str, Tensor], dict[
 
 
 def _state_dict(file: Any) -> dict[str, Tensor]:
-    """What a `.pt` file holds: a state dict, bare or under `model`."""
+    """The state dict of a `.pt` file's content, bare or under `model`."""
     weights = file.get("model", file) if isinstance(file, dict) else file
     if not isinstance(weights, dict):
         raise TensorFileError(f"holds a {type(weights).__name__}; expected a state dict")
@@ -247,7 +247,7 @@ def _state_dict(file: Any) -> dict[str, Tensor]:
 
 
 def _sizes_of(state: dict[str, Tensor], described: dict[str, Any], path: str) -> dict[str, Any]:
-    """Fields of `CEDConfig` that the weights tell; where they do not tell, what a config.json says comes first."""
+    """Fields of `CEDConfig` by the weights' shapes; heads and span by the config.json, where it has them."""
     try:
         _, width, _, positions = state["time_pos_embed"].shape
         inner = state["blocks.0.mlp.fc1.weight"].shape[0]
@@ -265,20 +265,20 @@ def _sizes_of(state: dict[str, Tensor], described: dict[str, Any], path: str) ->
 
 
 def _span_of(positions: int) -> int:
-    """Spectrogram frames that a bare file was made for: its positions tell them but for what fills no patch."""
+    """Spectrogram frames that a bare file is for: its positions, times the patch, plus a remainder that fills none."""
     released = CEDConfig.target_length
     return released if released // PATCH == positions else positions * PATCH
 
 
 def _fit_positions(table: Tensor, count: int) -> Tensor:
-    """[1, D, 1, T] -> [1, D, 1, count]: the first of them, or all of them stretched."""
+    """[1, D, 1, T] -> [1, D, 1, count]: the first ones, or all of them interpolated."""
     if count <= table.shape[3]:
         return table[..., :count]
     return F.interpolate(table, (1, count), mode="bilinear", align_corners=False)
 
 
 def _released_name(name: str) -> str:
-    """Hub folders keep the network under `encoder.`, and the BatchNorm without its place in a sequence."""
+    """Hub folders have the network under `encoder.`, and the BatchNorm without its index in a sequence."""
     name = name.removeprefix("encoder.")
     if name.startswith("init_bn.") and not name.startswith("init_bn.1."):
         name = name.replace("init_bn.", "init_bn.1.")

@@ -1,7 +1,7 @@
 """Waveforms to spectra: those of Whisper, BEATs, CED and transformers' encoders, batched, on the waveforms' device.
 
-A clip's values depend on its own samples alone: what lies past its length in the batch is treated as silence, and
-floors come from the clip itself. Everything runs in float32 (fbank also in float64) whatever the autocast setting.
+A clip's values depend on its own samples alone: samples after its length in the batch count as silence, and floors are
+relative to the clip itself. Everything runs in float32 (fbank also in float64), whatever the autocast setting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.frames import length_mask, zero_after
 from support.units import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // 100  # 160 samples: 10 ms between two frames
-WINDOW = SAMPLE_RATE // 40  # 400 samples: 25 ms a frame
+WINDOW = SAMPLE_RATE // 40  # 400 samples: 25 ms per frame
 HALF_WINDOW = WINDOW // 2
 
 LOG_MEL_EPSILON = 1e-10
@@ -30,7 +30,7 @@ FBANK_FFT = 512  # the next power of two after WINDOW
 FBANK_LOW_HZ = 20.0
 FBANK_HIGH_HZ = SAMPLE_RATE / 2
 FBANK_GAIN = 2.0**15  # Kaldi works at the scale of 16-bit samples
-FBANK_EPSILON = torch.finfo(torch.float32).eps  # also in float64, as Kaldi has it
+FBANK_EPSILON = torch.finfo(torch.float32).eps  # also in float64, as in Kaldi
 FBANK_MEAN, FBANK_STD = 15.41663, 6.55582  # of AudioSet, from BEATs' code
 PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
@@ -42,13 +42,13 @@ PARAKEET_GUARD = 2.0**-24  # added before the logarithm
 PARAKEET_EPSILON = 1e-5  # added to the standard deviation of a bin
 
 DECIBEL_BINS = 64
-DECIBEL_FFT = 512  # CED's window is as long
+DECIBEL_FFT = 512  # also the length of CED's window
 DECIBEL_EPSILON = 1e-10
 DECIBEL_RANGE = 120.0  # kept below the clip's loudest bin
 
 
 def log_mel_frames(samples: int) -> int:
-    """Frames of a clip at its real length: one for every begun 10 ms."""
+    """Frames of a clip at its real length: one per 10 ms, rounded up."""
     return -(-samples // HOP)
 
 
@@ -67,8 +67,8 @@ def log_mel(
         waveforms: [B, T], 16 kHz.
         lengths: [B], samples; at least one each.
         bins: 80, or 128 for Whisper large-v3.
-        full_samples: pad with silence or cut every clip to this many samples, as WhisperFeatureExtractor does
-            (480,000); None takes each clip at its real length, `log_mel_frames(samples)` frames, zero afterwards.
+        full_samples: pad with silence or cut every clip to so many samples, as WhisperFeatureExtractor does (480,000);
+            None: each clip at its real length, `log_mel_frames(samples)` frames, zero afterwards.
 
     Source: WhisperFeatureExtractor of transformers.
     """
@@ -79,7 +79,7 @@ def log_mel(
     else:
         samples = full_samples
         frame_lengths = torch.full_like(lengths, full_samples // HOP)
-    # Reflection needs more samples than it mirrors; past a short clip's end those are silence.
+    # Reflection needs more samples than it mirrors; after a short clip's end these are silence.
     buffer = max(samples, HALF_WINDOW + 1)
     waveforms = F.pad(waveforms, (0, max(0, buffer - waveforms.shape[1])))[:, :buffer]
     if full_samples is None:
@@ -109,10 +109,10 @@ def kaldi_log_mel(
     dtype: torch.dtype = torch.float32,
     filter_dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Kaldi's fbank, as it is: [B, T] -> [B, F, M] in `dtype`, without meaning from `fbank_frames(length)` on.
+    """Kaldi's fbank, unchanged: [B, T] -> [B, F, M] in `dtype`, without meaning from `fbank_frames(length)` on.
 
     `dtype` is that of the computation; in float32 the quiet bins of clean tones differ visibly from float64.
-    `filter_dtype` is that in which the triangles are drawn: transformers draws them in float64, torchaudio in float32.
+    `filter_dtype` is that in which the filters are computed: float64 in transformers, float32 in torchaudio.
 
     Raises ValueError if the batch is shorter than one frame.
     Source: torchaudio.compliance.kaldi.fbank.
@@ -123,8 +123,8 @@ def kaldi_log_mel(
     with torch.autocast(waveforms.device.type, enabled=False):
         frames = waveforms.unfold(1, WINDOW, HOP)  # [B, F, WINDOW]
         frames = frames - frames.mean(dim=-1, keepdim=True)
-        # The window gives a frame's first sample no weight. Without it the rest begins a sample earlier, which the
-        # power does not see, and pre-emphasis finds a predecessor for every sample.
+        # The window's weight of a frame's first sample is zero. Without it the frame is shifted by a sample, which does
+        # not change the power, and every sample has a predecessor for pre-emphasis.
         frames = (frames[..., 1:] - PREEMPHASIS * frames[..., :-1]) * _kaldi_window(window, frames.device, dtype)[1:]
         power = _power(torch.fft.rfft(frames, FBANK_FFT))  # [B, F, FFT / 2 + 1]
         mel = power @ _kaldi_filters(bins, frames.device, dtype, filter_dtype)  # [B, F, M]
@@ -159,13 +159,13 @@ def bin_statistics(spectrogram: Tensor, frame_lengths: LongTensor) -> tuple[Tens
 
 @torch.no_grad()
 def stacked_fbank(waveforms: Tensor, lengths: LongTensor, *, bins: int, stride: int = 2) -> tuple[Tensor, LongTensor]:
-    """Wav2Vec2-BERT's input: Kaldi's fbank, each bin normalised over the clip, `stride` frames side by side.
+    """Wav2Vec2-BERT's input: Kaldi's fbank, each bin normalised over the clip, `stride` frames concatenated.
 
-    [B, T] -> ([B, F / stride, stride · M] float32, frame lengths [B]), the last frames dropped that fill no stack.
+    [B, T] -> ([B, F / stride, stride · M] float32, frame lengths [B]); last frames that fill no stack are dropped.
 
     Source: SeamlessM4TFeatureExtractor of transformers.
     """
-    # In float64, as the library computes the spectrum: normalising magnifies the rounding of quiet bins.
+    # In float64, like the library: normalising amplifies the rounding of quiet bins.
     fbank = kaldi_log_mel(waveforms, lengths, bins=bins, dtype=torch.float64)
     counts = fbank_lengths(lengths)
     mean, variance = bin_statistics(fbank, counts)
@@ -176,7 +176,7 @@ def stacked_fbank(waveforms: Tensor, lengths: LongTensor, *, bins: int, stride: 
 
 
 def parakeet_frames(samples: int) -> int:
-    """Frames of Parakeet's spectrogram: one for every whole 10 ms."""
+    """Frames of Parakeet's spectrogram: one per whole 10 ms."""
     return samples // HOP
 
 
@@ -215,8 +215,8 @@ def decibel_frames(samples: int) -> int:
 def decibel_spectrogram(waveforms: Tensor, lengths: LongTensor, *, batch_floor: bool = False) -> Tensor:
     """CED's mel spectrogram in dB: [B, T] -> [B, M, F], zero from frame `decibel_frames(length)` on.
 
-    Each clip is reflected at its own ends, and floored 120 dB below its own loudest bin. `batch_floor` takes the
-    loudest bin of the whole batch, and rows as they are, as released code does.
+    Each clip is reflected at its own ends, and has a floor 120 dB below its own loudest bin. With `batch_floor` the
+    floor is relative to the loudest bin of the batch, and rows are not cut to their lengths, as in the released code.
 
     Source: torchaudio's MelSpectrogram and AmplitudeToDB with the settings of CED.
     """
@@ -263,8 +263,8 @@ def _slaney_filters(bins: int, fft: int, device: torch.device) -> Tensor:
 def _decibel_filters(device: torch.device) -> Tensor:
     """[M, FFT / 2 + 1], HTK's mel scale, all triangles of height one.
 
-    Drawn in float32, as torchaudio draws them: where a triangle begins, its weights are differences of large numbers,
-    and clean tones there depend on them. Exact triangles are up to 3e-3 dB from the input that CED was trained on.
+    Computed in float32, as in torchaudio: where a triangle begins, its weights are differences of large numbers, and
+    clean tones there depend on them. Exact triangles are up to 3e-3 dB from the input that CED was trained on.
     """
     highest = 2595.0 * math.log10(1.0 + SAMPLE_RATE / 2 / 700.0)
     edges = 700.0 * (10.0 ** (torch.linspace(0.0, highest, DECIBEL_BINS + 2) / 2595.0) - 1.0)  # [M + 2]
@@ -281,13 +281,13 @@ def _kaldi_window(kind: str, device: torch.device, dtype: torch.dtype) -> Tensor
 
 
 @lru_cache
-def _kaldi_filters(count: int, device: torch.device, dtype: torch.dtype, drawn_in: torch.dtype) -> Tensor:
-    """[FFT / 2 + 1, M]: triangles equally wide, and linear, on Kaldi's mel scale; the Nyquist bin counts nothing."""
+def _kaldi_filters(count: int, device: torch.device, dtype: torch.dtype, computed_in: torch.dtype) -> Tensor:
+    """[FFT / 2 + 1, M]: triangles of equal width on Kaldi's mel scale; the weight of the Nyquist bin is zero."""
     low, high = (1127.0 * math.log(1.0 + frequency_hz / 700.0) for frequency_hz in (FBANK_LOW_HZ, FBANK_HIGH_HZ))
     width = (high - low) / (count + 1)
-    edges = low + torch.arange(count + 2, dtype=drawn_in) * width
+    edges = low + torch.arange(count + 2, dtype=computed_in) * width
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]  # [M] each
-    frequencies = torch.arange(FBANK_FFT // 2, dtype=drawn_in) * (SAMPLE_RATE / FBANK_FFT)
+    frequencies = torch.arange(FBANK_FFT // 2, dtype=computed_in) * (SAMPLE_RATE / FBANK_FFT)
     bins = (1127.0 * (1.0 + frequencies / 700.0).log())[:, None]
     rising = (bins - left) / (centre - left)
     falling = (right - bins) / (right - centre)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,22 +13,24 @@ from safetensors.torch import load_file, save_file
 from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from models.encoders.stack import EncoderStack, logger
+from models.encoders.stack import EncoderStack
 from models.encoders.table import EncoderRules
 from models.frames import Frames
 from support.command_line import UserError
 from support.files import write_whole
 
+logger = logging.getLogger(__name__)
+
 
 class FrameCache:
     """Frozen encoders' frames on disk, under a hash of the clip's samples.
 
-    Content addresses cannot be stale: another augmentation, cut or edit of a clip is another clip. Misses are encoded
-    one clip at a time, so that a value never depends on which clips were missing together. Frames are stored as the
-    encoders returned them, hence the same values from the cache as without it. Where the disk takes no more, a warning
-    says so once and further clips are encoded each time.
+    A hash of the content cannot be stale: another augmentation, cut or edit of a clip is another clip. Missing clips
+    are encoded one at a time, so that a value never depends on which clips were missing together. Frames are stored
+    unchanged, so values are the same with and without the cache. When the disk is full, a warning says so once, and
+    further clips are encoded each time.
 
-    Each `EncoderStack.fingerprint` has a folder of its own in `folder`.
+    Each `EncoderStack.fingerprint` has its own folder in `folder`.
 
     Raises:
         UserError: the stack's outputs cannot be kept (`why_not_cached`).
@@ -44,18 +47,18 @@ class FrameCache:
 
     @classmethod
     def where_possible(cls, folder: str | Path | None, stack: EncoderStack) -> FrameCache | None:
-        """A cache in `folder`; None where none is named, or where the stack's outputs cannot be kept."""
+        """A cache in `folder`; None without a folder, or where the stack's outputs cannot be kept."""
         return None if not folder or why_not_cached(stack.frozen, stack.rules) else cls(folder, stack)
 
     def encode(self, waveforms: Tensor, lengths: LongTensor) -> list[Frames]:
-        """What the stack returns for `waveforms, lengths`, from the cache where it is there."""
+        """The stack's outputs for `waveforms, lengths`, from the cache where they are in it."""
         rows = []
         for waveform, samples in zip(waveforms, lengths.tolist(), strict=True):
             path = self._path(waveform[:samples])
             frames = self._read(path, len(self.stack.encoders))
             if frames is None:
-                streams = self.stack(waveform[None, :samples], torch.tensor([samples], device=lengths.device))
-                frames = [stream.frames[0, : stream.lengths[0]].cpu() for stream in streams]
+                outputs = self.stack(waveform[None, :samples], torch.tensor([samples], device=lengths.device))
+                frames = [output.frames[0, : output.lengths[0]].cpu() for output in outputs]
                 self._write(path, frames)
             rows.append(frames)
         return [_batch([row[index] for row in rows], waveforms.device) for index in range(len(self.stack.encoders))]

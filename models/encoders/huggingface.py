@@ -1,6 +1,6 @@
-"""transformers' audio encoders behind the common face: WavLM, HuBERT, Wav2Vec2, Wav2Vec2-BERT, AST, Parakeet.
+"""transformers' audio encoders as `AudioEncoder`s: WavLM, HuBERT, Wav2Vec2, Wav2Vec2-BERT, AST, Parakeet.
 
-`HFEncoder.from_pretrained(folder)` reads the folder's `config.json` and takes the class for that kind of network.
+`HFEncoder.from_pretrained(folder)` reads the folder's `config.json` and chooses the class for that kind of network.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from support.units import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-MAX_S = 30  # of the encoders whose positions are relative; Whisper's, so that both cut a long clip at the same places
+MAX_S = 30  # of the encoders whose positions are relative: Whisper's, so that both cut a long clip at the same points
 OFF = {
     "layerdrop": 0.0,
     "apply_spec_augment": False,
@@ -56,8 +56,8 @@ OFF = {
     "add_adapter": False,
     "use_intermediate_ffn_before_adapter": False,
 }
-"""Fields of the libraries' configurations that are switched off, where a configuration has them: masking and layers
-dropped in training; what speech recognisers put behind the encoder to shorten its output."""
+"""Fields of the library's configurations that are switched off, where a configuration has them: masking and dropped
+layers in training; the adapters of speech recognisers that shorten the encoder's output."""
 
 Window = Literal["clip", "full"]
 
@@ -66,11 +66,11 @@ class HFEncoder(AudioEncoder):
     """A network of transformers, under `network`, with the library's names in its state dict.
 
     What differs from calling it through the library:
-    - It takes waveforms and computes its features itself, on its device, with the folder's feature extractor's
-      settings.
-    - A clip's frames do not depend on what lies beside it in the batch: see the subclasses.
+    - It takes waveforms and computes its features itself, on its device, with the settings of the folder's feature
+      extractor.
+    - A clip's frames do not depend on the rest of the batch: see the subclasses.
     - In training no layer is dropped and nothing is masked, and BatchNorm uses its stored statistics.
-    - Convolutional adapters behind the encoder, as fine-tuned speech recognisers may have, are left out.
+    - Convolutional adapters after the encoder, which fine-tuned speech recognisers may have, are left out.
     """
 
     def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
@@ -97,14 +97,14 @@ class HFEncoder(AudioEncoder):
     ) -> HFEncoder:
         """Load an encoder from a folder or a hub name, `owner/name` or `owner/name@revision`.
 
-        Bare encoders and models with heads on them are read, the heads left out. Weights go straight to `dtype`.
+        Bare encoders and models with heads are read, without the heads. Weights are loaded in `dtype`.
 
         Args:
-            kinds: what may be there, of `KINDS`; None allows all.
+            kinds: the allowed model types, of `KINDS`; None allows all.
             window: `full` gives AST the 10 s that its feature extractor pads every clip to, `clip` the clip's length.
             weights: False makes it on the meta device, from the facts of configs/architectures.
 
-        Raises UserError if nothing can be loaded, if it is of another kind, or if it lacks weights of the encoder.
+        Raises UserError if nothing can be loaded, if it is of another kind, or if weights of the encoder are missing.
         """
         source = f"{str(folder)!r}"
         if not weights:
@@ -194,8 +194,8 @@ class HFEncoder(AudioEncoder):
 class WaveformEncoder(HFEncoder):
     """WavLM, HuBERT, Wav2Vec2: convolutions over the waveform, then a transformer; 50 frames a second.
 
-    The convolutions run clip by clip: their GroupNorm (base models) takes statistics over time, and no memory is spent
-    on padding. In the transformer, zeros stand after each clip's end before the positional convolution, and keys past
+    The convolutions run clip by clip: their GroupNorm (base models) takes statistics over time, and padding takes no
+    memory. In the transformer, there are zeros after each clip's end before the positional convolution, and keys after
     its end are masked.
     """
 
@@ -238,7 +238,7 @@ class WaveformEncoder(HFEncoder):
 
 
 class FusedWavLMAttention(WavLMAttention):
-    """WavLM's attention without its table of weights, which the library computes, averages and returns unread."""
+    """WavLM's attention without the matrix of weights, which the library computes, averages and never uses."""
 
     def torch_multi_head_self_attention(
         self, hidden_states: Tensor, attention_mask: BoolTensor | None, gated_position_bias: Tensor
@@ -258,7 +258,7 @@ class FusedWavLMAttention(WavLMAttention):
 
 class Wav2Vec2BertEncoder(HFEncoder):
     """Wav2Vec2-BERT: a conformer over pairs of Kaldi fbank frames, each bin normalised over the clip; 50 frames a
-    second. Its convolutions look back only, and keys past a clip's end are masked.
+    second. Its convolutions are causal, and keys after a clip's end are masked.
     """
 
     def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
@@ -284,9 +284,9 @@ class Wav2Vec2BertEncoder(HFEncoder):
 
 
 class ParakeetEncoder(HFEncoder):
-    """Parakeet's FastConformer, which Canary models have too: 12.5 frames a second.
+    """Parakeet's FastConformer, also Canary's: 12.5 frames a second.
 
-    Zeros stand after each clip's end before every convolution, keys past its end are masked.
+    There are zeros after each clip's end before every convolution, and keys after its end are masked.
     """
 
     def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
@@ -302,7 +302,7 @@ class ParakeetEncoder(HFEncoder):
         return self._subsampled(parakeet_frames(samples))
 
     def _subsampled(self, frames: Any) -> Any:
-        """Of spectrogram frames, a number or a tensor of them."""
+        """Frames after the subsampling of so many spectrogram frames, a number or a tensor."""
         config = self.network.config
         kernel, stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
         for _ in range(int(math.log2(config.subsampling_factor))):
@@ -324,13 +324,13 @@ class ParakeetEncoder(HFEncoder):
 class ASTEncoder(HFEncoder):
     """The Audio Spectrogram Transformer: patches of 160 ms every 100 ms, each a frame, the mean of its frequencies.
 
-    A step in time has 12 tokens, from low to high frequencies. Their mean is the frame (as in LTU, Gong et al. 2023,
-    arXiv:2305.10790): 10 a second, so that AST beside a speech encoder leaves its frames and windows as they are.
+    A time step has 12 tokens, from low to high frequencies. Their mean is the frame (as in LTU, Gong et al. 2023,
+    arXiv:2305.10790): 10 a second, so that AST next to a speech encoder does not change its frames and windows.
 
-    The library's model takes 10.24 s, whatever the clip. With `window="clip"` a clip has a time step for every whole
-    100 ms, the last one's patches filled up as the feature extractor fills, under the first of the positions; keys past
-    its end are masked. With `window="full"` every clip is padded to 10.24 s and all steps are frames, those of the
-    silence included.
+    The library's model takes 10.24 s, whatever the clip. With `window="clip"` a clip has a time step per whole 100 ms,
+    with the first positions; the last step's patches are padded as by the feature extractor, and keys after the clip's
+    end are masked. With `window="full"` every clip is padded to 10.24 s, and all steps are frames, those of the silence
+    included.
     """
 
     def __init__(self, network: PreTrainedModel, extractor: FeatureExtractionMixin, window: Window) -> None:
@@ -377,7 +377,7 @@ class ASTEncoder(HFEncoder):
         hidden = embeddings.dropout(torch.cat([special.expand(len(patches), -1, -1), patches], dim=1))
 
         inside = length_mask(lengths, count)
-        # Without padding there is nothing to mask, and attention takes a faster kernel.
+        # Without padding there is nothing to mask, and attention uses a faster kernel.
         keys = None
         if not bool(inside.all()):
             keys = torch.cat([inside.new_ones(len(inside), 2), inside.repeat(1, self.bands)], dim=1)[:, None, None]
@@ -388,7 +388,7 @@ class ASTEncoder(HFEncoder):
 
 @dataclass(frozen=True)
 class Kind:
-    """One row of the table below; names in transformers, imported when they are needed."""
+    """One row of the table below; names in transformers, imported when needed."""
 
     encoder: type[HFEncoder]
     network: str
@@ -419,7 +419,7 @@ def _kind_of(config: PretrainedConfig, source: str, kinds: Sequence[str] | None)
 
 
 def _prepared(config: PretrainedConfig) -> PretrainedConfig:
-    """The encoder's configuration, without what training would drop and what recognisers add behind it."""
+    """The encoder's configuration, with the fields of `OFF` switched off."""
     config = getattr(config, "encoder_config", config)
     for key, value in OFF.items():
         if getattr(config, key, None) not in (None, value):
@@ -428,15 +428,15 @@ def _prepared(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _extractor(kind: Kind, name: str, options: dict[str, Any]) -> FeatureExtractionMixin:
-    """The folder's feature extractor, or, with a warning, one with the library's defaults."""
+    """The folder's feature extractor; without one, with a warning, the library's default one."""
     extractor = getattr(transformers, kind.extractor)
     with _quiet():
         try:
             return extractor.from_pretrained(name, **options)
         except OSError:
             logger.warning(
-                "%s holds no preprocessor_config.json: taking %s's defaults. Put the model's own there if it was "
-                "trained with others.",
+                "%s has no preprocessor_config.json: using %s's defaults. Add the model's own if it was trained with "
+                "others.",
                 name,
                 kind.extractor,
             )
@@ -445,7 +445,7 @@ def _extractor(kind: Kind, name: str, options: dict[str, Any]) -> FeatureExtract
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the library says of weights that are left out, and of filters that nothing here reads."""
+    """Without the library's messages about weights that are left out, and about filters that are not used here."""
     verbosity = library_logging.get_verbosity()
     library_logging.set_verbosity_error()
     try:
@@ -466,6 +466,6 @@ def _join(
 
 
 def _mask(lengths: LongTensor, values: Tensor) -> BoolTensor | None:
-    """[B, N] for values [B, N, ...]; None where no row is padded, so that attention takes a faster kernel."""
+    """[B, N] for values [B, N, ...]; None where no row is padded: attention then uses a faster kernel."""
     mask = length_mask(lengths, values.shape[1])
     return None if bool(mask.all()) else mask

@@ -1,28 +1,24 @@
-"""Clips of any length through an encoder: cut, encoded in groups of like length, joined in time."""
+"""Encode clips of any length: cut them, encode them in groups of similar length, join the parts in time."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from models.encoders.base import AudioEncoder, FeatureSource
+from models.frames import Frames
 from support.units import SAMPLE_RATE
 
-if TYPE_CHECKING:
-    pass
-from models.frames import Frames
-
-PARTS_AT_ONCE = 8  # at least; a long clip's parts are encoded in groups, for memory's sake
+PARTS_AT_ONCE = 8  # at least; a long clip's parts are encoded in batches, to bound the memory
 NUMBERS_AT_ONCE = 1 << 23  # of a layer's widest activations, on the CPU: 32 MiB in float32
 
 
 def cut_points(samples: int, max_samples: int | None, grain: int = AudioEncoder.cut_grain) -> list[int]:
-    """Where a clip is cut: 0, …, samples; parts are equal up to `grain` and none is longer than `max_samples`."""
+    """Where a clip is cut: 0, …, samples. Parts are equal up to `grain`, and none is longer than `max_samples`."""
     if max_samples is None or samples <= max_samples:
         return [0, samples]
     parts = -(-samples // (max_samples - max_samples % grain))
@@ -35,8 +31,8 @@ def joined_frame_count(encoder: AudioEncoder, samples: int) -> int:
 
 
 def _frames_of_parts(encoder: AudioEncoder, cuts: Sequence[int]) -> list[int]:
-    """Frames of each part of a clip that is cut: of the last, what its samples give; of the others, what lies in time
-    between their cuts. An encoder that gives a few less for each would else fall behind the others, part by part."""
+    """Frames of each part of a clip that is cut: of the last, what its samples give; of the others, the frames between
+    their cuts in time. An encoder that gives a few less would otherwise lag behind the others, more with each part."""
     starts = [round(cut * encoder.frame_rate_hz / SAMPLE_RATE) for cut in cuts[:-1]]
     return [stop - start for start, stop in itertools.pairwise(starts)] + [encoder.content_frames(cuts[-1] - cuts[-2])]
 
@@ -78,10 +74,10 @@ def encode_any_length(
 def _encode_in_groups(
     encoder: AudioEncoder, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None
 ) -> Frames:
-    """Encode clips that the encoder takes whole: all at once, on the CPU in groups of like length.
+    """Encode clips that the encoder takes whole: in one batch, on the CPU in groups of similar length.
 
-    A processor is busy with one clip already. What a large batch adds is activations that no cache holds, in blocks
-    that the C library takes from the system anew for every layer: a fifth of the time at Whisper's size, with 19 s.
+    One clip keeps a processor busy. A large batch only adds activations that fit in no cache, in blocks that the C
+    library requests from the system again for every layer: a fifth of the time at Whisper's size, with 19 s.
     """
     if waveforms.device.type != "cpu" or torch.is_grad_enabled():
         return Frames(*encoder.run(waveforms, lengths, feature_source))
@@ -98,7 +94,7 @@ def _encode_in_groups(
 
 
 def _groups_of_like_length(encoder: AudioEncoder, samples: Sequence[int]) -> list[list[int]]:
-    """Rows in groups, in each the longest first, and each within `NUMBERS_AT_ONCE` or a single clip."""
+    """Rows in groups, the longest first in each; a group is within `NUMBERS_AT_ONCE`, or a single clip."""
     groups: list[list[int]] = []
     for row in sorted(range(len(samples)), key=lambda row: -samples[row]):
         if groups:

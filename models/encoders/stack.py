@@ -1,4 +1,4 @@
-"""The table of audio encoders, and several of them side by side: short and long clips, alignment in time, caching."""
+"""Several audio encoders over the same clips, short ones and long ones."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OVERLAPPED_S = 30  # of all clips: more of them fill the device, and encoders side by side would only hold more memory
+CONCURRENT_S = 30  # of all clips: more of them fill the device, and running encoders together only takes memory
 
 
 class EncoderStack(nn.Module):
     """Several encoders over the same clips, each at its own frame rate, for clips of any length.
 
-    A clip shorter than the encoders can take is extended with silence that counts as audio. One that is longer than
-    an encoder can take is cut, for that encoder, in equal parts, which are encoded and joined in time. Frozen encoders
-    stay in eval and run without gradients, and in the type of their weights: autocast would give training, its cache
-    and evaluation different frames of the same clip.
+    A clip that is too short for the encoders is extended with silence that counts as audio. One that is too long for an
+    encoder is cut for it in equal parts, which are encoded and joined in time. Frozen encoders stay in eval and run
+    without gradients, and in the type of their weights: with autocast, training, its cache and evaluation would have
+    different frames for the same clip.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class EncoderStack(nn.Module):
         return stack
 
     def kernels(self, device: torch.device) -> list[str]:
-        """What multiplies each encoder's weights on `device`, a line each."""
+        """The kernel of each encoder's linear layers on `device`, one line each."""
         return [f"{name}, weights: {int8.kernel_report(encoder, device)}" for name, encoder in self.encoders.items()]
 
     @property
@@ -113,17 +113,17 @@ class EncoderStack(nn.Module):
 
     @property
     def frame_rate_hz(self) -> float:
-        """Of the streams when they are joined: the fastest."""
+        """Of the joined outputs: the fastest encoder's."""
         return max(self.frame_rates_hz)
 
     @property
     def min_samples(self) -> int:
-        """What shorter clips are extended to, for all encoders alike, so that their streams end together."""
+        """Shorter clips are extended to this for all encoders alike, so that their outputs end together."""
         return max(self.rules.min_samples, *(encoder.min_samples for encoder in self.encoders.values()))
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of all that shapes frames; reads every weight, so keep the result instead of asking again."""
+        """Hex digest of all that frames depend on; reads every weight, so keep the result."""
         parts = [f"{name}:{encoder.fingerprint}" for name, encoder in self.encoders.items()]
         parts.append(f"min_samples:{self.min_samples}")
         return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
@@ -140,7 +140,7 @@ class EncoderStack(nn.Module):
         return self
 
     def frame_count(self, samples: int) -> int:
-        """Frames of a clip of `samples` samples after `join_streams`."""
+        """Frames of a clip of `samples` samples at the fastest encoder's rate."""
         samples = max(samples, self.min_samples)
         return max(
             resampled_length(joined_frame_count(encoder, samples), encoder.frame_rate_hz, self.frame_rate_hz)
@@ -154,26 +154,30 @@ class EncoderStack(nn.Module):
         short = self.min_samples - waveforms.shape[1]
         if short > 0:
             waveforms = F.pad(waveforms, (0, short))
-        # What lies past a clip's end may be anything; the silence that short clips are given must be silence.
+        # After a clip's end there may be anything; what short clips are extended with must be silence.
         waveforms = waveforms.masked_fill(~length_mask(lengths, waveforms.shape[1]), 0)
         lengths = lengths.clamp(min=self.min_samples)
 
         def encode(name: str) -> tuple[Tensor, Tensor]:
             with _as_stored(waveforms.device.type) if self.frozen[name] else nullcontext():
-                stream = encode_any_length(self.encoders[name], waveforms, lengths, feature_source)
-            return stream.frames, stream.lengths
+                output = encode_any_length(self.encoders[name], waveforms, lengths, feature_source)
+            return output.frames, output.lengths
 
         works = [partial(encode, name) for name in self.encoders]
-        results = run_concurrently(works, waveforms.device) if self.overlaps(waveforms) else [work() for work in works]
+        results = (
+            run_concurrently(works, waveforms.device)
+            if self.runs_concurrently(waveforms)
+            else [work() for work in works]
+        )
         return [Frames(*result) for result in results]
 
-    def overlaps(self, waveforms: Tensor) -> bool:
-        """Whether the encoders run at the same time: on CUDA, where the clips alone do not fill the device."""
+    def runs_concurrently(self, waveforms: Tensor) -> bool:
+        """Whether the encoders run at the same time: on CUDA, for clips that do not fill the device."""
         return (
             waveforms.device.type == "cuda"
             and len(self.encoders) > 1
             and not torch.is_grad_enabled()
-            and waveforms.numel() <= OVERLAPPED_S * SAMPLE_RATE
+            and waveforms.numel() <= CONCURRENT_S * SAMPLE_RATE
         )
 
 

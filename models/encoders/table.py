@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRules:
-    """How a model's encoders take clips, where its configuration does not say; the defaults are this program's own."""
+    """How a model's encoders treat clips, besides what its configuration says; the defaults are this program's own."""
 
     window: Window | None = None
     """How much audio Whisper and AST take, in place of `model.window`."""
@@ -30,7 +30,7 @@ class EncoderRules:
     ced_options: Mapping[str, Any] = field(default_factory=dict)
     """Of `CED.from_checkpoint`: `target_length`, `rescale`, `frequency_major`."""
     min_samples: int = 1
-    """Shorter clips are extended to this with silence; longer where an encoder needs more."""
+    """Shorter clips are extended to this with silence, or to more where an encoder needs it."""
     depends_on_batch: bool = False
     """Whether a clip's frames depend on its batch."""
 
@@ -43,7 +43,7 @@ class EncoderEntry:
     """One row of the table: how an encoder is named in `model`, and how it is built."""
 
     path_key: str
-    """The field of `model` that names its weights; the encoder is used where it is set."""
+    """The field of `model` that names its weights; an encoder is used if it is set."""
     freeze_key: str
     """The field of `model` that says whether it is frozen."""
     build: Callable[[ModelConfig, EncoderRules, torch.dtype, bool], AudioEncoder]
@@ -78,7 +78,7 @@ def _build_ced(config: ModelConfig, rules: EncoderRules, dtype: torch.dtype, wei
 
 
 def _hf_entry(name: str, *kinds: str) -> EncoderEntry:
-    """An encoder of transformers; `kinds` are the model types that its path may lead to."""
+    """An encoder of transformers; `kinds` are the model types that its path may name."""
 
     def build(config: ModelConfig, rules: EncoderRules, dtype: torch.dtype, weights: bool) -> AudioEncoder:
         return HFEncoder.from_pretrained(

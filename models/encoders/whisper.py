@@ -1,4 +1,4 @@
-"""Whisper's encoder for clips of any length up to 30 s, one batch, no influence between clips."""
+"""Whisper's encoder for clips of any length up to 30 s, without influence between the clips of a batch."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from models.runtime.spans import span
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
-CONV_STRIDE = 2  # of the second convolution: log-mel frames a frame
+CONV_STRIDE = 2  # of the second convolution: log-mel frames per frame
 
 Window = Literal["clip", "full"]
 
 
 class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
-    """transformers' Whisper encoder with our face. State dict and configuration are the library's.
+    """transformers' Whisper encoder as an `AudioEncoder`, with the library's state dict and configuration.
 
     What differs:
     - It takes waveforms and computes the log-mel spectrogram itself, on its device.
     - `window="clip"` encodes each clip at its real length, with as many of the positions as it needs: a 10 s clip costs
-      a third of 30 s of padding. `window="full"` pads or cuts to 30 s exactly as the feature extractor does; every clip
-      then has 1,500 frames, those of the silence included, as Whisper was trained.
-    - In a batch of mixed lengths, zeros stand after each clip's end before both convolutions and keys past its end are
-      masked in every attention.
+      a third of a padded one. `window="full"` pads or cuts to 30 s exactly as the feature extractor does; every clip
+      then has 1,500 frames, those of the silence included, as in Whisper's training.
+    - In a batch of mixed lengths, there are zeros after each clip's end before both convolutions, and keys after its
+      end are masked in every attention.
     - Layers are never dropped in training.
     """
 
@@ -46,7 +46,7 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
         if window not in ("clip", "full"):
             raise ValueError(f"Whisper: window is {window!r}; expected 'clip' or 'full'")
         super().__init__(config)
-        kept = "|".join(map(str, range(config.encoder_layers)))  # of those left out, loading need not tell
+        kept = "|".join(map(str, range(config.encoder_layers)))  # loading reports nothing about the others
         self._keys_to_ignore_on_load_unexpected |= {rf"^layers\.(?!({kept})\.)"}
         self.window = window
         self.dim = config.d_model
@@ -153,7 +153,7 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
         return frames[:, : -(-features.shape[-1] // CONV_STRIDE)], -(-feature_lengths // CONV_STRIDE)
 
     def _encode(self, features: Tensor, feature_lengths: LongTensor, padded: bool | None = None) -> Tensor:
-        """Frames [B, N, D]; `padded` says whether the spectrogram is longer than any of its clips, None looks."""
+        """Frames [B, N, D]; `padded`: whether the spectrogram is longer than any of its clips, None to check."""
         hidden = F.gelu(self.conv1(features.to(self.conv1.weight.dtype)))  # [B, D, F]
         hidden = hidden.masked_fill(~length_mask(feature_lengths, hidden.shape[-1])[:, None], 0)
         hidden = F.gelu(self.conv2(hidden)).transpose(1, 2)  # [B, N, D]
@@ -162,7 +162,7 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
 
         frame_lengths = -(-feature_lengths // CONV_STRIDE)
         keys = length_mask(frame_lengths, hidden.shape[1])
-        # Without padding there is nothing to mask, and attention takes a faster kernel.
+        # Without padding there is nothing to mask, and attention uses a faster kernel.
         padded = not bool(keys.all()) if padded is None else padded
         mask = keys[:, None, None] if padded else None  # [B, 1, 1, N]
         for layer in self.layers:

@@ -19,7 +19,7 @@ from models.hub import loading_problem, split_revision
 from models.language.lora import LoraMixin
 from models.quantization import backends, report
 from models.quantization.stored_shapes import GROUP, pack_linears
-from models.runtime.file_pages import release_weights
+from models.runtime.host_memory import release_weight_pages
 from support.command_line import UserError
 from support.units import dtype_name
 
@@ -113,7 +113,7 @@ class LanguageModel(LoraMixin):
             )
         report.check_kernels(model, config)
         if backend.name != "none":  # a tensor that was taken over as it is keeps its whole file mapped
-            release_weights()
+            release_weight_pages()
         llm = cls(model, backend=backend)
         logger.info("language model %s, weights: %s", config.llama_path, llm.kernel)
         return llm

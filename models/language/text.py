@@ -169,7 +169,7 @@ class TextProcessor:
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def may_end_stop(self, token: int) -> bool:
-        """Whether a stop string may end within this token; False spares decoding what stands before it."""
+        """Whether a stop string may end within this token; if not, the text before it need not be decoded."""
         if token not in self._may_end_stop:
             piece = self.tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             # Spaces may be dropped from a token alone, and a part of a character is shown as U+FFFD.
@@ -216,8 +216,8 @@ class TextProcessor:
 def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name.
 
-    A `tokenizer.json` is loaded as it stands: `AutoTokenizer` would rebuild the class that the model's family usually
-    has, and a vocabulary of one's own beside a Qwen config would silently become something else.
+    A `tokenizer.json` is loaded unchanged: `AutoTokenizer` would rebuild the class that the model's family usually has,
+    and silently replace a custom vocabulary in a folder with, say, a Qwen config.
     """
     name, revision = split_revision(path)
     options = {"revision": revision, "token": token}
@@ -233,7 +233,7 @@ def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenize
 
 
 def _bos_ids(tokenizer: PreTrainedTokenizerBase, bos_token: str | None) -> tuple[int, ...]:
-    """What stands first: `model.bos_token` if given ("" for none), else the tokenizer's BOS, if it has one."""
+    """The first token: `model.bos_token` if given ("" for none), else the tokenizer's BOS, if it has one."""
     if bos_token is None:
         return () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     if not bos_token:

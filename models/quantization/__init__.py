@@ -1,1 +1,1 @@
-"""Weights in fewer bits."""
+"""Quantised weights: the language model's and the encoders'."""

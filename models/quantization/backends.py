@@ -1,8 +1,8 @@
-"""One table of quantisation back-ends for the language model, and what each can do where.
+"""The table of quantisation back-ends for the language model, and what each can do on which device.
 
-Serving kernels are not training kernels: a back-end that runs is not yet one through which LoRA learns, nor one that is
-faster than unquantised weights. The table says so, `resolve_backend` checks it before anything is loaded, and
-`kernel_report` names the kernels that will really run.
+Serving kernels are not training kernels: a back-end that runs may give LoRA no gradient, or be slower than unquantised
+weights. The table says so, `resolve_backend` checks it before anything is loaded, and `kernel_report` names the kernels
+that actually run.
 """
 
 import importlib.util
@@ -22,23 +22,23 @@ from support.command_line import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """One way to hold the language model's frozen weights."""
+    """One way to store the language model's frozen weights."""
 
     name: str
     bits: int | None
-    """Bits a weight takes; None: those of the compute type."""
+    """Bits per weight; None: those of the compute type."""
     devices: tuple[str, ...]
     min_sm: int
     """Lowest CUDA compute capability, as 10 x major + minor."""
     dtypes: tuple[torch.dtype, ...]
     """Compute types."""
     trainable: bool
-    """Gradients of LoRA layers on top are right, also after an evaluation pass."""
+    """Gradients of LoRA layers on it are correct, also after an evaluation pass."""
     mergeable: bool
     """LoRA can be added into the weights without rounding them again."""
     package: str | None
     slower_on: tuple[str, ...]
-    """Devices where it is slower than unquantised weights; of `gptq` see `slow_reason`."""
+    """Devices where it is slower than unquantised weights; for `gptq` see `slow_reason`."""
 
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -114,11 +114,11 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 UNQUANTISED = ("lm_head",)
-"""Modules that stay as they are, besides the embeddings."""
+"""Modules that stay unquantised, besides the embeddings."""
 
 
 def stored_backend(llm_config: PreTrainedConfig) -> str | None:
-    """The back-end that a folder's weights are already quantised with, if any."""
+    """The back-end of a folder's weights, if they are already quantised."""
     return stored_quantization(_stored_config(llm_config))
 
 
@@ -186,7 +186,7 @@ def resolve_backend(
 
 
 def require_trainable(backend: Backend) -> None:
-    """Raise ValueError for a back-end through which LoRA gets no gradient."""
+    """Raise UserError for a back-end that gives LoRA no gradient."""
     if not backend.trainable:
         able = ", ".join(name for name, entry in BACKENDS.items() if entry.trainable)
         raise UserError(
@@ -196,7 +196,7 @@ def require_trainable(backend: Backend) -> None:
 
 
 def gptq_kernel(config: ModelConfig, device: torch.device) -> str:
-    """The kernel that `model.gptq_kernel` means on the device."""
+    """The kernel that `model.gptq_kernel` selects on the device."""
     if config.gptq_kernel != "auto":
         return config.gptq_kernel
     if device.type == "cuda":
@@ -206,16 +206,16 @@ def gptq_kernel(config: ModelConfig, device: torch.device) -> str:
 
 
 def slow_reason(config: ModelConfig, backend: Backend, device: torch.device) -> str | None:
-    """Why the back-end would be slower than none on the device, as a half-sentence (it may be empty); None: it is not.
+    """Reason clause, or None: why the back-end is slower than none on the device (it may be empty).
 
-    GPTQ depends on the kernel: PyTorch's 4-bit product and GPTQModel's are faster, unpacking each weight is not.
+    For GPTQ it depends on the kernel: PyTorch's 4-bit product and GPTQModel's are faster, unpacking each weight is not.
     """
     if backend.name != "gptq":
         return "" if device.type in backend.slower_on else None
     kernel = gptq_kernel(config, device)
     if kernel == "dequantize":
-        mend = "the packages gptqmodel and optimum bring kernels that are not" if device.type == "cuda" else ""
-        return f" with the kernel that unpacks each weight{f'; {mend}' if mend else ''}"
+        fix = "the packages gptqmodel and optimum bring kernels that are not" if device.type == "cuda" else ""
+        return f" with the kernel that unpacks each weight{f'; {fix}' if fix else ''}"
     return None
 
 
@@ -228,10 +228,10 @@ def loading_arguments(
     llm_config: PreTrainedConfig,
     device: torch.device,
 ) -> dict[str, object]:
-    """What `from_pretrained` needs beside the path. Output head and embeddings stay unquantised.
+    """Arguments of `from_pretrained` besides the path. Output head and embeddings stay unquantised.
 
     Raises:
-        ValueError: a GPTQ folder with settings that cannot be read, or GPTQModel asked for and not installed.
+        UserError: a GPTQ folder with unknown settings, or GPTQModel is asked for and not installed.
     """
     if backend.name == "gptq":
         return _gptq_arguments(config, llm_config, device)
@@ -271,17 +271,17 @@ def _torchao_type(backend: Backend, config: ModelConfig) -> object:
 
     if backend.name == "torchao_int8":
         return Int8WeightOnlyConfig(set_inductor_config=False)
-    # The layout of PyTorch's own kernel; the default one needs a package of Meta's.
+    # The layout of PyTorch's own kernel; the default one needs another package.
     return Int4WeightOnlyConfig(
         group_size=config.torchao_group_size, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
     )
 
 
 def make_trainable(model: nn.Module) -> None:
-    """Keep quantised layers in the form through which gradients flow.
+    """Keep quantised layers in the form that has gradients.
 
-    On CPUs with AVX512-BF16 a bitsandbytes 4-bit layer repacks its weights in the first forward without gradients; from
-    then on the gradient that reaches LoRA below it is silently zero.
+    On CPUs with AVX512-BF16 a bitsandbytes 4-bit layer repacks its weights in the first forward pass without gradients;
+    after that the gradient of the LoRA layers below it is silently zero.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -1,9 +1,9 @@
-"""Linear layers in the AutoGPTQ format: how the files hold them, and how they multiply.
+"""Linear layers in the AutoGPTQ format: how they are stored, and how they multiply.
 
-A file holds for each layer, whose weight is `[out, in]` (Frantar et al., 2022, arXiv:2210.17323):
+A file has for each layer, whose weight is `[out, in]` (Frantar et al., 2022, arXiv:2210.17323):
 
     qweight  [in * bits / 32, out]       int32, consecutive inputs from the low bits up
-    qzeros   [groups, out * bits / 32]   int32, each zero point less one (format `gptq`) or as it is (`gptq_v2`)
+    qzeros   [groups, out * bits / 32]   int32, each zero point minus one (format `gptq`) or unchanged (`gptq_v2`)
     scales   [groups, out]               float16
     g_idx    [in]                        int32, the group of each input
     bias     [out]                       where the layer has one
@@ -34,15 +34,15 @@ Kernel = Literal["packed", "dequantize"]
 
 @dataclass(frozen=True, kw_only=True)
 class GPTQSettings:
-    """What `quantization_config` of a folder says of its layers."""
+    """A folder's `quantization_config`: the settings of its layers."""
 
     bits: int = 4
     group_size: int = 128
     """Inputs under one scale; -1 is all of them."""
     desc_act: bool = False
-    """Columns were quantised in the order of falling activations, so that groups are not runs of inputs."""
+    """Columns were quantised in the order of decreasing activations, so groups are not consecutive inputs."""
     sym: bool = True
-    """Zero points lie in the middle of the range."""
+    """Zero points are in the middle of the range."""
     format: str = "gptq"
     """`gptq` (v1) or `gptq_v2`."""
 
@@ -56,7 +56,7 @@ class GPTQSettings:
 
     @classmethod
     def from_config(cls, stored: dict[str, Any]) -> GPTQSettings:
-        """Read a folder's `quantization_config`, by AutoGPTQ, optimum or GPTQModel."""
+        """Read a folder's `quantization_config`, written by AutoGPTQ, optimum or GPTQModel."""
         fields = {name: stored[name] for name in ("bits", "group_size", "desc_act", "sym") if name in stored}
         written = stored.get("checkpoint_format") or stored.get("format") or "gptq"
         return cls(**fields, format=str(written).lower())
@@ -75,7 +75,7 @@ class GPTQSettings:
         }
 
     def groups(self, inputs: int) -> int:
-        """Groups of a layer with so many inputs."""
+        """Number of groups of a layer with so many inputs."""
         return 1 if self.group_size == -1 else -(-inputs // self.group_size)
 
     def group_of(self, inputs: int) -> Tensor:
@@ -106,7 +106,7 @@ def unpack(words: Tensor, bits: int) -> Tensor:
 
 
 class StoredGPTQ(nn.Module):
-    """A layer as it stands in a file: what is loaded, and what is saved. It does not multiply."""
+    """A layer in the form of a file, for loading and saving. It does not multiply."""
 
     def __init__(self, inputs: int, outputs: int, settings: GPTQSettings, *, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
@@ -135,14 +135,14 @@ class StoredGPTQ(nn.Module):
         """Pack integers `[out, in]`, zero points and scales `[groups, out]` and groups `[in]`.
 
         Raises:
-            ValueError: a zero point of 0 in format `gptq`, which keeps each less one.
+            UserError: a zero point of 0 in format `gptq`, which stores each minus one.
         """
         outputs, inputs = integers.shape
         with torch.device("meta"):
             layer = cls(inputs, outputs, settings, bias=bias is not None, dtype=torch.float16)
         if settings.format == "gptq":
             if int(zeros.min()) < 1:
-                raise UserError("GPTQ format v1 keeps zero points less one and so cannot hold 0; choose them from 1")
+                raise UserError("GPTQ format v1 stores zero points minus one and so cannot hold 0; choose them from 1")
             zeros = zeros - 1
         layer.qweight = pack(integers.T, settings.bits)
         layer.qzeros = pack(zeros.T, settings.bits).T.contiguous()
@@ -154,30 +154,30 @@ class StoredGPTQ(nn.Module):
     def zeros(self) -> Tensor:
         """Zero points `[groups, out]` uint8.
 
-        Some writers label v1 files as v2; where zero points are symmetric, the file itself says which it is.
+        Some writers label v1 files as v2; symmetric zero points show which format a file really has.
         """
         bits = self.settings.bits
         stored = unpack(self.qzeros.T, bits).T
-        less_one = self.settings.format == "gptq"
+        minus_one = self.settings.format == "gptq"
         if self.settings.sym:
             middle = 2 ** (bits - 1)
             if bool((stored == middle).all()):
-                less_one = False
+                minus_one = False
             elif bool((stored == middle - 1).all()):
-                less_one = True
-        return ((stored + 1) & (2**bits - 1)).contiguous() if less_one else stored.contiguous()
+                minus_one = True
+        return ((stored + 1) & (2**bits - 1)).contiguous() if minus_one else stored.contiguous()
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.settings}"
 
 
 class GPTQLinear(nn.Linear):
-    """A linear layer over packed integers, through which gradients reach its input.
+    """A linear layer over packed integers, with a gradient for its input.
 
     Two kernels multiply. `packed`: PyTorch's 4-bit product, on CPUs with AVX2 or AVX-512 and in bfloat16, faster than
     unquantised weights because it reads an eighth of the bytes. `dequantize`: unpack the weight into the compute type,
-    then multiply; runs anywhere, any bits, and exact in float32, at the price of unpacking in every call. The backward
-    pass unpacks in both. With `desc_act`, inputs are brought into the groups' order first.
+    then multiply; on any device, with any bits, and exact in float32, but it unpacks in every call. The backward pass
+    unpacks in both. With `desc_act`, inputs are first permuted into the groups' order.
     """
 
     def __init__(self, stored: StoredGPTQ, *, kernel: Kernel = "dequantize") -> None:
@@ -244,25 +244,25 @@ class GPTQLinear(nn.Linear):
 
     @torch.no_grad()
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight `[out, in]` that the integers stand for."""
-        return self._in_place_of_order(self._transposed(dtype)).T
+        """The weight `[out, in]` of these integers."""
+        return self._in_input_order(self._transposed(dtype)).T
 
     @torch.no_grad()
     def stored(self) -> StoredGPTQ:
-        """The layer as a file holds it, bit for bit in format `gptq`."""
+        """The layer in the form of a file, in format `gptq`, bit for bit."""
         settings = dataclasses.replace(self.settings, format="gptq")
         group_of = settings.group_of(self.in_features).to(self.weight.device)
         return StoredGPTQ.of(
-            self._in_place_of_order(self._integers()).T,
+            self._in_input_order(self._integers()).T,
             self.zeros.int(),
             self.scales,
-            self._in_place_of_order(group_of),
+            self._in_input_order(group_of),
             settings,
             bias=None if self.bias is None else self.bias.detach(),
         )
 
-    def _in_place_of_order(self, values: Tensor) -> Tensor:
-        """`[in, ...]` from the groups' order to the inputs' own."""
+    def _in_input_order(self, values: Tensor) -> Tensor:
+        """`[in, ...]` from the groups' order to the inputs' order."""
         if self.order is None:
             return values
         own = torch.empty_like(values)
@@ -274,7 +274,7 @@ class GPTQLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """Keeps the packed weight alone, and unpacks it again for the gradient."""
+    """Saves only the packed weight, and unpacks it again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: GPTQLinear) -> Tensor:
@@ -289,7 +289,7 @@ class _Product(torch.autograd.Function):
 
 
 def best_kernel(settings: GPTQSettings, inputs: int, outputs: int, device: torch.device) -> Kernel:
-    """`packed` where PyTorch's 4-bit product takes the layer and is fast, else `dequantize`."""
+    """`packed` where PyTorch's 4-bit product supports the layer and is fast, else `dequantize`."""
     size = inputs if settings.group_size == -1 else settings.group_size
     block = 0 if device.type != "cpu" else cpu_block()
     fits = settings.bits == 4 and size in PACKED_GROUPS and inputs % size == 0 and block and outputs % block == 0
@@ -298,16 +298,16 @@ def best_kernel(settings: GPTQSettings, inputs: int, outputs: int, device: torch
 
 @cache
 def cpu_block() -> int:
-    """Rows that PyTorch's 4-bit product for CPUs packs together; 0 where it has no fast form on this processor.
+    """Rows that PyTorch's 4-bit product for CPUs packs together; 0 where it has no fast kernel on this processor.
 
-    PyTorch does not say how it packs: the layouts known are tried on numbers.
+    PyTorch does not say how it packs, so the known layouts are tested on numbers.
     """
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return 0
     numbers = torch.randint(0, 16, (128, 32), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     try:
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
-    except (AttributeError, RuntimeError):  # a PyTorch without it
+    except (AttributeError, RuntimeError):  # this PyTorch has none
         return 0
     for block in (64, 32):
         if torch.equal(_unblock(packed, 32, block), numbers.byte()):
@@ -316,7 +316,7 @@ def cpu_block() -> int:
 
 
 def _to_cpu_layout(integers: Tensor) -> Tensor:
-    """uint8 `[out, in]` -> uint8 `[out, in / 2]` as `_weight_int4pack_mm_for_cpu` takes it."""
+    """uint8 `[out, in]` -> uint8 `[out, in / 2]` in the layout of `_weight_int4pack_mm_for_cpu`."""
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers.int(), 1)
 
 
@@ -325,6 +325,6 @@ def _from_cpu_layout(packed: Tensor, inputs: int) -> Tensor:
 
 
 def _unblock(packed: Tensor, inputs: int, block: int) -> Tensor:
-    """Blocks of rows, input by input: the first half of the block's rows in the low bits, the second in the high."""
+    """Blocks of rows, input by input: the first half of a block's rows in the low bits, the second in the high bits."""
     pairs = packed.reshape(-1, inputs, block // 2)
     return torch.cat([pairs & 15, pairs >> 4], dim=-1).transpose(1, 2).reshape(-1, inputs)

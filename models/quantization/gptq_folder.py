@@ -1,7 +1,7 @@
-"""Folders in the AutoGPTQ format, read and written through transformers' own loading and saving.
+"""Folders in the AutoGPTQ format, read and written by transformers' own loading and saving.
 
-A quantiser of ours is registered with transformers, so that names, shards, revisions and tied weights are handled
-as for any other folder, and the packages that transformers asks for GPTQ (optimum, gptqmodel) are not needed.
+Our quantiser is registered with transformers, so names, shards, revisions and tied weights are handled as for any other
+folder, and the packages that transformers needs for GPTQ (optimum, gptqmodel) are not required.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from models.quantization.gptq import GPTQLinear, GPTQSettings, Kernel, StoredGPT
 from support.command_line import UserError
 
 METHOD = "smolt_gptq"
-"""Our reader's name in transformers' table; files say `gptq`."""
+"""Our reader's name in transformers' table; in files it is `gptq`."""
 
 
 @register_quantization_config(METHOD)
 class GPTQReaderConfig(QuantizationConfigMixin):
-    """A folder's settings, and the kernel to multiply with; written to files as AutoGPTQ's."""
+    """A folder's settings and the kernel; written to files in AutoGPTQ's form."""
 
     def __init__(self, kernel: str = "auto", **stored: Any) -> None:
         self.quant_method = METHOD
@@ -40,7 +40,7 @@ class GPTQReaderConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class GPTQReader(HfQuantizer):
-    """Loads files' tensors into `StoredGPTQ` and makes a `GPTQLinear` of each."""
+    """Loads tensors of files into `StoredGPTQ`, and makes a `GPTQLinear` of each."""
 
     requires_calibration = True
 
@@ -48,13 +48,13 @@ class GPTQReader(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **_: Any
     ) -> None:
         settings = self.quantization_config.settings
-        held = _quantized_names(checkpoint_files or [])
+        quantized = _quantized_names(checkpoint_files or [])
         for name, linear in [*model.named_modules()]:
             if not isinstance(linear, nn.Linear):
                 continue
-            if held is None and linear is model.get_output_embeddings():
+            if quantized is None and linear is model.get_output_embeddings():
                 continue
-            if held is not None and _tail(name) not in held:
+            if quantized is not None and _tail(name) not in quantized:
                 continue
             has_bias = linear.bias is not None
             with torch.device("meta"):
@@ -66,7 +66,7 @@ class GPTQReader(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         wanted = self.quantization_config.kernel
         for name, layer in [*model.named_modules()]:
-            if isinstance(layer, StoredGPTQ) and not layer.qweight.is_meta:  # missing ones are named by the caller
+            if isinstance(layer, StoredGPTQ) and not layer.qweight.is_meta:  # the caller names missing ones
                 model.set_submodule(name, runnable(layer, wanted))
         return model
 
@@ -79,10 +79,10 @@ class GPTQReader(HfQuantizer):
 
 
 def runnable(layer: StoredGPTQ, kernel: str = "auto") -> GPTQLinear:
-    """The layer with the kernel named; `auto` is the fastest there is for it.
+    """The layer with this kernel; `auto` is the fastest one for it.
 
     Raises:
-        ValueError: `packed` was asked for and does not take this layer here.
+        UserError: `packed` does not support this layer on this device.
     """
     best: Kernel = best_kernel(layer.settings, layer.in_features, layer.out_features, layer.qweight.device)
     if kernel == "packed" and best != "packed":
@@ -94,7 +94,7 @@ def runnable(layer: StoredGPTQ, kernel: str = "auto") -> GPTQLinear:
 
 
 def reader_arguments(llm_config: PreTrainedConfig, kernel: str) -> dict[str, object]:
-    """Arguments of `from_pretrained` that have a GPTQ folder read by us."""
+    """Arguments of `from_pretrained` with which our reader loads a GPTQ folder."""
     stored = llm_config.quantization_config
     stored = stored if isinstance(stored, dict) else stored.to_dict()
     settings = GPTQSettings.from_config(stored).to_config()
@@ -105,7 +105,7 @@ def reader_arguments(llm_config: PreTrainedConfig, kernel: str) -> dict[str, obj
 def save_folder(model: PreTrainedModel, folder: str | Path, settings: GPTQSettings) -> None:
     """Write a model whose quantised layers are `StoredGPTQ` or `GPTQLinear` as an AutoGPTQ folder, format v1.
 
-    `model` is left as it is. Tokenizer files are the caller's.
+    `model` is unchanged afterwards. The caller writes the tokenizer's files.
     """
     folder = Path(folder)
     originals = {name: layer for name, layer in model.named_modules() if isinstance(layer, GPTQLinear)}
@@ -127,13 +127,13 @@ def save_folder(model: PreTrainedModel, folder: str | Path, settings: GPTQSettin
             del model.config.quantization_config
         else:
             model.config.quantization_config = described
-    # AutoGPTQ keeps its settings in a file of their own as well.
+    # AutoGPTQ also writes its settings to a separate file.
     text = json.dumps(settings.to_config(), indent=2)
     (folder / "quantize_config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _quantized_names(files: list[str]) -> set[str] | None:
-    """Tails of the names of the layers that files hold packed; None where the files cannot be asked."""
+    """Tails of the names of the layers that are packed in these files; None for files of another format."""
     names: set[str] = set()
     for file in files:
         if not str(file).endswith(".safetensors"):
@@ -144,6 +144,6 @@ def _quantized_names(files: list[str]) -> set[str] | None:
 
 
 def _tail(name: str) -> str:
-    """From `layers.` on: what comes before differs between a file and the module it is loaded into."""
+    """From `layers.` on: the part before it differs between a file and the module it is loaded into."""
     start = name.find("layers.")
     return name[start:] if start >= 0 else name.rsplit(".", 1)[-1]

@@ -1,8 +1,8 @@
-"""GPTQ: round a layer's weights one input at a time and let the inputs that follow make up for the error.
+"""GPTQ: round a layer's weights one input at a time, and correct the inputs after it for the error.
 
 Frantar et al., 2022, arXiv:2210.17323: with H the second moments of the layer's inputs, rounding column i by an error e
-changes the best values of the columns after it by e times row i of the upper Cholesky factor of H's inverse. Columns go
-in blocks, so that most of the work is matrix products.
+changes the best values of the columns after it by e times row i of the upper Cholesky factor of H's inverse. Columns
+are processed in blocks, so that most of the work is matrix products.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from models.quantization.gptq import GPTQSettings, StoredGPTQ
 from support.command_line import UserError
 
-BLOCK = 128  # columns rounded before the rest is brought up to date
+BLOCK = 128  # columns rounded before the rest is updated
 SHRINKS = 20
-"""Narrower ranges that are tried for each group besides its whole one, down to `SHRINK_TO` of it."""
+"""Ranges that are tried for each group, from its whole one down to `SHRINK_TO` of it."""
 SHRINK_TO = 0.7
-ERROR_NORM = 2.4  # by which ranges are compared, as in the paper's code: between squares and the largest error
+ERROR_NORM = 2.4  # for comparing ranges, as in the paper's code: between squares and the largest error
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight `[out, in]` in integers: what a file holds, and the numbers it stands for."""
+    """A weight `[out, in]` as integers, as in a file, and the numbers that these give."""
 
     integers: Tensor  # uint8 [out, in]
     zeros: Tensor  # int32 [groups, out]
@@ -33,7 +33,7 @@ class Rounded:
     weight: Tensor  # float32 [out, in]
 
     def stored(self, settings: GPTQSettings, bias: Tensor | None = None) -> StoredGPTQ:
-        """The layer as a file holds it."""
+        """The layer in the form of a file."""
         return StoredGPTQ.of(self.integers, self.zeros, self.scales, self.g_idx, settings, bias=bias)
 
 
@@ -41,10 +41,10 @@ def solve(weight: Tensor, hessian: Tensor, settings: GPTQSettings, *, damp: floa
     """Round `weight` `[out, in]` for inputs whose second moments are `hessian` `[in, in]`.
 
     `damp` times the mean of the diagonal is added to it. Where that does not make it positive definite (few calibration
-    tokens), ten times as much is tried, and so on up to the mean itself.
+    tokens), ten times as much is added, and so on up to the mean itself.
 
     Raises:
-        ValueError: inputs that are not finite.
+        UserError: inputs that are not finite.
     """
     values = weight.detach().float().clone()
     inputs = values.shape[1]
@@ -52,7 +52,7 @@ def solve(weight: Tensor, hessian: Tensor, settings: GPTQSettings, *, damp: floa
     diagonal = moments.diagonal()
     if not bool(torch.isfinite(diagonal).all()):
         raise UserError("GPTQ: the layer's inputs are not finite; calibrate in float32 or bfloat16")
-    diagonal[diagonal == 0] = 1  # an input that is always zero: its weights are rounded by themselves
+    diagonal[diagonal == 0] = 1  # an input that is always zero: its weights are rounded independently
     order = (
         torch.argsort(diagonal, descending=True) if settings.desc_act else torch.arange(inputs, device=values.device)
     )
@@ -69,7 +69,7 @@ def solve(weight: Tensor, hessian: Tensor, settings: GPTQSettings, *, damp: floa
             here = column - start
             if column % size == 0:
                 inside = block[:, here : here + size]
-                beyond = values[:, stop : column + size]  # of a group larger than a block; up to date at its start
+                beyond = values[:, stop : column + size]  # of a group larger than a block; current at its start
                 scales, zeros = find_range(torch.cat([inside, beyond], dim=1), settings)
                 all_scales.append(scales)
                 all_zeros.append(zeros)
@@ -90,7 +90,7 @@ def solve(weight: Tensor, hessian: Tensor, settings: GPTQSettings, *, damp: floa
 
 
 def round_to_nearest(weight: Tensor, settings: GPTQSettings) -> Rounded:
-    """Each weight to the nearest of its group's values, without regard to inputs: what GPTQ is compared with."""
+    """Round each weight to the nearest value of its group, without regard to inputs: the baseline for GPTQ."""
     values = weight.detach().float()
     inputs = values.shape[1]
     size = inputs if settings.group_size == -1 else settings.group_size
@@ -103,10 +103,10 @@ def round_to_nearest(weight: Tensor, settings: GPTQSettings) -> Rounded:
 
 
 def find_range(group: Tensor, settings: GPTQSettings) -> tuple[Tensor, Tensor]:
-    """Scale and zero point, `[out]` each, for weights `[out, in a group]`: the best of several narrower ranges.
+    """Scale and zero point, `[out]` each, for weights `[out, in a group]`: those of the best of several ranges.
 
-    Scales are numbers that float16 and bfloat16 both hold, so that every kernel reads the same; zero points are at
-    least 1, which format v1 asks for.
+    Scales are exact in float16 and bfloat16, so that every kernel uses the same; zero points are at least 1, for format
+    v1.
     """
     steps = 2**settings.bits - 1
     low, high = group.amin(dim=1).clamp(max=0), group.amax(dim=1).clamp(min=0)
@@ -118,7 +118,7 @@ def find_range(group: Tensor, settings: GPTQSettings) -> tuple[Tensor, Tensor]:
     best = torch.full_like(high, torch.inf)
     best_scales, best_zeros = torch.ones_like(high), torch.ones_like(high)
     for shrink in torch.linspace(1.0, SHRINK_TO, SHRINKS).tolist():
-        scales = _held_by_all((high - low) * (shrink / steps))
+        scales = _exact_in_fp16_and_bf16((high - low) * (shrink / steps))
         if settings.sym:
             zeros = torch.full_like(scales, (steps + 1) / 2)
         else:
@@ -132,12 +132,12 @@ def find_range(group: Tensor, settings: GPTQSettings) -> tuple[Tensor, Tensor]:
 
 
 def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
-    """How far the layer's outputs move: the norm of their change over that of the outputs themselves."""
+    """Relative error of the layer's outputs: the norm of their change over the norm of the outputs."""
     weight, hessian = weight.float(), hessian.float()
     change = weight - rounded
-    moved = ((change @ hessian) * change).sum().clamp(min=0)
+    error = ((change @ hessian) * change).sum().clamp(min=0)
     whole = ((weight @ hessian) * weight).sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return float((moved / whole).sqrt())
+    return float((error / whole).sqrt())
 
 
 def _inverse_factor(moments: Tensor, damp: float) -> Tensor:
@@ -159,7 +159,7 @@ def _round(values: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
     return torch.round(values / scales + zeros).clamp(0, 2**bits - 1).to(torch.uint8)
 
 
-def _held_by_all(scales: Tensor) -> Tensor:
-    """The nearest numbers that bfloat16 and float16 hold, not zero."""
+def _exact_in_fp16_and_bf16(scales: Tensor) -> Tensor:
+    """The nearest numbers above zero that both types can represent."""
     smallest = torch.finfo(torch.float16).tiny
     return scales.clamp(smallest, torch.finfo(torch.float16).max / 2).bfloat16().float()

@@ -1,9 +1,8 @@
-"""Frozen encoders' linear layers in 8 bits: a byte a weight and one scale for each output.
+"""Frozen encoders' linear layers in 8 bits: one byte per weight and one scale per output.
 
-Two kernels multiply. On CPUs with 8-bit dot products (VNNI) each row of the input is rounded to 8 bits too, with a
-scale of its own, and the integers are multiplied: several times as fast as float32. Elsewhere, and where a gradient is
-wanted, the weight is unpacked before each product: exact in the weights' own numbers, and a little slower than
-unquantised ones.
+Two kernels multiply. On CPUs with 8-bit dot products (VNNI) each row of the input is rounded to 8 bits too, with its
+own scale, and the integers are multiplied: several times as fast as float32. On other devices, and where a gradient is
+needed, the weight is unpacked before each product: without further rounding, and a little slower than unquantised.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from models.runtime.file_pages import release
+from models.runtime.host_memory import release_pages
 from support.command_line import UserError
 
 METHOD = "smolt_int8"
 """Our rounding's name in transformers' table."""
 LARGEST = 127
 RELEASE_EVERY = 128 * 2**20
-"""Bytes of weights after which their files' pages are given back."""
+"""Bytes of weights after which their files' pages are released."""
 
 
 class Int8Linear(nn.Linear):
-    """A linear layer whose weight `[out, in]` is int8 times a float32 scale for each output."""
+    """A linear layer whose weight `[out, in]` is int8 times a float32 scale per output."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype = torch.float32) -> None:
         nn.Module.__init__(self)
@@ -40,7 +39,7 @@ class Int8Linear(nn.Linear):
         self.register_buffer("scales", torch.empty(outputs))
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype), requires_grad=False) if bias else None
         self.kernel: str | None = None
-        """`integers` or `dequantize`; None takes the faster one on the device of the input."""
+        """`integers` or `dequantize`; None chooses the faster one on the input's device."""
 
     @torch.no_grad()
     def fill(self, weight: Tensor) -> None:
@@ -53,7 +52,7 @@ class Int8Linear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Int8Linear:
-        """Round a layer; its bias is taken over."""
+        """Round a layer; its bias is shared."""
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         layer.fill(linear.weight)
@@ -69,7 +68,7 @@ class Int8Linear(nn.Linear):
         if self.multiplies_integers and not (torch.is_grad_enabled() and inputs.requires_grad):
             product = self._of_integers(inputs)
             return product if self.bias is None else product.add_(self.bias.to(product.dtype))
-        weight = self.weight * self.scales.to(inputs.dtype)[:, None]  # one pass on a GPU, cast and scaled
+        weight = self.weight * self.scales.to(inputs.dtype)[:, None]  # on a GPU one kernel casts and scales
         return F.linear(inputs, weight, None if self.bias is None else self.bias.to(inputs.dtype))
 
     def _of_integers(self, inputs: Tensor) -> Tensor:
@@ -84,12 +83,12 @@ class Int8Linear(nn.Linear):
 
 
 def fastest(device: torch.device) -> str:
-    """The kernel that is taken on a device: `integers`, faster than unquantised weights, or `dequantize`, slower."""
+    """The faster kernel on a device: `integers`, faster than unquantised weights, or `dequantize`, slower."""
     return "integers" if device.type == "cpu" and torch.cpu._is_vnni_supported() else "dequantize"
 
 
 def round_linears(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
-    """Put an `Int8Linear` in the place of each linear layer within `module`, but of those named in `skip`; how many."""
+    """Replace each linear layer in `module`, except those named in `skip`, by an `Int8Linear`; returns how many."""
     linears = [
         (parent, name, child)
         for parent in module.modules()
@@ -102,7 +101,7 @@ def round_linears(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
 
 
 def check_device(device: torch.device, *, allow_slow: bool) -> None:
-    """Raise ValueError where 8-bit encoders would be slower than unquantised ones, unless that is allowed."""
+    """Raise UserError where 8-bit encoders would be slower than unquantised ones, unless that is allowed."""
     if fastest(device) == "dequantize" and not allow_slow:
         raise UserError(
             f"model.encoder_quantization 'int8' is slower on {device.type} than unquantised weights"
@@ -112,7 +111,7 @@ def check_device(device: torch.device, *, allow_slow: bool) -> None:
 
 
 def kernel_report(encoder: nn.Module, device: torch.device) -> str:
-    """One line on what multiplies an encoder's weights."""
+    """One line about the kernel of an encoder's linear layers."""
     layers = [layer for layer in encoder.modules() if isinstance(layer, Int8Linear)]
     dtype = next(tensor.dtype for tensor in encoder.parameters() if tensor.is_floating_point())
     compute = f"{str(dtype).removeprefix('torch.')}, {device.type}"
@@ -135,7 +134,7 @@ class RoundingConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class Rounding(HfQuantizer):
-    """Makes an `Int8Linear` of each linear layer, one weight at a time: unrounded, the model is never there whole."""
+    """Makes an `Int8Linear` of each linear layer, one weight at a time. Never in memory unquantised as a whole."""
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **_: Any
@@ -157,10 +156,10 @@ class Rounding(HfQuantizer):
         return _Round(self._was_read)
 
     def _was_read(self, count: int) -> None:
-        """Count bytes of the files; from time to time, give back the pages that they take."""
+        """Count the bytes read from the files; release their pages from time to time."""
         self._read += count
         if self._read > RELEASE_EVERY:
-            release(self._files)
+            release_pages(self._files)
             self._read = 0
 
     def is_serializable(self) -> bool:
@@ -187,7 +186,7 @@ class _Round(ConversionOps):
         owner = full_layer_name.rpartition(".")[0]
         layer = model.get_submodule(owner)
         weight = weight[0] if isinstance(weight, list) else weight
-        if weight.shape != layer.weight.shape:  # named with all that does not fit
+        if weight.shape != layer.weight.shape:  # reported by the caller with all others
             return {full_layer_name: weight}
         layer.fill(weight)
         self._was_read(weight.nbytes)

@@ -1,4 +1,4 @@
-"""Which layers of a model hold their weights in fewer bits, and how many bytes those take."""
+"""Which layers of a model are quantised, and how many bytes their weights take."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> layer, for every layer whose weights are held in fewer bits; the same names with LoRA as without."""
+    """Name -> layer, for every layer with quantised weights; names are the same with and without LoRA."""
     layers = {}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")  # its own, not the one that a LoRA wrapper shows of its base layer
-        held = getattr(weight, "quant_state", None) is not None or type(weight).__name__ == "Int8Params"
-        if held or is_torchao(weight) or "qweight" in module._buffers:
+        bitsandbytes = getattr(weight, "quant_state", None) is not None or type(weight).__name__ == "Int8Params"
+        if bitsandbytes or is_torchao(weight) or "qweight" in module._buffers:
             layers[name.removesuffix(".base_layer")] = module
     return layers
 
@@ -24,13 +24,13 @@ def is_torchao(weight: Tensor | None) -> bool:
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Bytes that a parameter takes; a torchao tensor says those of the numbers it stands for, so its parts count."""
+    """Bytes that a parameter takes. A torchao tensor reports those of its unquantised form, so its parts are added."""
     if hasattr(tensor, "__tensor_flatten__") and is_torchao(tensor):
         return sum(stored_bytes(part) for _, part in parts_of(tensor))
     return tensor.numel() * tensor.element_size()
 
 
 def parts_of(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of each tensor that a torchao tensor is made of."""
+    """Name and value of each tensor inside a torchao tensor."""
     names, _ = tensor.__tensor_flatten__()
     return ((name, getattr(tensor, name)) for name in names)

@@ -1,4 +1,4 @@
-"""Which kernel multiplies a quantised weight, and whether it pays."""
+"""Which kernel multiplies a quantised weight, and whether it is faster than without quantisation."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from support.command_line import UserError
 
 
 def kernel_report(model: nn.Module, backend: Backend, device: torch.device, dtype: torch.dtype) -> str:
-    """One line on what multiplies the language model's weights: back-end, kernels, device, compute type, layers."""
+    """One line about the language model's weights: back-end, kernels, device, compute type, layers."""
     type_name = str(dtype).removeprefix("torch.")
     layers = quantized_layers(model)
     if not layers:
@@ -29,7 +29,7 @@ def kernel_report(model: nn.Module, backend: Backend, device: torch.device, dtyp
 
 
 def check_kernels(model: nn.Module, config: ModelConfig) -> None:
-    """Raise ValueError if a loaded GPTQ layer got the kernel that is slower than unquantised weights, unasked."""
+    """Raise UserError if a loaded GPTQ layer has the kernel that is slower than unquantised weights, unless allowed."""
     if config.allow_slow_kernels:
         return
     layers = quantized_layers(model)
@@ -37,8 +37,8 @@ def check_kernels(model: nn.Module, config: ModelConfig) -> None:
     if slow:
         raise UserError(
             f"model.quantization 'gptq': {len(slow)} of {len(layers)} layers ({', '.join(slow[:4])}"
-            f"{' …' if len(slow) > 4 else ''}) have sizes that only the kernel which unpacks each weight takes, slower "
-            "than unquantised weights; set model.allow_slow_kernels=true if memory matters more."
+            f"{' …' if len(slow) > 4 else ''}) have sizes for which there is only the kernel that unpacks each weight, "
+            "slower than unquantised weights; set model.allow_slow_kernels=true if memory matters more."
         )
 
 

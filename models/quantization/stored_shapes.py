@@ -1,6 +1,6 @@
-"""Linear layers whose weights are stored quantised, as shapes alone: what each back-end keeps of a weight.
+"""Quantised linear layers as shapes alone: the tensors that each back-end stores for a weight.
 
-For models on the meta device. A real quantised model is loaded by the back-end's own package (backends.py).
+For models on the meta device. Quantised weights themselves are loaded by the back-end's package (backends.py).
 """
 
 import math
@@ -15,20 +15,20 @@ Stored = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 NF4_BLOCK = 64  # weights under one scale
 NF4_SCALE_BLOCK = 256  # scales that are themselves quantised under one float32
-GROUP = 128  # weights of a row under one scale, of GPTQ and torchao's int4, where nothing else is said
+GROUP = 128  # weights of a row under one scale, the default of GPTQ and torchao's int4
 WORD_BITS = 32
 
 
 def stored_tensors(
     back_end: str, rows: int, columns: int, dtype: torch.dtype, *, bits: int = 4, group_size: int = GROUP
 ) -> Stored:
-    """What `back_end` keeps of a `[rows, columns]` weight; `dtype` is the compute type, which some scales have.
+    """What `back_end` stores for a `[rows, columns]` weight; `dtype` is the compute type, which some scales have.
 
-    - `nf4` (bitsandbytes, double quantisation): two weights a byte, a scale of 8 bits for 64 weights, a float32 for 256
-      scales, their offset, and the two code books.
-    - `int8` (bitsandbytes): a byte a weight, a float32 a row.
-    - `gptq`: `bits` and groups of `group_size` (-1: a row): a scale in float16 and a zero point of a byte each.
-    - `torchao_int4`: 4 bits, groups, scale and zero point in bfloat16; `torchao_int8`: a scale a row.
+    - `nf4` (bitsandbytes, double quantisation): two weights per byte, a scale of 8 bits per 64 weights, a float32 per
+      256 scales, their offset, and the two code books.
+    - `int8` (bitsandbytes): a byte per weight, a float32 per row.
+    - `gptq`: `bits`, and per group of `group_size` (-1: a row) a scale in float16 and a zero point of a byte.
+    - `torchao_int4`: 4 bits, per group a scale and a zero point in bfloat16; `torchao_int8`: a scale per row.
 
     Raises:
         ValueError: no such back-end.
@@ -60,16 +60,14 @@ def stored_tensors(
         }
     if back_end == "torchao_int8":
         return {"weight": ((rows, columns), torch.int8), "scales": ((rows,), dtype)}
-    raise ValueError(
-        f"how {back_end!r} stores weights is not known; expected nf4, int8, gptq, torchao_int4 or torchao_int8"
-    )
+    raise ValueError(f"the storage of {back_end!r} is unknown; expected nf4, int8, gptq, torchao_int4 or torchao_int8")
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that holds what a back-end keeps of its weight, on the meta device.
+    """A linear layer with the tensors that a back-end stores for its weight, on the meta device.
 
-    Its forward takes the memory that the back-ends take: the whole weight in the compute type, for the time of the
-    product, where a kernel `unpacks` it; for int8, the rounded activations and the 32-bit sums.
+    Its forward pass allocates what the back-ends do: the whole weight in the compute type during the product, where a
+    kernel `unpacks` it; for int8, the rounded activations and the 32-bit sums.
     """
 
     def __init__(
@@ -90,7 +88,7 @@ class PackedLinear(nn.Linear):
             tensor = torch.empty(shape, dtype=kind, device="meta")
             if name == "weight":
                 self.weight = nn.Parameter(tensor, requires_grad=False)
-                self.weight.quant_state = SimpleNamespace(shape=linear.weight.shape)  # as bitsandbytes says it
+                self.weight.quant_state = SimpleNamespace(shape=linear.weight.shape)  # as in bitsandbytes
             else:
                 self.register_buffer(name, tensor)
         self.bias = linear.bias
@@ -102,7 +100,7 @@ class PackedLinear(nn.Linear):
 
 
 class _PackedProduct(torch.autograd.Function):
-    """Saves the packed weight and unpacks it again in the backward pass, as the back-ends do."""
+    """Saves the packed weight and unpacks it again in the backward pass, like the back-ends."""
 
     @staticmethod
     def forward(
@@ -126,11 +124,8 @@ class _PackedProduct(torch.autograd.Function):
 
 def pack_linears(
     model: nn.Module, back_end: str, dtype: torch.dtype, *, skip: nn.Module | None = None, **options: Any
-) -> int:
-    """Put a `PackedLinear` in the place of every linear layer but `skip`, the output head; returns how many.
-
-    `options` are those of `PackedLinear`.
-    """
+) -> None:
+    """Replace every linear layer except `skip`, the output head, by a `PackedLinear` with these `options`."""
     linears = [
         (parent, name, child)
         for parent in model.modules()
@@ -139,4 +134,3 @@ def pack_linears(
     ]
     for parent, name, linear in linears:
         setattr(parent, name, PackedLinear(linear, back_end, dtype, **options))
-    return len(linears)

@@ -1,7 +1,7 @@
-"""CUDA graphs: the kernels of a computation recorded once and launched together, for fixed shapes in fixed memory.
+"""CUDA graphs: the kernels of a computation, recorded once and launched together, for fixed shapes in fixed memory.
 
-What is captured is checked: a graph whose first replay gives other values than its kernels one by one is not used.
-Where a computation cannot be captured (a back-end that waits for the device), a warning says so and it runs as it is.
+Captures are checked: a graph whose first replay gives other values than its kernels launched one by one is not used.
+Where a computation cannot be captured (a back-end synchronises with the device), it runs without, with a warning.
 """
 
 import logging
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from models.runtime.cuda_streams import side_stream
 from models.runtime.weight_watch import WeightWatch
 
-CAPTURING = -1  # number of the stream that captures
+CAPTURING = -1  # index of the CUDA stream for captures
 KEPT = 8  # graphs of one computation
-PATIENCE = 64  # runs since its last replay after which a graph makes room for another
-TOLERANCE = 0.02  # between kernels one by one and replayed, relative to the largest value: fp16 sums in another order
+PATIENCE = 64  # runs since its last replay after which another graph may replace a graph
+TOLERANCE = 0.02  # of a replay, relative to the largest value: fp16 sums in another order
 
 logger = logging.getLogger(__name__)
 
 Body = Callable[[], Tensor]
 Capture = Callable[[Body, Sequence[Tensor], torch.device], Body]
-"""Takes a computation, the tensors that it changes, and its device; gives a function that runs it, and leaves these
-tensors as they are. Raises RuntimeError where it cannot."""
+"""Takes a computation, the tensors that it changes, and its device; returns a function that runs it. These tensors are
+unchanged afterwards. Raises RuntimeError where a capture fails."""
 
 
 class CudaCapture:
-    """Captures computations as CUDA graphs, which share the memory of what they compute on the way.
+    """Captures computations as CUDA graphs, which share the memory of their intermediate results.
 
     So no two of them may run at the same time, and a result must be copied before the next one runs.
     """
@@ -45,28 +45,28 @@ class CudaCapture:
 
     def _captured(self, body: Body, changed: Sequence[Tensor]) -> Body:
         here = torch.cuda.current_stream()
-        held = [tensor.clone() for tensor in changed]
-        # Always the same stream, also for the capture: cuBLAS keeps a workspace of up to 32 MiB for each one it meets.
+        originals = [tensor.clone() for tensor in changed]
+        # Always the same CUDA stream, also for the capture: cuBLAS keeps a workspace of up to 32 MiB for each stream.
         aside = side_stream(here.device, CAPTURING)
         aside.wait_stream(here)
         with torch.cuda.stream(aside), _casts_not_kept():  # kernels are chosen and compiled before the capture
             for _ in range(2):
                 expected = body()
-                _restore(changed, held)
+                _restore(changed, originals)
         here.wait_stream(aside)
-        if not len(self._graphs):  # the memory of graphs that are all gone cannot be used for another
+        if not len(self._graphs):  # once all its graphs are deleted, a pool cannot be used again
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Other threads (a loader that pins memory) may go on talking to the device.
+        # Other threads (a loader that pins memory) may use the device meanwhile.
         capture = torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local")
-        # Left by an error, torch's context keeps its own stream the current one; the outer one brings this one back.
+        # After an error torch's context leaves its own CUDA stream current; the outer context restores this one.
         with torch.cuda.stream(here), capture, _casts_not_kept():
             result = body()
         self._graphs.add(graph)
         graph.replay()
         if not alike(result, expected):
             raise RuntimeError("a replayed graph gives other values than its kernels one by one")
-        _restore(changed, held)
+        _restore(changed, originals)
 
         def replay() -> Tensor:
             graph.replay()
@@ -76,17 +76,17 @@ class CudaCapture:
 
 
 class Replays:
-    """A module's computation, captured for each shape of its inputs that is met a second time.
+    """A module's computation, captured for each shape of its inputs that occurs a second time.
 
-    Where there are `KEPT` graphs, a new one takes the place of one that is out of use; else it would pay for capturing
-    shapes in turn, which costs several runs each. A copy, as of its module, starts without any.
+    With `KEPT` graphs, a new one replaces only one that is out of use; otherwise alternating shapes would be captured
+    again and again, at the cost of several runs each. Copies start empty.
     """
 
     def __init__(self, capture: Capture | None = None) -> None:
         self._capture = capture or CudaCapture()
-        # Inputs, replay and the run that used it last; the one out of use longest first.
+        # Inputs, replay, and the run that last used it; the least recently used first.
         self._graphs: OrderedDict[tuple, tuple[list[Tensor], Body, int]] = OrderedDict()
-        self._met: set[tuple] = set()
+        self._seen: set[tuple] = set()
         self._runs = 0
         self._weights = WeightWatch()
         self._works = True
@@ -98,16 +98,16 @@ class Replays:
         return Replays, ()
 
     def run(self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor | None:
-        """`function(*inputs)`, always the same computation of `module`; None where it must be called instead."""
+        """`function(*inputs)`, always the same computation of `module`; None where the caller must compute it."""
         if not self._works or torch.is_grad_enabled():
             return None
-        if self._weights.changed(module):  # graphs read weights where they were when captured
+        if self._weights.changed(module):  # graphs read weights at their addresses during the capture
             self.clear()
         key = precision(inputs[0].device), *((tensor.shape, tensor.dtype) for tensor in inputs)
         self._runs += 1
         if key not in self._graphs:
-            if key not in self._met or not self._has_room():
-                self._met.add(key)
+            if key not in self._seen or not self._has_room():
+                self._seen.add(key)
                 return None
             kept = [tensor.clone() for tensor in inputs]
             try:
@@ -130,11 +130,11 @@ class Replays:
 
     def clear(self) -> None:
         self._graphs.clear()
-        self._met.clear()
+        self._seen.clear()
 
 
 def still_works(error: RuntimeError, what: str) -> bool:
-    """Raises a lack of memory again; of any other error, says that `what` runs without graphs: False."""
+    """Re-raise an out-of-memory error; after any other, warn that `what` runs without graphs, and return False."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         raise error
     logger.warning("%s: runs without CUDA graphs: %s", what, str(error).splitlines()[0])
@@ -142,7 +142,7 @@ def still_works(error: RuntimeError, what: str) -> bool:
 
 
 def precision(device: torch.device) -> torch.dtype | None:
-    """The type that autocast computes in on this device; None where it is off."""
+    """Autocast's type on this device; None where it is off."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
@@ -151,14 +151,14 @@ def round_up(count: int, step: int) -> int:
 
 
 def alike(got: Tensor, expected: Tensor) -> bool:
-    """Whether two results are the same but for rounding; what is no number must be so in both."""
+    """Equal up to rounding; NaNs must match."""
     scale = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max()) if expected.numel() else 0.0
     return torch.allclose(got, expected, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True)
 
 
 @contextmanager
 def _casts_not_kept() -> Iterator[None]:
-    """Autocast keeps casts of trained weights only as long as its context; a graph would read them ever after."""
+    """Autocast caches casts of trained weights until its context ends; a graph would read them after that."""
     kept = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -167,6 +167,6 @@ def _casts_not_kept() -> Iterator[None]:
         torch.set_autocast_cache_enabled(kept)
 
 
-def _restore(tensors: Sequence[Tensor], held: Sequence[Tensor]) -> None:
-    for tensor, value in zip(tensors, held, strict=True):
+def _restore(tensors: Sequence[Tensor], originals: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, originals, strict=True):
         tensor.copy_(value)

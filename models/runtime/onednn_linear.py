@@ -1,9 +1,9 @@
 """Frozen float32 linear layers on processors for which PyTorch's default library has slow kernels.
 
-PyTorch multiplies float32 matrices on x86 with MKL, which serves other vendors' processors with older kernels: on two
-cores of an AMD EPYC it reads the weights of one token's step at 15 GB/s where oneDNN, which PyTorch also carries and
-takes for bfloat16, reads them at 35, and does 150 GFLOP/s where oneDNN does 330. So there, and nowhere else, large
-frozen layers go through oneDNN. Sums are taken in another order; the last bits of a result differ.
+PyTorch multiplies float32 matrices on x86 with MKL, which uses older kernels on other vendors' processors: on two cores
+of an AMD EPYC it reads the weights of one token's step at 15 GB/s and computes 150 GFLOP/s, while oneDNN, which PyTorch
+includes and uses for bfloat16, reads 35 GB/s and computes 330 GFLOP/s. So on these processors, and no others, large
+frozen layers use oneDNN. Sums are in another order; the last bits of a result differ.
 """
 
 import functools
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LEAST_WEIGHTS = 1 << 18  # below, a call takes longer than what it saves
+LEAST_WEIGHTS = 1 << 18  # for smaller layers, the call costs more than it saves
 
 
 @functools.cache
 def pays() -> bool:
-    """Whether this processor is one for which oneDNN is the faster library, and PyTorch has it."""
+    """Whether oneDNN is the faster library on this processor, and PyTorch has it."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     cpuinfo = Path("/proc/cpuinfo")
@@ -28,10 +28,9 @@ def pays() -> bool:
 
 
 def use_onednn(module: nn.Module) -> int:
-    """Let the large float32 linear layers on the CPU that `module` holds run through oneDNN; how many do.
+    """Let the large float32 linear layers of `module` on the CPU use oneDNN; returns how many do.
 
-    Weights stay where and as they are, and layers remain `nn.Linear`. A weight that takes gradients is multiplied as
-    before.
+    Weights are unchanged and not moved, and layers remain `nn.Linear`. Weights with gradients are multiplied as before.
     """
     count = 0
     for layer in module.modules():
@@ -44,7 +43,7 @@ def use_onednn(module: nn.Module) -> int:
 
 
 class OneDnnLinear(nn.Linear):
-    """`nn.Linear` through oneDNN, where its weight is frozen and all is float32 on the CPU."""
+    """`nn.Linear` by oneDNN, where its weight is frozen and everything is float32 on the CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -64,12 +63,12 @@ class OneDnnLinear(nn.Linear):
 
 
 def multiply(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What `F.linear` gives, by oneDNN, without gradients."""
+    """`F.linear` by oneDNN, without gradients."""
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """The operator has no gradient of its own; a frozen layer needs the input's alone."""
+    """The operator has no gradient; a frozen layer needs only the input's."""
 
     @staticmethod
     def forward(context: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

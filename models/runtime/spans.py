@@ -3,8 +3,8 @@
     with span("features", "whisper"): ...     # in the model
     with measured(now) as seconds: ...        # around a call of it: {"features.whisper": 0.004, …, "other": 0.001}
 
-A clock on an accelerator waits for it at both ends of every span, so spans stand outside of what CUDA graphs capture,
-and what would run on CUDA streams side by side runs one after the other while it is measured.
+A clock on an accelerator waits for it at both ends of every span, so spans are outside of what CUDA graphs capture,
+and what would run concurrently on CUDA streams runs sequentially while it is measured.
 """
 
 from __future__ import annotations

@@ -1,25 +1,25 @@
-"""Whether a model's weights are still those that something was computed with."""
+"""Whether a model's weights have changed since something was computed with them."""
 
 import weakref
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-_PLAIN = frozenset({Tensor, nn.Parameter})  # others may stand for several tensors and have no memory of their own
+_PLAIN = frozenset({Tensor, nn.Parameter})  # others may contain several tensors and have no memory of their own
 
 
 class WeightWatch:
-    """Notices weights and buffers that were written to, replaced or moved, and LoRA merged, scaled or switched off."""
+    """Detects weights and buffers that were written, replaced or moved, and merged, scaled or disabled LoRA."""
 
     def __init__(self) -> None:
         self._state: list[tuple] | None = None
 
     def changed(self, module: nn.Module) -> bool:
-        """Whether anything has changed since this was last asked; True the first time and where it cannot be told."""
+        """Whether anything has changed since the last call; True the first time, and where it is unknown."""
         before = self._state
         try:
             self._state = _state_of(module)
-        except RuntimeError:  # tensors made in inference mode do not count what is written to them
+        except RuntimeError:  # tensors made in inference mode do not count writes
             self._state = None
         if before is None or self._state is None or len(before) != len(self._state):
             return True
@@ -27,17 +27,17 @@ class WeightWatch:
 
 
 def _state_of(module: nn.Module) -> list[tuple]:
-    """Each weight and buffer with a count of writes to it and its place, and how each LoRA layer is applied."""
+    """Each weight and buffer with its count of writes and its address, and how each LoRA layer is applied."""
     state: list[tuple] = []
     waiting = [module]
-    while waiting:  # not `modules()`: it takes several times as long, and this runs before each prefill
+    while waiting:  # not `modules()`: several times slower, and this runs before each prefill
         module = waiting.pop()
         waiting.extend(child for child in module._modules.values() if child is not None)
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
                 if tensor is not None:
-                    place = tensor.data_ptr() if type(tensor) in _PLAIN else 0
-                    state.append((weakref.ref(tensor), tensor._version, place))
+                    address = tensor.data_ptr() if type(tensor) in _PLAIN else 0
+                    state.append((weakref.ref(tensor), tensor._version, address))
         if isinstance(module, BaseTunerLayer):
             applied = (tuple(module.merged_adapters), tuple(module.active_adapters), module.disable_adapters)
             state.append((None, applied, tuple(getattr(module, "scaling", {}).items())))
@@ -45,5 +45,5 @@ def _state_of(module: nn.Module) -> list[tuple]:
 
 
 def _same(before: tuple, now: tuple) -> bool:
-    # Weak references are equal if their tensors are, which tensors take for a question about each element.
+    # Comparing weak references would compare their tensors, element by element.
     return before[0] is now[0] and before[1:] == now[1:]

@@ -154,7 +154,8 @@ def test_under_weights_a_row_stops_as_it_would_alone_under_exact(monkeypatch, be
     halting = [{5: 9.0, 6: 8.0}, {STOP_ID: 9.0, 7: 8.5}, {7: 9.0}]
     later = [{5: 9.0, 6: 8.0}, {6: 9.0, 7: 8.5}, {7: 9.0}, {STOP_ID: 9.0, 8: 8.0}]
     ending = [{5: 9.0, 6: 8.0}, {9: 9.0, 7: 2.0}]
-    rows = [later, halting, ending]
+    last = [*later[:3], {8: 9.0, 7: 8.0}, {STOP_ID: 9.0, 8: 8.0}]  # the last token that is allowed
+    rows = [later, halting, ending, last]
     together = scripted(monkeypatch, rows, beams, legacy="weights")
     assert together == [scripted(monkeypatch, [row], beams)[0] for row in rows]
     assert together[1].tokens == [5, STOP_ID] and together[1].stop_reason == "end"

@@ -149,3 +149,15 @@ def test_json_says_what_json_can_say(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": [math.nan, 1.5, (math.inf,)], "b": "é"})
     text = (tmp_path / "x.json").read_text()
     assert json.loads(text) == {"a": [None, 1.5, [None]], "b": "é"} and "é" in text
+
+
+def test_links_stay_and_pipes_are_written_to(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "link.json").symlink_to("results/real.json")
+    write_whole(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "results" / "real.json").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(tmp_path / "pipe", "through")
+    assert os.read(reader, 100) == b"through" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)

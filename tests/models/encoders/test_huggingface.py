@@ -193,7 +193,7 @@ def test_a_folder_without_extractor_settings_takes_the_defaults_and_says_so(
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).write_bytes((folders["wavlm large"] / file).read_bytes())
     assert HFEncoder.from_pretrained(tmp_path).extractor.do_normalize
-    assert "holds no preprocessor_config.json: taking Wav2Vec2FeatureExtractor's defaults" in caplog.text
+    assert "has no preprocessor_config.json: using Wav2Vec2FeatureExtractor's defaults" in caplog.text
 
 
 def test_what_cannot_be_loaded_is_named(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.connector.fusion import join_streams
+from models.connector.fusion import align_outputs
 from models.encoders import base, long_clips
 from models.encoders.long_clips import cut_points
 from models.encoders.stack import EncoderStack
@@ -68,7 +68,7 @@ def test_long_clips_are_encoded_in_equal_parts(config: SimpleNamespace, window: 
         short, count = encoder(waveforms[1:, : 2 * RATE], lengths[1:])
         assert stream.lengths[1] == count[0]
         torch.testing.assert_close(stream.frames[1, : count[0]], short[0], atol=1e-4, rtol=0)
-    assert stack.frame_count(long) == join_streams(streams, stack.frame_rates_hz).lengths[0] == 2250
+    assert stack.frame_count(long) == align_outputs(streams, stack.frame_rates_hz)[1][0] == 2250
 
 
 @pytest.mark.parametrize("seconds", [45, 300, 1800])

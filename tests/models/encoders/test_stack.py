@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from models.connector.fusion import join_streams
+from models.connector.fusion import align_outputs
 from models.encoders.frame_cache import FrameCache
 from models.encoders.stack import EncoderStack
 from tests.encoders import LENGTHS, RATE, equal_frames, noise
@@ -17,14 +17,14 @@ from tests.encoders import LENGTHS, RATE, equal_frames, noise
 def test_padding_is_neutral(stack: EncoderStack) -> None:
     waveforms = noise(8, int(LENGTHS.max()))  # garbage after each clip's end
     together = stack(waveforms, LENGTHS)
-    joined = join_streams(together, stack.frame_rates_hz)
+    _, aligned_lengths = align_outputs(together, stack.frame_rates_hz)
     for row, samples in enumerate(LENGTHS.tolist()):
         alone = stack(waveforms[row : row + 1, :samples], LENGTHS[[row]])
         for batched, single in zip(together, alone, strict=True):
             count = int(batched.lengths[row])
             assert count == int(single.lengths[0]) == single.frames.shape[1] > 0
             torch.testing.assert_close(batched.frames[row, :count], single.frames[0], atol=1e-4, rtol=0)
-        assert joined.lengths[row] == stack.frame_count(samples)
+        assert aligned_lengths[row] == stack.frame_count(samples)
 
 
 def test_frozen_encoders_stay_in_eval_and_others_learn(config: SimpleNamespace) -> None:
@@ -45,8 +45,8 @@ def test_frozen_weights_take_the_configured_dtype_and_others_do_not(config: Simp
         SimpleNamespace(**{**vars(config), "dtype": "bfloat16", "freeze_whisper": False})
     )
     assert next(trained.encoders["whisper"].parameters()).dtype == torch.float32
-    joined = join_streams(half(noise(1, RATE), torch.tensor([RATE])), half.frame_rates_hz)
-    assert joined.frames.shape[-1] == sum(half.dims)
+    outputs = half(noise(1, RATE), torch.tensor([RATE]))
+    assert [output.frames.shape[-1] for output in outputs] == half.dims
 
 
 def test_autocast_does_not_change_what_frozen_encoders_hear(stack: EncoderStack, tmp_path: Path) -> None:

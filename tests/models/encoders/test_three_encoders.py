@@ -65,7 +65,7 @@ def test_a_second_stage_starts_where_the_first_ended(
     first = build_model(_alone(three))
     folder = save_adapter(first, tmp_path / "first")
     second = build_model(replace(three, ckpt=str(folder)))
-    assert "wavlm, ast: new to this adapter, not heard until trained" in caplog.text
+    assert "wavlm, ast: new to this adapter, without effect until trained" in caplog.text
     waveforms = _waveforms()
     with torch.no_grad():
         tokens, expected = second.encode_audio(waveforms, LENGTHS)[0], first.encode_audio(waveforms, LENGTHS)[0]

@@ -236,7 +236,7 @@ def test_encoders_have_graphs_in_evaluation_on_cuda_alone(shared_tiny_project: t
         encoder.replays = Replays(replaying([]))
     assert all(encoder.replays is not None for encoder in stack.eval().encoders.values())
     assert all(encoder.replays is None for encoder in stack.train().encoders.values())
-    assert not stack.overlaps(torch.zeros(1, RATE))
+    assert not stack.runs_concurrently(torch.zeros(1, RATE))
 
 
 def test_graphs_can_be_switched_off(shared_tiny_project: tiny.TinyProject) -> None:

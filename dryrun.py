@@ -230,7 +230,7 @@ def _beside_published(row: dict, config: Config, workload: PlannedClip, ours: In
     theirs = plan_as_published(config.model, workload)
     return "\n".join(
         [
-            f"beside the published system {row['name']} ({row['parts']})",
+            f"next to the published system {row['name']} ({row['parts']})",
             f"{'':<32}{'GiB':>10}",
             _row("this program, expected", ours.peak),
             _row("its encoders in fp32, 30 s", theirs.peak),

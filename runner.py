@@ -368,7 +368,7 @@ class Runner:
         (failed,) = self._sum_over_processes(error is not None)
         if failed:
             last = self.folder.last()
-            kept = f"{last} is whole; continue from it with --resume" if last else "no checkpoint was written before"
+            kept = f"{last} is complete; continue from it with --resume" if last else "no checkpoint was written before"
             raise RunFolderError(
                 f"step {self.progress.step}: the checkpoint could not be written to {self.folder.path} "
                 f"({error or 'on the first process'}); {kept}, once there is room."

@@ -35,7 +35,7 @@ def commands() -> dict[tuple[str, ...], float | None]:
     """Arguments for Python -> the most processor seconds asked."""
     found = {("-c", "import torch"): None, ("-c", "import models.qformer"): 1.6, MISTYPED: 1.5}
     for file in (*sorted(ROOT.glob("*.py")), *(f for room in ROOMS for f in sorted((ROOT / room).glob("*.py")))):
-        if "def main(" in file.read_text(encoding="utf-8"):
+        if "command_line.run(" in file.read_text(encoding="utf-8"):
             room = file.parent.name
             words = (file.name,) if file.parent == ROOT else ("-m", f"{room}.{file.stem}")
             found[*words, "--help"] = None if room == "benchmarks" else HELP_ASKED_S

@@ -94,7 +94,9 @@ def evaluate_mode(
     if processes.is_main:
         changed = store.open_run(hashes)
         if changed:
-            print(f"{folder}: starting afresh; the predictions there were made with other {' and '.join(changed)}")
+            print(
+                f"{folder}: starting from the beginning; the predictions there were made with another {' and another '.join(changed)}"
+            )
     processes.wait()
     started = time.monotonic()
     result = evaluate_annotations(

@@ -93,7 +93,7 @@ def work(arguments: argparse.Namespace) -> int:
         print(f"{arguments.submission}: {problem}")
     if not problems:
         empty = sum(not row[1].strip() for row in rows)
-        print(f"{arguments.submission}: sound, {len(rows)} rows, {empty} of them empty")
+        print(f"{arguments.submission}: no problem found, {len(rows)} rows, {empty} of them empty")
     return int(bool(problems))
 
 

@@ -86,12 +86,12 @@ class TextProcessor:
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        prompt_template: str,
-        end_sym: str,
-        bos_token: str | None,
-        stop_strings: Sequence[str],
-        max_txt_len: int,
-        extra_eos_ids: Iterable[int],
+        prompt_template: str = "",
+        end_sym: str = ModelConfig.end_sym,
+        bos_token: str | None = ModelConfig.bos_token,
+        stop_strings: Sequence[str] = ModelConfig.stop_strings,
+        max_txt_len: int = ModelConfig.max_txt_len,
+        extra_eos_ids: Iterable[int] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.prompt_template = prompt_template

@@ -85,7 +85,7 @@ def test_a_restart_with_anything_else_starts_afresh(
         capsys.readouterr()
         assert run(project, "--mode", "submission_asr", "--options", *options) == 0
         printed = capsys.readouterr().out
-        assert sum(generated) == 5 and "starting afresh" in printed and name in printed
+        assert sum(generated) == 5 and "starting from the beginning" in printed and name in printed
 
 
 def test_lines_without_their_hashes_are_not_trusted(project: tiny.TinyProject, generated: list[int]) -> None:

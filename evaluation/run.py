@@ -94,9 +94,8 @@ def evaluate_mode(
     if processes.is_main:
         changed = store.open_run(hashes)
         if changed:
-            print(
-                f"{folder}: starting from the beginning; the predictions there were made with another {' and another '.join(changed)}"
-            )
+            made_by = " and another ".join(changed)
+            print(f"{folder}: starting from the beginning; the predictions there were made with another {made_by}")
     processes.wait()
     started = time.monotonic()
     result = evaluate_annotations(

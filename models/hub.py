@@ -1,6 +1,15 @@
-"""Folders and hub names of models, and the reason why loading one failed."""
+"""Models of transformers from folders and hub names, and the reason why loading one failed."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from support.command_line import UserError
+
+BROKEN_SHOWN = 8  # weights that an error names
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -9,6 +18,48 @@ def split_revision(name: str) -> tuple[str, str | None]:
         return name, None
     base, _, revision = name.rpartition("@")
     return base, revision or None
+
+
+def load_config(kind: type[PreTrainedConfig], path: str, token: str | None) -> PreTrainedConfig:
+    """The configuration of a folder or hub name; UserError where there is none."""
+    name, revision = split_revision(path)
+    try:
+        return kind.from_pretrained(name, revision=revision, token=token)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot load {path!r}: {loading_problem(path, error)}; expected a folder with config.json and weights "
+            "of a model that transformers knows, or a hub name (owner/name or owner/name@revision)"
+        ) from error
+
+
+def load_weights(
+    load: Callable[..., tuple[PreTrainedModel, dict]], path: str, token: str | None, *, part: str, **arguments: Any
+) -> PreTrainedModel:
+    """`load(path, **arguments)`, a `from_pretrained`, for a folder or hub name.
+
+    Raises UserError, naming the `part` of the model, where weights cannot be read, are missing, or have another shape.
+    """
+    name, revision = split_revision(path)
+    try:
+        model, report = load(
+            name,
+            revision=revision,
+            token=token,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **arguments,
+        )
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot load the weights of {path!r}: {loading_problem(path, error)}") from error
+    broken = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    broken += [f"{key} is {list(got)}, expected {list(want)}" for key, got, want in sorted(report["mismatched_keys"])]
+    if broken:
+        more = f" and {len(broken) - BROKEN_SHOWN} more" if len(broken) > BROKEN_SHOWN else ""
+        raise UserError(
+            f"{path!r} lacks, or has in another shape, {len(broken)} weights of the {part}: "
+            f"{', '.join(broken[:BROKEN_SHOWN])}{more}"
+        )
+    return model
 
 
 def loading_problem(path: str, error: Exception) -> str:

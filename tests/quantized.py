@@ -35,7 +35,7 @@ def _numbers_of(layer: nn.Module) -> dict[str, Tensor]:
 def dequantized_weight(layer: nn.Module) -> Tensor:
     """The float32 weight `[out, in]` that a quantised, or plain, linear layer multiplies with."""
     if isinstance(layer, GPTQLinear):
-        return layer.dequantized()
+        return layer._in_input_order(layer._transposed(torch.float32)).T
     weight = layer.weight
     if is_torchao(weight):
         return weight.dequantize().float()

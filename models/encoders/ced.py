@@ -21,7 +21,7 @@ from configs.architectures import find_architecture
 from models.device import META
 from models.encoders.base import AudioEncoder, Features, load_strictly
 from models.encoders.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, decibel_frames, decibel_spectrogram
-from models.frames import length_mask, zero_after
+from models.frames import key_mask, zero_after
 from models.hub import split_revision
 from models.runtime.spans import span
 from models.tensor_file import TensorFileError, read_tensor_file
@@ -185,10 +185,8 @@ class CED(AudioEncoder):
         patches = self.patch_embed["proj"](spectrogram[:, None].to(self.patch_embed["proj"].weight.dtype))
         count = patches.shape[-1]
         patches = patches + self.time_pos_embed[..., :count] + self.freq_pos_embed  # [B, D, 4, steps]
-        inside = length_mask(steps, count)
-        # Without padding there is nothing to mask, and attention uses a faster kernel.
-        padded = not bool(inside.all()) if padded is None else padded
-        keys = inside.repeat(1, BINS)[:, None, None] if padded else None  # [B, 1, 1, N]
+        inside = key_mask(steps, count, padded)
+        keys = None if inside is None else inside.repeat(1, BINS)[:, None, None]  # [B, 1, 1, N]
         tokens = patches.flatten(2).transpose(1, 2)
         for block in self.blocks:
             tokens = block(tokens, keys)

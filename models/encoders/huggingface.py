@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import BoolTensor, LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, FeatureExtractionMixin, PretrainedConfig, PreTrainedModel
@@ -39,8 +38,8 @@ from models.encoders.features import (
     parakeet_log_mel,
     stacked_fbank,
 )
-from models.frames import length_mask, zero_after
-from models.hub import loading_problem, split_revision
+from models.frames import key_mask, zero_after
+from models.hub import load_config, load_weights, split_revision
 from models.runtime.spans import span
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -106,41 +105,18 @@ class HFEncoder(AudioEncoder):
 
         Raises UserError if nothing can be loaded, if it is of another kind, or if weights of the encoder are missing.
         """
-        source = f"{str(folder)!r}"
+        path, source = str(folder), f"{str(folder)!r}"
         if not weights:
-            config = AutoConfig.for_model(**find_architecture(str(folder), "audio").config)
+            config = AutoConfig.for_model(**find_architecture(path, "audio").config)
             _kind_of(config, source, kinds)
             with META:
                 return cls.from_config(config, window=window).to(dtype)
-        name, revision = split_revision(str(folder))
-        options = {"revision": revision, "token": token}
-        try:
-            config = AutoConfig.from_pretrained(name, **options)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"cannot load {source}: {loading_problem(str(folder), error)}; expected a folder with config.json and "
-                "weights of a model that transformers knows, or a hub name (owner/name or owner/name@revision)"
-            ) from error
+        config = load_config(AutoConfig, path, token)
         kind = _kind_of(config, source, kinds)
-        try:
-            with _quiet():
-                network, report = getattr(transformers, kind.network).from_pretrained(
-                    name,
-                    config=_prepared(config),
-                    dtype=dtype,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are named below
-                    **options,
-                )
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot load the weights of {source}: {loading_problem(str(folder), error)}") from error
-        broken = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if broken:
-            raise UserError(
-                f"{source} lacks, or has in another shape, {len(broken)} weights of the encoder: "
-                f"{', '.join(broken[:8])}{' …' if len(broken) > 8 else ''}"
-            )
-        return _join(kind, network, _extractor(kind, name, options), window, source)
+        load = getattr(transformers, kind.network).from_pretrained
+        with _quiet():
+            network = load_weights(load, path, token, part="encoder", config=_prepared(config), dtype=dtype)
+        return _join(kind, network, _extractor(kind, path, token), window, source)
 
     @classmethod
     def from_config(
@@ -223,7 +199,7 @@ class WaveformEncoder(HFEncoder):
         counts = torch.tensor([len(row) for row in front], device=lengths.device)
         projected = self.network.feature_projection(pad_sequence(front, batch_first=True))
         hidden = projected[0] if isinstance(projected, tuple) else projected
-        return self.network.encoder(hidden, attention_mask=_mask(counts, hidden)).last_hidden_state, counts
+        return self.network.encoder(hidden, attention_mask=key_mask(counts, hidden.shape[1])).last_hidden_state, counts
 
     def _convolve(self, waveform: Tensor) -> Tensor:
         """One clip, [T] -> [N, C]."""
@@ -279,7 +255,7 @@ class Wav2Vec2BertEncoder(HFEncoder):
             return stacked_fbank(waveforms, lengths, bins=bins, stride=stride)
 
     def encode(self, features: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
-        mask = _mask(lengths, features)
+        mask = key_mask(lengths, features.shape[1])
         return self.network(features.to(self.network.dtype), attention_mask=mask).last_hidden_state, lengths
 
 
@@ -316,7 +292,7 @@ class ParakeetEncoder(HFEncoder):
             return parakeet_log_mel(waveforms, lengths, bins=bins, preemphasis=preemphasis)
 
     def encode(self, features: Tensor, lengths: LongTensor) -> tuple[Tensor, LongTensor]:
-        mask = _mask(lengths, features)
+        mask = key_mask(lengths, features.shape[1])
         frames = self.network(features.to(self.network.dtype), attention_mask=mask).last_hidden_state
         return frames, self._subsampled(lengths)
 
@@ -376,10 +352,9 @@ class ASTEncoder(HFEncoder):
         special = torch.cat([embeddings.cls_token, embeddings.distillation_token], dim=1) + table[:, :2]
         hidden = embeddings.dropout(torch.cat([special.expand(len(patches), -1, -1), patches], dim=1))
 
-        inside = length_mask(lengths, count)
-        # Without padding there is nothing to mask, and attention uses a faster kernel.
         keys = None
-        if not bool(inside.all()):
+        inside = key_mask(lengths, count)
+        if inside is not None:
             keys = torch.cat([inside.new_ones(len(inside), 2), inside.repeat(1, self.bands)], dim=1)[:, None, None]
         for layer in self.network.layers:
             hidden = layer(hidden, keys)
@@ -427,12 +402,13 @@ def _prepared(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
-def _extractor(kind: Kind, name: str, options: dict[str, Any]) -> FeatureExtractionMixin:
+def _extractor(kind: Kind, path: str, token: str | None) -> FeatureExtractionMixin:
     """The folder's feature extractor; without one, with a warning, the library's default one."""
     extractor = getattr(transformers, kind.extractor)
+    name, revision = split_revision(path)
     with _quiet():
         try:
-            return extractor.from_pretrained(name, **options)
+            return extractor.from_pretrained(name, revision=revision, token=token)
         except OSError:
             logger.warning(
                 "%s has no preprocessor_config.json: using %s's defaults. Add the model's own if it was trained with "
@@ -463,9 +439,3 @@ def _join(
         return kind.encoder(network, extractor, window).eval()
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-
-
-def _mask(lengths: LongTensor, values: Tensor) -> BoolTensor | None:
-    """[B, N] for values [B, N, ...]; None where no row is padded: attention then uses a faster kernel."""
-    mask = length_mask(lengths, values.shape[1])
-    return None if bool(mask.all()) else mask

@@ -15,11 +15,10 @@ from configs.architectures import find_architecture
 from models.device import META
 from models.encoders.base import AudioEncoder, Features, kept_layers
 from models.encoders.features import HOP, WINDOW, log_mel, log_mel_frames
-from models.frames import length_mask, zero_after
-from models.hub import loading_problem, split_revision
+from models.frames import key_mask, length_mask, zero_after
+from models.hub import load_config, load_weights
 from models.quantization.int8 import RoundingConfig, round_linears
 from models.runtime.spans import span
-from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
 CONV_STRIDE = 2  # of the second convolution: log-mel frames per frame
@@ -74,42 +73,29 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
 
         Raises UserError if there is no Whisper model, or if it lacks weights of the encoder.
         """
+        path = str(folder)
+        if weights:
+            config = load_config(WhisperConfig, path, token)
+        else:
+            config = WhisperConfig(**find_architecture(path, "whisper").config)
+        config.encoder_layers = kept_layers("Whisper", layers, config.encoder_layers)
         if not weights:
-            config = WhisperConfig(**find_architecture(str(folder), "whisper").config)
-            config.encoder_layers = kept_layers("Whisper", layers, config.encoder_layers)
             with META:
                 encoder = cls(config, window).to(dtype)
                 if int8:
                     round_linears(encoder)
             return encoder.eval()
-        name, revision = split_revision(str(folder))
-        try:
-            config = WhisperConfig.from_pretrained(name, revision=revision, token=token)
-            config.encoder_layers = kept_layers("Whisper", layers, config.encoder_layers)
-            encoder, report = super().from_pretrained(
-                name,
-                config=config,
-                window=window,
-                dtype=dtype,
-                revision=revision,
-                token=token,
-                key_mapping={r"^(model\.)?encoder\.": ""},
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are named below
-                **({"quantization_config": RoundingConfig()} if int8 else {}),
-            )
-        except OSError as error:
-            raise UserError(
-                f"Whisper: cannot load {str(folder)!r}: {loading_problem(str(folder), error)}; expected a folder with "
-                "config.json and weights, or a hub name (owner/name or owner/name@revision)"
-            ) from error
-        broken = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if broken:
-            raise UserError(
-                f"Whisper: {str(folder)!r} lacks, or has in another shape, {len(broken)} weights of the encoder: "
-                f"{', '.join(broken[:8])}{' …' if len(broken) > 8 else ''}"
-            )
-        return encoder.eval()
+        return load_weights(
+            super().from_pretrained,
+            path,
+            token,
+            part="encoder",
+            config=config,
+            window=window,
+            dtype=dtype,
+            key_mapping={r"^(model\.)?encoder\.": ""},
+            **({"quantization_config": RoundingConfig()} if int8 else {}),
+        ).eval()
 
     def frame_count(self, samples: int) -> int:
         if self.window == "full":
@@ -161,10 +147,8 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
         hidden = F.dropout(hidden, p=self.dropout, training=self.training)
 
         frame_lengths = -(-feature_lengths // CONV_STRIDE)
-        keys = length_mask(frame_lengths, hidden.shape[1])
-        # Without padding there is nothing to mask, and attention uses a faster kernel.
-        padded = not bool(keys.all()) if padded is None else padded
-        mask = keys[:, None, None] if padded else None  # [B, 1, 1, N]
+        keys = key_mask(frame_lengths, hidden.shape[1], padded)
+        mask = None if keys is None else keys[:, None, None]  # [B, 1, 1, N]
         for layer in self.layers:
             hidden = layer(hidden, mask)
         return zero_after(self.layer_norm(hidden), frame_lengths)

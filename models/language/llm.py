@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from configs.architectures import find_architecture
 from configs.sections import ModelConfig
 from models.device import META, named_dtype
-from models.hub import loading_problem, split_revision
+from models.hub import load_config, load_weights
 from models.language.lora import LoraMixin
 from models.quantization import backends, report
 from models.quantization.stored_shapes import GROUP, pack_linears
@@ -66,7 +66,11 @@ class LanguageModel(LoraMixin):
         """
         if not config.llama_path:
             raise UserError("model.llama_path is not set; expected a folder or hub name of a causal language model.")
-        llm = (cls._loaded if weights else cls._planned)(config, torch.device(device))
+        try:
+            llm = (cls._loaded if weights else cls._planned)(config, torch.device(device))
+        except UserError as error:
+            message = str(error)
+            raise type(error)(message if message.startswith("model.") else f"model.llama_path: {message}") from error
         if config.lora:
             with nullcontext() if weights else META:
                 llm.add_lora(
@@ -79,9 +83,7 @@ class LanguageModel(LoraMixin):
 
     @classmethod
     def _loaded(cls, config: ModelConfig, device: torch.device) -> "LanguageModel":
-        name, revision = split_revision(config.llama_path)
-        source = {"revision": revision, "token": config.token}
-        llm_config = _load_config(config.llama_path, name, source)
+        llm_config = load_config(AutoConfig, config.llama_path, config.token)
         text_config = llm_config.get_text_config()
         dtype = compute_dtype(config.dtype, device, text_config.model_type)
         stored = backends.stored_backend(llm_config)
@@ -89,28 +91,15 @@ class LanguageModel(LoraMixin):
         arguments = backends.loading_arguments(
             backend, stored, dtype, config=config, llm_config=llm_config, device=device
         )
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                name,
-                dtype=dtype,
-                device_map={"": device},
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are named below
-                **source,
-                **arguments,
-            )
-        except OSError as error:
-            problem = loading_problem(config.llama_path, error)
-            raise UserError(
-                f"model.llama_path: no weights could be loaded from {config.llama_path!r}: {problem}"
-            ) from error
-        broken = [f"{key} is missing" for key in sorted(info["missing_keys"])]
-        broken += [f"{key} is {list(got)}, expected {list(want)}" for key, got, want in sorted(info["mismatched_keys"])]
-        if broken:
-            raise UserError(
-                f"model.llama_path: the weights of {config.llama_path!r} do not fit their config: "
-                f"{', '.join(broken[:8])}{f' and {len(broken) - 8} more' if len(broken) > 8 else ''}."
-            )
+        model = load_weights(
+            AutoModelForCausalLM.from_pretrained,
+            config.llama_path,
+            config.token,
+            part="language model",
+            dtype=dtype,
+            device_map={"": device},
+            **arguments,
+        )
         report.check_kernels(model, config)
         if backend.name != "none":  # a tensor that was taken over as it is keeps its whole file mapped
             release_weight_pages()
@@ -120,10 +109,7 @@ class LanguageModel(LoraMixin):
 
     @classmethod
     def _planned(cls, config: ModelConfig, device: torch.device) -> "LanguageModel":
-        try:
-            facts = find_architecture(config.llama_path, "llm")
-        except UserError as error:
-            raise type(error)(f"model.llama_path: {error}") from error
+        facts = find_architecture(config.llama_path, "llm")
         backend = backends.named_backend(config, facts.quantized)
         stored = facts.config.get("quantization_config") or {}
         llm_config = AutoConfig.for_model(
@@ -269,14 +255,6 @@ def compute_dtype(choice: str, device: torch.device, model_type: str = "") -> to
     if not torch.cuda.is_available():  # planned for a device that is elsewhere: taken to have bfloat16
         return torch.bfloat16
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
-
-
-def _load_config(path: str, name: str, source: dict) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name, **source)
-    except (OSError, ValueError) as error:
-        problem = loading_problem(path, error)
-        raise UserError(f"model.llama_path: no causal language model at {path!r}: {problem}") from error
 
 
 def _layer_types(config: PreTrainedConfig) -> list[str] | None:

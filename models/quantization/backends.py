@@ -19,6 +19,8 @@ from models.quantization.gptq import GPTQSettings, cpu_block
 from models.quantization.gptq_folder import reader_arguments
 from support.command_line import UserError
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
@@ -27,68 +29,29 @@ class Backend:
     name: str
     bits: int | None
     """Bits per weight; None: those of the compute type."""
-    devices: tuple[str, ...]
-    min_sm: int
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    min_sm: int = 60
     """Lowest CUDA compute capability, as 10 x major + minor."""
-    dtypes: tuple[torch.dtype, ...]
+    dtypes: tuple[torch.dtype, ...] = FLOATS
     """Compute types."""
-    trainable: bool
+    trainable: bool = True
     """Gradients of LoRA layers on it are correct, also after an evaluation pass."""
-    mergeable: bool
+    mergeable: bool = False
     """LoRA can be added into the weights without rounding them again."""
-    package: str | None
-    slower_on: tuple[str, ...]
+    package: str | None = None
+    slower_on: tuple[str, ...] = ()
     """Devices where it is slower than unquantised weights; for `gptq` see `slow_reason`."""
 
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend(
-            name="none",
-            bits=None,
-            devices=("cpu", "cuda"),
-            min_sm=0,
-            dtypes=FLOATS,
-            trainable=True,
-            mergeable=True,
-            package=None,
-            slower_on=(),
-        ),
-        Backend(
-            name="nf4",
-            bits=4,
-            devices=("cpu", "cuda"),
-            min_sm=60,
-            dtypes=FLOATS,
-            trainable=True,
-            mergeable=False,
-            package="bitsandbytes",
-            slower_on=("cpu",),
-        ),
-        Backend(
-            name="int8",
-            bits=8,
-            devices=("cpu", "cuda"),
-            min_sm=75,  # int8 matrix units; below, bitsandbytes falls back to a slow path
-            dtypes=FLOATS,
-            trainable=True,
-            mergeable=False,
-            package="bitsandbytes",
-            slower_on=("cpu",),
-        ),
-        Backend(
-            name="gptq",
-            bits=4,
-            devices=("cpu", "cuda"),
-            min_sm=60,
-            dtypes=FLOATS,
-            trainable=True,
-            mergeable=False,
-            package=None,  # gptq.py reads, multiplies and writes it; gptqmodel adds kernels for CUDA
-            slower_on=(),
-        ),
+        Backend(name="none", bits=None, min_sm=0, mergeable=True),
+        Backend(name="nf4", bits=4, package="bitsandbytes", slower_on=("cpu",)),
+        # On devices without int8 matrix units bitsandbytes uses a slow fallback.
+        Backend(name="int8", bits=8, min_sm=75, package="bitsandbytes", slower_on=("cpu",)),
+        # gptq.py reads, multiplies and writes it; gptqmodel adds kernels for CUDA.
+        Backend(name="gptq", bits=4),
         Backend(
             name="torchao_int4",
             bits=4,
@@ -96,21 +59,10 @@ BACKENDS: dict[str, Backend] = {
             min_sm=80,
             dtypes=(torch.bfloat16,),
             trainable=False,  # the product has no backward pass
-            mergeable=False,
             package="torchao",
-            slower_on=(),
         ),
-        Backend(
-            name="torchao_int8",
-            bits=8,
-            devices=("cpu", "cuda"),
-            min_sm=60,
-            dtypes=FLOATS,
-            trainable=True,
-            mergeable=False,
-            package="torchao",
-            slower_on=("cpu", "cuda"),  # unpacks each weight before its product, unless the model is compiled
-        ),
+        # It unpacks each weight before its product, unless the model is compiled.
+        Backend(name="torchao_int8", bits=8, package="torchao", slower_on=("cpu", "cuda")),
     )
 }
 UNQUANTISED = ("lm_head",)

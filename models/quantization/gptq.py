@@ -243,11 +243,6 @@ class GPTQLinear(nn.Linear):
         return unpack(self.weight, self.settings.bits)
 
     @torch.no_grad()
-    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight `[out, in]` of these integers."""
-        return self._in_input_order(self._transposed(dtype)).T
-
-    @torch.no_grad()
     def stored(self) -> StoredGPTQ:
         """The layer in the form of a file, in format `gptq`, bit for bit."""
         settings = dataclasses.replace(self.settings, format="gptq")

@@ -87,17 +87,11 @@ def fastest(device: torch.device) -> str:
     return "integers" if device.type == "cpu" and torch.cpu._is_vnni_supported() else "dequantize"
 
 
-def round_linears(module: nn.Module, *, skip: tuple[str, ...] = ()) -> int:
-    """Replace each linear layer in `module`, except those named in `skip`, by an `Int8Linear`; returns how many."""
-    linears = [
-        (parent, name, child)
-        for parent in module.modules()
-        for name, child in parent.named_children()
-        if type(child) is nn.Linear and name not in skip
-    ]
-    for parent, name, linear in linears:
-        setattr(parent, name, Int8Linear.of(linear))
-    return len(linears)
+def round_linears(module: nn.Module, *, skip: tuple[str, ...] = ()) -> None:
+    """Replace each linear layer in `module`, except those named in `skip`, by an `Int8Linear`."""
+    for name, linear in [*module.named_modules()]:
+        if type(linear) is nn.Linear and name.rpartition(".")[2] not in skip:
+            module.set_submodule(name, Int8Linear.of(linear))
 
 
 def check_device(device: torch.device, *, allow_slow: bool) -> None:

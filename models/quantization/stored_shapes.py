@@ -126,11 +126,6 @@ def pack_linears(
     model: nn.Module, back_end: str, dtype: torch.dtype, *, skip: nn.Module | None = None, **options: Any
 ) -> None:
     """Replace every linear layer except `skip`, the output head, by a `PackedLinear` with these `options`."""
-    linears = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear) and child is not skip
-    ]
-    for parent, name, linear in linears:
-        setattr(parent, name, PackedLinear(linear, back_end, dtype, **options))
+    for name, linear in [*model.named_modules()]:
+        if isinstance(linear, nn.Linear) and linear is not skip:
+            model.set_submodule(name, PackedLinear(linear, back_end, dtype, **options))

@@ -15,6 +15,7 @@ from benchmarks.jobs import run_job
 from benchmarks.suite import Job, Suite, run_apart
 from benchmarks.weights import write_weights
 from models.quantization.gptq import GPTQLinear, GPTQSettings
+from tests.quantized import dequantized_weight
 
 
 def here(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def test_arguments_are_looked_at_first(tmp_path: Path, capsys: pytest.CaptureFix
 def test_weights_in_4_bits_are_near() -> None:
     layer = torch.nn.Linear(96, 64)
     settings = GPTQSettings(group_size=64)  # the second group is half full
-    near = GPTQLinear(gptq_weights.rounded(layer, settings)).dequantized()
+    near = dequantized_weight(GPTQLinear(gptq_weights.rounded(layer, settings)))
     assert (near - layer.weight).abs().max() <= layer.weight.abs().max() / 14 * 1.01
 
 

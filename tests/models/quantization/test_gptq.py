@@ -8,6 +8,7 @@ import torch
 from models.quantization.gptq import GPTQLinear, GPTQSettings, StoredGPTQ, best_kernel, cpu_block, pack, unpack
 from models.quantization.gptq_folder import runnable
 from models.quantization.gptq_solver import find_range, output_error, round_to_nearest, solve
+from tests.quantized import dequantized_weight
 
 CPU = torch.device("cpu")
 INPUTS, OUTPUTS = 192, 128
@@ -44,11 +45,11 @@ def test_zero_points_are_right_under_a_wrong_label():
     """Some writers put v1 zero points under the label of v2; of symmetric ones the numbers themselves say which."""
     v1, v2 = GPTQSettings(group_size=32), GPTQSettings(group_size=32, format="gptq_v2")
     rounded = round_to_nearest(torch.randn(8, 32), v1)
-    expected = GPTQLinear(rounded.stored(v1)).dequantized()
+    expected = dequantized_weight(GPTQLinear(rounded.stored(v1)))
     mislabelled = rounded.stored(v1)
     mislabelled.settings = v2
-    assert torch.equal(GPTQLinear(mislabelled).dequantized(), expected)
-    assert torch.equal(GPTQLinear(rounded.stored(v2)).dequantized(), expected)
+    assert torch.equal(dequantized_weight(GPTQLinear(mislabelled)), expected)
+    assert torch.equal(dequantized_weight(GPTQLinear(rounded.stored(v2))), expected)
 
 
 @pytest.mark.parametrize("kernel", ["dequantize", "packed"])
@@ -63,7 +64,7 @@ def test_a_layer_multiplies_with_what_was_rounded(layer, kernel, act_order, sym,
     rounded = solve(weight, hessian, settings)
     stored = rounded.stored(settings, bias=torch.arange(float(OUTPUTS)))
     linear = GPTQLinear(stored, kernel=kernel)
-    assert torch.equal(linear.dequantized(), rounded.weight)
+    assert torch.equal(dequantized_weight(linear), rounded.weight)
     again = linear.stored()
     for name, tensor in stored.state_dict().items():
         assert torch.equal(getattr(again, name), tensor), name

@@ -80,7 +80,8 @@ def test_whisper_is_rounded_as_it_would_be_after_loading(project):
     path = model_config(project).whisper_path
     loaded = WhisperEncoder.from_pretrained(path, int8=True)
     later = WhisperEncoder.from_pretrained(path)
-    assert round_linears(later) == 12
+    round_linears(later)
+    assert sum(isinstance(module, Int8Linear) for module in later.modules()) == 12
     for (name, one), (other_name, other) in zip(
         sorted(loaded.state_dict().items()), sorted(later.state_dict().items()), strict=True
     ):

@@ -1,7 +1,7 @@
 """What `model.legacy` changes: the rules of SALMONN's public code where this program has others.
 
-`rules_of(config)` gives them as plain values (`Rules`), and the classes that follow them are here. The parts of the
-program take these values and know nothing of `model.legacy`.
+`rules_of(config)` returns them as plain values (`Rules`), and the classes that follow them are here. The parts of the
+program take these values and do not read `model.legacy`.
 
 `weights`: the public code's answer for a clip alone, for every row of a batch. Checkpoints depend on these rules.
 

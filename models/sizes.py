@@ -51,7 +51,7 @@ def _part_of(name: str) -> str:
 
 
 def _weights_behind(tensor: Tensor) -> int:
-    """How many weights a tensor stands for: bitsandbytes packs two 4-bit ones in a byte, and records their shape."""
+    """How many weights a tensor represents: bitsandbytes packs two 4-bit ones in a byte, and records their shape."""
     state = getattr(tensor, "quant_state", None)
     return tensor.numel() if state is None else state.shape.numel()
 

@@ -1,6 +1,6 @@
 """Adapter folders: written whole or not at all, loaded strictly, with a report.
 
-    <folder>/adapter.safetensors   every trained parameter, and all that no base checkpoint holds (connector, LoRA)
+    <folder>/adapter.safetensors   every trained parameter, and all that is in no base checkpoint (connector, LoRA)
              config.yaml           the configuration, without secrets
              metrics.json          scores at the time of saving
              manifest.json         bytes and SHA-256 of the files above: a truncated file is noticed

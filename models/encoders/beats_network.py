@@ -60,7 +60,7 @@ class BEATsConfig:
     gru_rel_pos: bool = True
     """The relative position bias is gated by the query."""
     finetuned_model: bool = False
-    """The file holds a classifier, `predictor`, of `predictor_class` classes."""
+    """The file has a classifier, `predictor`, of `predictor_class` classes."""
     encoder_layerdrop: float = 0.0
     """Probability that the released code drops a layer in training. Without effect here, but see `layer_drop`."""
     predictor_dropout: float = 0.0

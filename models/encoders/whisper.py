@@ -67,9 +67,9 @@ class WhisperEncoder(AudioEncoder, TransformersWhisperEncoder):
     ) -> WhisperEncoder:
         """Load the encoder alone from a Whisper folder or a hub name, `owner/name` or `owner/name@revision`.
 
-        Full models and bare encoders are read. Weights go straight to `dtype`, whatever the file holds; with `int8`,
-        those of linear layers straight to 8 bits. `layers` keeps that many layers, from the bottom; the others are not
-        read. Without `weights` the encoder is made on the meta device, from the facts of configs/architectures.
+        Full models and bare encoders are read. Weights are loaded in `dtype`, whatever the file's type; with `int8`,
+        those of linear layers in 8 bits. `layers` keeps so many layers, from the bottom; the others are not read.
+        Without `weights` the encoder is made on the meta device, from the facts of configs/architectures.
 
         Raises UserError if there is no Whisper model, or if it lacks weights of the encoder.
         """

@@ -40,7 +40,10 @@ def test_disk_full_leaves_the_previous_checkpoint(lively_project, tmp_path, monk
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, target)
 
-    with monkeypatch.context() as patch, pytest.raises(RunFolderError, match=r"checkpoint_000002 is complete.*--resume"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(RunFolderError, match=r"checkpoint_000002 is complete.*--resume"),
+    ):
         patch.setattr(TrainerState, "write", full)
         make_runner(lively_project.config, f"run.output_dir={folder}").train()
     assert [path.name for path in RunFolder(folder).checkpoints()] == ["checkpoint_000002"]

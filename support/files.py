@@ -22,21 +22,23 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], object], *, 
     """
     path = path.resolve()  # a link stays one
     if path.exists() and not path.is_file():  # a pipe or a device, which nothing may replace
-        content(path) if callable(content) else path.write_bytes(
-            content.encode() if isinstance(content, str) else content
-        )
+        _fill(path, content)
         return
     draft = path.with_name(f".{uuid.uuid4().hex if in_cache else path.name}.tmp")
     try:
-        if callable(content):
-            content(draft)
-        else:
-            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        _fill(draft, content)
         if not in_cache:
             _sync(draft)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _fill(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -26,6 +26,7 @@ from data.batch import BadClip, Batch, Sample
 from data.join import Joiner
 from data.prompts import PromptError, Prompts, fill_prompt
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
+from data.stated import Misstated, list_once, misstated
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
@@ -121,15 +122,11 @@ class AudioTextDataset(Dataset):
         choices = self._choices(annotation)
         prompt = choices[rng.integers(len(choices))]
         try:
-            waveform, capped = load_clip(
-                annotation.path,
-                expand=annotation.expand_wav,
-                max_audio_s=self.max_audio_s,
-                first_channel=self.first_channel,
-            )
+            waveform, capped = self._load(annotation, self.max_audio_s)
         except AudioError as error:
             reason = error.reason if error.clip == annotation.path else str(error)
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
+        other_length = misstated(annotation, len(waveform) / SAMPLE_RATE, capped=capped)
         text = self._reference(annotation, key)
         if self.joiner is not None:
             waveform, text = self._joined(waveform, text, annotation, key)
@@ -144,6 +141,16 @@ class AudioTextDataset(Dataset):
             prompt=self.filled(prompt, annotation),
             text=text,
             capped=capped,
+            misstated=other_length,
+        )
+
+    def _load(self, annotation: Annotation, max_audio_s: float | None = None) -> tuple[Tensor, bool]:
+        return load_clip(
+            annotation.path,
+            expand=annotation.expand_wav,
+            max_audio_s=max_audio_s,
+            first_channel=self.first_channel,
+            part=annotation.part,
         )
 
     def filled(self, prompt: str, annotation: Annotation) -> str:
@@ -157,7 +164,7 @@ class AudioTextDataset(Dataset):
         for position in self.joiner.draw(annotation, rng):
             further = self.annotations[position]
             try:
-                waveforms.append(load_clip(further.path, expand=further.expand_wav)[0])
+                waveforms.append(self._load(further)[0])
             except AudioError:
                 continue  # it is named when it is drawn itself
             texts.append(further.text)
@@ -219,6 +226,7 @@ def collate(
         text_batch=text_batch,
         bad=tuple(sample for sample in samples if isinstance(sample, BadClip)),
         cut=tuple(sample.capped for sample in good),
+        misstated=tuple(sample.misstated for sample in good if sample.misstated is not None),
     )
 
 
@@ -259,8 +267,10 @@ class BatchLoader:
         return self.torch_loader.dataset
 
     def __iter__(self) -> Iterator[Batch]:
+        other_lengths: dict[str, Misstated] = {}
         try:
             for batch in self.torch_loader:
+                other_lengths |= {one.clip: one for one in batch.misstated}
                 if self.sampler.shuffle:
                     self.sampler.consumed = self.sampler.advanced(self.sampler.state_dict())["consumed"]
                 self._note_capped(batch)
@@ -273,6 +283,8 @@ class BatchLoader:
                 "(or of shared memory: enlarge /dev/shm, in docker --shm-size): lower run.num_workers or the batch "
                 "size. run.num_workers=0 loads in the main process and shows the error itself."
             ) from error
+        finally:
+            list_once(other_lengths.values(), len(self.dataset))
 
     def _note_capped(self, batch: Batch) -> None:
         if any(batch.cut) and not self.capped:

@@ -11,6 +11,7 @@ import io
 import logging
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ import soxr
 import torch
 from torch import Tensor
 
+from data.file_names import near_name
 from data.integrity import find_damage
+from data.parts import Part, PartError
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
@@ -35,6 +38,8 @@ EXPAND_SILENCE_SAMPLES = round(EXPAND_SILENCE_S * SAMPLE_RATE)  # between a clip
 INT16_SCALE = np.float32(1 / 32_768)
 MAX_PEAK = 10.0  # float files a little over full scale are clipped; beyond this they were never in [-1, 1]
 RESAMPLER_MARGIN_S = 0.1  # read past a cap, so that the filter's input does not end at the cut
+DECODER_MARGIN_S = 1.0  # read before a part where the decoder's state depends on what came before
+MP3_FROM_START_S = 60  # later parts of an mp3 differ from a whole read by a rounding of float32
 MP3_GUESS_FRAMES = 2 * 1152  # without a length header the decoder estimates; `find_damage` counted before
 UNKNOWN_LENGTH_FRAMES = 1 << 62  # libsndfile's answer where a header gives no length is 2^63 - 1
 
@@ -79,13 +84,18 @@ def load_clip(
     expand: Sequence[str | Path] = (),
     max_audio_s: float | None = None,
     first_channel: bool = False,
+    part: Part | None = None,
 ) -> tuple[Tensor, bool]:
     """As `load_waveform`, without the warning: (waveform `[T]`, whether `max_audio_s` cut it).
 
-    `first_channel` uses the first of several channels instead of their mean.
+    `first_channel` uses the first of several channels instead of their mean. `part` of `source` alone is read; clips of
+    `expand` are whole.
     """
     limit = None if max_audio_s is None else round(max_audio_s * SAMPLE_RATE)
-    waveform = _decode(source, limit, first_channel)
+    if part is None:
+        waveform = _decode(source, limit, first_channel)
+    else:
+        waveform = _decode_part(source, part, limit, first_channel)
     if expand:
         parts = [waveform]
         total = len(waveform)
@@ -107,6 +117,12 @@ def probe_duration_s(source: Source) -> float:
         return sound.frames / sound.samplerate
 
 
+def probe_rate_hz(source: Source) -> int:
+    """The sample rate, from the header; raises `AudioError` if it cannot be read."""
+    with _open(source) as sound:
+        return sound.samplerate
+
+
 def clip_name(source: Source) -> str:
     """The clip's name in errors."""
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
@@ -126,7 +142,9 @@ def _open(source: Source) -> soundfile.SoundFile:
     except AudioError:
         raise
     except FileNotFoundError:
-        raise AudioError(name, "no such file; check the annotation's path and datasets.prefix") from None
+        near = near_name(str(source))
+        meant = f" ({near} is there)" if near else ""
+        raise AudioError(name, f"no such file{meant}; check the annotation's path and datasets.prefix") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise AudioError(name, f"cannot be opened ({error}); check its path and permissions") from None
     if size == 0:
@@ -175,6 +193,11 @@ def _decode(source: Source, limit: int | None, first_channel: bool) -> np.ndarra
         raise AudioError(
             name, f"truncated: its header says {wanted} samples, {len(samples)} were read; copy or encode it again"
         )
+    return _at_16_khz(name, samples, rate_hz, first_channel)
+
+
+def _at_16_khz(name: str, samples: np.ndarray, rate_hz: int, first_channel: bool) -> np.ndarray:
+    """Samples as `_read` gives them, checked, mono and resampled, as float32 `[T]`."""
     waveform = _mix_down(samples[:, 0].copy() if first_channel and samples.ndim > 1 else samples)
     is_int16 = samples.dtype == np.int16  # cannot be out of range
     if not is_int16:
@@ -182,10 +205,79 @@ def _decode(source: Source, limit: int | None, first_channel: bool) -> np.ndarra
     if rate_hz != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate_hz, SAMPLE_RATE, quality="HQ")
         if len(waveform) == 0:
-            raise AudioError(name, f"has {wanted} samples at {rate_hz} Hz, none at 16 kHz; remove it")
+            raise AudioError(name, f"has {len(samples)} samples at {rate_hz} Hz, none at 16 kHz; remove it")
     elif is_int16:
         return waveform
     return np.clip(waveform, -1.0, 1.0, out=waveform)  # filters and lossy codecs overshoot a little
+
+
+def _decode_part(source: Source, part: Part, limit: int | None, first_channel: bool) -> np.ndarray:
+    """As `_decode`, of a part: the samples of the whole file at 16 kHz from its start to its end, without decoding what
+    lies before where the format allows."""
+    name = clip_name(source)
+    with _open(source) as sound:
+        _check_whole_once(source, sound.frames)
+        _check_length(source, sound)
+        rate_hz = sound.samplerate
+        try:
+            window = part.window(sound.frames, rate_hz, None if limit is None else limit + 1)
+        except PartError as error:
+            raise AudioError(name, str(error)) from None
+        samples = _read_window(source, sound, window.first, window.frames)
+    if len(samples) < window.frames - (MP3_GUESS_FRAMES if sound.format == "MP3" else 0) or len(samples) == 0:
+        raise AudioError(
+            name, f"truncated: its part has {window.frames} samples, {len(samples)} were read; copy or encode it again"
+        )
+    if part.channel is not None:
+        samples = _one_channel(name, samples, part)
+    waveform = _at_16_khz(name, samples, rate_hz, first_channel)
+    kept = waveform[window.skip : None if window.keep is None else window.skip + window.keep]
+    if len(kept) == 0:
+        raise AudioError(name, f"its part ({part.fields or part}) has no sample; correct or remove the entry")
+    return kept
+
+
+def _read_window(source: Source, sound: soundfile.SoundFile, first: int, frames: int) -> np.ndarray:
+    """`frames` samples from `first` on, the same as those of a whole read.
+
+    libsndfile moves to any sample exactly, but mp3 and opus frames depend on those before them: there, reading begins a
+    second earlier, and at the beginning of an mp3's first minute.
+    """
+    before = 0
+    if sound.format == "MP3" or sound.subtype == "OPUS":
+        exact = sound.format == "MP3" and first < MP3_FROM_START_S * sound.samplerate
+        before = first if exact else min(first, round(DECODER_MARGIN_S * sound.samplerate))
+    if first > before:
+        try:
+            sound.seek(first - before)
+        except RuntimeError as error:
+            reason = f"damaged: sample {first} cannot be reached ({error}); encode it again"
+            raise AudioError(clip_name(source), reason) from None
+    return _read(source, sound, before + frames)[before:]
+
+
+def _one_channel(name: str, samples: np.ndarray, part: Part) -> np.ndarray:
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    if part.channel >= channels:
+        raise AudioError(
+            name,
+            f"the annotation names channel {part.channel} (counted from 0), but the file has {channels}; correct the "
+            "field, or drop it",
+        )
+    return samples if samples.ndim == 1 else samples[:, part.channel].copy()
+
+
+def _check_whole_once(source: Source, decoder_frames: int) -> None:
+    """`_check_whole`; of a recording with many parts once, not once a part."""
+    if isinstance(source, bytes):
+        return _check_whole(source, decoder_frames)
+    state = Path(source).stat()
+    _check_whole_as_of(str(source), decoder_frames, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _check_whole_as_of(path: str, decoder_frames: int, _size: int, _mtime_ns: int) -> None:
+    _check_whole(path, decoder_frames)
 
 
 def _read(source: Source, sound: soundfile.SoundFile, frames: int) -> np.ndarray:

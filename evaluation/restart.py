@@ -29,7 +29,7 @@ def run_hashes(
     model_settings = {name: value for name, value in settings["model"].items() if name not in by_content}
     files = {name: _file_marks(value) for name, value in model_settings.items() if name.endswith("_path")}
     clips = [
-        [a.path, a.expand_wav, a.task, a.Q, a.testset_id, a.text, a.texts, a.extra, config.datasets.max_audio_s]
+        [a.clip, a.expand_wav, a.task, a.Q, a.testset_id, a.text, a.texts, a.extra, config.datasets.max_audio_s]
         for a in annotations
     ]
     seed = config.run.seed if config.generate.do_sample else None

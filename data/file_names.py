@@ -21,13 +21,7 @@ def existing(path: str) -> str | None:
     """The path of the file that a path means, in the spelling on disk; None if there is none."""
     if os.path.exists(path):
         return path
-    for spelling in dict.fromkeys((path.strip(), path.replace("\\", "/"), path.strip().replace("\\", "/"))):
-        if os.path.exists(spelling):
-            return spelling
-        found = _by_components(spelling)
-        if found is not None:
-            return found
-    return None
+    return _by_components(path) or (_by_components(path.replace("\\", "/")) if "\\" in path else None)
 
 
 def near_name(path: str) -> str | None:
@@ -43,17 +37,17 @@ def near_name(path: str) -> str | None:
 
 def _by_components(path: str) -> str | None:
     """Folder by folder, each in the form that it has on disk."""
-    parts = Path(path).parts
     here = ""
-    for part in parts:
+    for part in Path(path).parts:
         there = os.path.join(here, part)
         if not os.path.exists(there):
-            same = None if part.isascii() else _composed_names(here or ".").get(unicodedata.normalize("NFC", part))
-            if same is None:
+            composed = unicodedata.normalize("NFC", part)
+            same = None if part.isascii() else _composed_names(here or ".").get(composed)
+            there = os.path.join(here, same or part.strip())
+            if not os.path.exists(there):
                 return None
-            there = os.path.join(here, same)
         here = there
-    return here
+    return here or None
 
 
 def _listed(folder: str) -> list[str]:

@@ -29,7 +29,7 @@ REFERENCE_FIELDS = ("texts", "captions", "references")
 KNOWN_FIELDS = frozenset({"path", "text", "task", "Q", "testset_id", "expand_wav"})
 PROBED_CLIPS = 16
 """Clips of a file that are looked up on disk to find the folder of its relative paths."""
-CHANGED_SOUND = ("speed", "tempo", "pitch", "volume", "gain", "augment", "augmentation", "transforms", "effects")
+CHANGED_SOUND = {"speed", "tempo", "pitch", "volume", "gain", "augment", "augmentation", "transforms", "effects"}
 """Fields by which other programs change a clip's sound as they load it."""
 GZIP = b"\x1f\x8b"
 
@@ -156,7 +156,8 @@ def _say(file: Path, entries: list[tuple[str, dict[str, Any]]], parts: list[Part
             f"{len(found):,} of {len(entries):,} entries mean a part of their file, which alone is read "
             f"({found[0].fields})"
         )
-    for name in CHANGED_SOUND:
+    present = {name for _, entry in entries for name in entry}
+    for name in sorted(CHANGED_SOUND & present):
         count = sum(_changes_sound(entry.get(name)) for _, entry in entries)
         if count:
             notes.append(f"field '{name}' of {count:,} entries has no effect here; see datasets.augmentation")

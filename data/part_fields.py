@@ -28,6 +28,9 @@ STARTS = _names(
 ENDS = _names("end stop finish end_time stop_time endtime time_end time_stop end_offset t_end tend end_at ends")
 DURATIONS = frozenset({"duration", "dur"})
 PAIRS = _names("segment segments timestamp timestamps interval time_range time_span time_interval start_end time times")
+NUMBERS_ALONE = {"from": "start", "to": "end", "xmin": "start", "xmax": "end", "tmin": "start", "tmax": "end",
+                 "t0": "start", "t1": "end", "length": "length"}  # fmt: skip
+"""Names that also have other meanings: read only where their value is a number, a `length` only next to a start."""
 PREFIX = re.compile(r"(audio|segment|seg|clip|utterance|utt|part|chunk|speech|event|cut|wav|recording)_")
 OWN_LENGTH = re.compile(r"(segment|seg|utterance|utt|part|chunk|cut)_")
 """Prefixes of a duration that is the part's; `audio_duration` is the recording's."""
@@ -35,10 +38,12 @@ UNIT = re.compile(r"_(?:in_)?(s|secs?|seconds?|ms|msecs?|millis|milliseconds?|sa
 COUNTED = re.compile(r"(frame|sample)s?_(.+)")
 CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
 RANGE = re.compile(r"[\[(]?\s*(\d+(?:\.\d+)?)\s*s?\s*(?:-|\u2013|,|to)\s*(\d+(?:\.\d+)?)\s*s?\s*[\])]?")
+MOST_S = 1e12
+"""No recording is longer: what is above, or infinite, is no time."""
 AGREEMENT_S = 0.05
 """Two spellings of one time may differ by so much, by rounding."""
 
-CHANNEL_FIELDS = ("channel", "audio_channel", "channel_selector", "channels")
+CHANNEL_FIELDS = {"channel", "audio_channel", "channel_selector", "channels"}
 CHANNEL_WORDS = frozenset({"a", "b", "l", "r", "left", "right"})
 
 
@@ -48,6 +53,8 @@ class _Kind(NamedTuple):
     role: str
     scale: float | None
     """Seconds of its unit; None: it counts samples or frames."""
+    weak: bool = False
+    """Whether another value than a number means something else."""
 
 
 class _Times(NamedTuple):
@@ -65,6 +72,8 @@ def read_part(entry: Mapping[str, Any], place: str) -> Part | None:
         AnnotationError: a time that is no number, is not finite or negative, an end before its start, fields that
             contradict each other, a unit that depends on the file.
     """
+    if not _kinds(tuple(entry)) and not CHANNEL_FIELDS & entry.keys():
+        return None
     times = _times(entry, place)
     channel, channel_field = _channel(entry, place)
     named = [*times.starts, *times.ends]
@@ -89,12 +98,10 @@ def read_part(entry: Mapping[str, Any], place: str) -> Part | None:
 
 def stated_duration(fields: Mapping[str, Any]) -> float | None:
     """What the fields say about their file's length, in seconds; None where they say nothing that can be used."""
-    for name, value in fields.items():
-        kind = _kind(name, "onset" in fields)
-        if kind is not None and kind.role == "duration" and _is_number(value):
-            seconds = value * kind.scale if kind.scale else 0.0
-            if 0 < seconds < math.inf:
-                return float(seconds)
+    for name, kind in _kinds(tuple(fields)):
+        value = fields[name]
+        if kind.role == "duration" and _is_number(value) and 0 < value < MOST_S:
+            return float(value * kind.scale)
     return None
 
 
@@ -112,7 +119,14 @@ def first_parts_of(parts: list[Part | None], paths: list[str], stated: list[floa
 # -- times -----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
+def _kinds(names: tuple[str, ...]) -> tuple[tuple[str, _Kind], ...]:
+    """Those of an entry's fields that mean a time, and which; entries of one file mostly have the same fields."""
+    has_onset = any("onset" in name for name in names)
+    kinds = ((name, _kind(name, has_onset)) for name in names)
+    return tuple((name, kind) for name, kind in kinds if kind is not None)
+
+
 def _kind(name: str, has_onset: bool) -> _Kind | None:
     """What a field's name means for time; None: nothing."""
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip()).lower().replace("-", "_").replace(" ", "_")
@@ -132,25 +146,29 @@ def _kind(name: str, has_onset: bool) -> _Kind | None:
     for role, names in (("start", STARTS), ("end", ENDS), ("pair", PAIRS)):
         if bare in names:
             return _Kind(role, scale)
-    return None
+    return _Kind(NUMBERS_ALONE[bare], scale, weak=True) if bare in NUMBERS_ALONE and scale else None
 
 
 def _times(entry: Mapping[str, Any], place: str) -> _Times:
-    has_onset = any("onset" in name for name in entry)
-    times = _Times({}, {}, {})
-    for name, value in entry.items():
-        kind = _kind(name, has_onset)
-        if kind is None or value is None:
+    times, lengths = _Times({}, {}, {}), {}
+    for name, kind in _kinds(tuple(entry)):
+        value = entry[name]
+        if value is None or (kind.weak and not _is_number(value)):
             continue
-        if kind.role == "pair":
+        if kind.role == "length":
+            lengths[name] = value
+        elif kind.role == "pair":
             pair = _pair(value, name, place)
             if pair is not None:
                 times.starts[name] = _seconds(pair[0], name, kind, place)
                 if pair[1] is not None:
                     times.ends[name] = _seconds(pair[1], name, kind, place)
-            continue
-        found = {"start": times.starts, "end": times.ends, "duration": times.durations}[kind.role]
-        found[name] = _seconds(value, name, kind, place)
+        else:
+            found = {"start": times.starts, "end": times.ends, "duration": times.durations}[kind.role]
+            found[name] = _seconds(value, name, kind, place)
+    if times.starts and not (times.ends or times.durations):
+        for name, value in lengths.items():
+            times.durations[name] = _seconds(value, name, _Kind("duration", _kind(name, False).scale), place)
     return times
 
 
@@ -174,7 +192,7 @@ def _seconds(value: Any, name: str, kind: _Kind, place: str) -> float:
             "'duration'"
         )
     unit = "milliseconds" if kind.scale < 1 else "seconds"
-    wrong = not _is_number(value) or not math.isfinite(value) or value < 0
+    wrong = not _is_number(value) or not 0 <= value < MOST_S  # NaN is in no range
     if wrong or (value == 0 and kind.role == "duration"):
         least = "above 0" if kind.role == "duration" else "of at least 0"
         raise AnnotationError(
@@ -209,8 +227,8 @@ def _agreed(found: Mapping[str, float], place: str, entry: Mapping[str, Any]) ->
 
 def _channel(entry: Mapping[str, Any], place: str) -> tuple[int | None, str]:
     """The channel that an entry means, and the field with its value; (None, '') for all of them."""
-    for name in CHANNEL_FIELDS:
-        value = entry.get(name)
+    for name in sorted(CHANNEL_FIELDS & entry.keys()):
+        value = entry[name]
         if name == "channels" and not isinstance(value, list):
             continue  # how many the file has
         if isinstance(value, list) and len(value) == 1:

@@ -159,7 +159,7 @@ class ModelConfig:
     test_prompt_path: str | None = option("prompts/test.json", path="prompts")
     """Prompts for evaluation: task -> one. If there is no such file, the program's own file of that name is used."""
     max_txt_len: int = option(300, minimum=1)
-    """Maximum tokens of a target; longer ones are cut, but the end symbol is kept."""
+    """Maximum tokens of a target; longer ones are cut, with a warning and a count, but the end symbol is kept."""
     end_sym: str = "</s>"
     """End symbol: the text after each target, at which generation stops; may be several tokens."""
     bos_token: str | None = None
@@ -336,7 +336,11 @@ class DatasetsConfig:
     `valid_ann_path_2`."""
 
     max_audio_s: float | None = option(None, above=0)
-    """Maximum length of a clip, in seconds: longer ones are cut, with a warning and a count; null does not cut."""
+    """Maximum length of a clip, in seconds; null: no limit. In evaluation longer clips are cut, with a count; in
+    training `long_clips` says what happens."""
+    long_clips: Literal["refuse", "skip", "cut"] = "refuse"
+    """Training clips that `max_audio_s` would cut under the text of the whole clip: an error before training, left out,
+    or cut and trained."""
     max_bad_fraction: float = option(0.001, minimum=0, maximum=1)
     """Training stops when more than this share of the clips cannot be read."""
     cache_encoder_outputs: str | None = None

@@ -62,8 +62,7 @@ class ReleasedText(TextProcessor):
     stop_id = STOP_ID
 
     def _target_ids(self, text: str) -> Tensor:
-        ids = self.tokenizer.encode(text + self.end_sym, add_special_tokens=False) if text + self.end_sym else []
-        return torch.tensor(ids[: self.max_txt_len], dtype=torch.long)
+        return torch.tensor(self.plain.ids_between("", text, self.end_sym)[: self.max_txt_len], dtype=torch.long)
 
 
 class ExactText(ReleasedText):

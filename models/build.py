@@ -87,7 +87,7 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
     Raises:
         CheckpointError: the folder is not a checkpoint, or its adapter does not fit the model that it describes.
     """
-    folder = checkpoint_of(Path(folder))
+    folder = checkpoint_of(Path(folder).expanduser())
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise CheckpointError(

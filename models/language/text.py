@@ -7,7 +7,9 @@ spells is plain text (`plain_text.py`).
 """
 
 import json
+import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,11 @@ from support.command_line import UserError
 # Loader workers are forked after the tokenizer was used: its own threads would only print a warning and switch off.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+log = logging.getLogger(__name__)
+
 PLACEHOLDER = "<SpeechHere>"
 MARKED_PLACEHOLDER = f"<Speech>{PLACEHOLDER}</Speech>"
+ESCAPE = re.compile(r"\\[nrt]")
 UNDECODED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose others are still to come
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -103,6 +108,8 @@ class TextProcessor:
         max_txt_len: int = ModelConfig.max_txt_len,
         extra_eos_ids: Iterable[int] = (),
     ) -> None:
+        for key, value in (("prompt_template", prompt_template), ("end_sym", end_sym), ("stop_strings", stop_strings)):
+            _warn_of_escapes(key, value)
         self.tokenizer = tokenizer
         self.plain = PlainText(tokenizer)
         self.prompt_template = prompt_template or "{}"
@@ -242,6 +249,18 @@ class TextProcessor:
         if len(text.encode()) < self.longest_answer:  # a token is at least a byte, plus one for a leading space
             return 0
         return max(0, len(self.plain.ids(text)) - self.longest_answer)
+
+
+def _warn_of_escapes(key: str, value: str | Sequence[str]) -> None:
+    """A `\\n` of two characters is valid, and hardly ever meant: YAML reads escapes in double quotes alone."""
+    for text in (value,) if isinstance(value, str) else value:
+        found = ESCAPE.search(text)
+        if found:
+            log.warning(
+                "model.%s, %r, holds a backslash and %r in place of a control character: write it in double quotes in "
+                "the YAML (single quotes and --options know no escapes)",
+                key, text, found[0][1],
+            )  # fmt: skip
 
 
 def _around_placeholder(pieces: tuple[str, str, str]) -> tuple[tuple[str, str, str], tuple[str, str, str]]:

@@ -204,12 +204,12 @@ def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller
 
 def _without_long_clips(config: Config, train_data: AudioTextDataset, accelerator: Accelerator) -> AudioTextDataset:
     """The training clips that `datasets.long_clips` leaves; says what it does to the others."""
-    if config.datasets.max_audio_s is None:
-        return train_data
-    from training.content_limits import clips_to_skip
+    from models.released_rules import rules_of
+    from training.content_limits import clips_cut_by_rules, clips_to_skip
 
-    skipped, notes = clips_to_skip(train_data.annotations, train_data.whole_durations(), config.datasets)
-    for note in notes:
+    durations_s = train_data.whole_durations()
+    skipped, notes = clips_to_skip(train_data.annotations, durations_s, config.datasets)
+    for note in notes + clips_cut_by_rules(train_data.annotations, durations_s, rules_of(config.model).cuts_at_s):
         accelerator.print(note)
     return train_data.without(skipped) if skipped else train_data
 

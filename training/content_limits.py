@@ -42,6 +42,19 @@ def clips_to_skip(
     return long, [f"warning: {found}; they are left out"]
 
 
+def clips_cut_by_rules(
+    annotations: Sequence[Annotation], durations_s: Sequence[float], limit_s: float | None
+) -> list[str]:
+    """A sentence where `model.legacy` cuts clips, as the public code that it follows does; else nothing."""
+    cut = [pair for pair in zip(durations_s, annotations, strict=True) if limit_s is not None and pair[0] > limit_s]
+    if not cut:
+        return []
+    return [
+        f"warning: model.legacy cuts {len(cut):,} of {len(annotations):,} training clips to {limit_s:g} s, as the "
+        f"public code does, and trains them under their whole text (longest: {_worst(cut, 's')})"
+    ]
+
+
 def lost_text(annotations: Sequence[Annotation], text: TextProcessor) -> list[str]:
     """A sentence for each way in which targets differ from the annotations' texts; empty where they are equal."""
     targets = [(target, annotation) for annotation in annotations for target in annotation.texts or (annotation.text,)]

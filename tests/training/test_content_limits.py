@@ -8,13 +8,14 @@ from transformers import AutoTokenizer
 
 import train
 from configs.schema import load_config
-from configs.sections import DatasetsConfig
+from configs.sections import DatasetsConfig, ModelConfig
 from data.annotations import Annotation
 from models import build_model
+from models.released_rules import rules_of
 from support.command_line import UserError
 from tests import tiny
 from tests.parts import text_processor
-from training.content_limits import clips_to_skip, lost_text, require_positions
+from training.content_limits import clips_cut_by_rules, clips_to_skip, lost_text, require_positions
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,12 @@ def test_long_training_clips_are_refused_skipped_or_cut():
     skipped, (note,) = clips_to_skip(annotations, durations, replace(datasets, long_clips="cut"))
     assert skipped == [] and "whole text" in note
     assert clips_to_skip(annotations, durations, DatasetsConfig()) == ([], [])
+
+
+def test_clips_that_exact_rules_cut_are_counted():
+    (note,) = clips_cut_by_rules(clips("a", "b"), [31.0, 2.0], rules_of(ModelConfig(legacy="exact")).cuts_at_s)
+    assert "cuts 1 of 2 training clips to 30 s" in note and "a.json#0: 31 s" in note
+    assert clips_cut_by_rules(clips("a"), [31.0], rules_of(ModelConfig()).cuts_at_s) == []
 
 
 def test_a_run_with_long_clips(tmp_path, capsys):

@@ -55,7 +55,7 @@ class Part:
     def length_s(self, file_s: float) -> float:
         """Its length in a file of `file_s` seconds; 0 where the file ends before it."""
         end_s = file_s if self.end_s is None else self.end_s
-        return max(0.0, end_s - self.start_s)
+        return round(max(0.0, end_s - self.start_s), 9)  # 30.1 - 0.1 is not longer than 30
 
     def window(self, frames: int, rate_hz: int, most: int | None = None) -> Window:
         """Where it lies in a file of so many samples a channel; at most `most` samples of it at 16 kHz.

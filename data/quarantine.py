@@ -40,13 +40,13 @@ class Quarantine:
         """Write and count a clip.
 
         Raises:
-            TooManyBadClips: now there are more than `max_bad_fraction * total` of them, or no other clip is left.
+            TooManyBadClips: now there are more than `max_bad_fraction * total` of them.
         """
         if clip.index in self.clips:
             return
         self.clips[clip.index] = clip
         self._write(clip, {})
-        if len(self.clips) > self.max_bad_fraction * self.total or len(self.clips) == self.total:
+        if len(self.clips) > self.max_bad_fraction * self.total:
             raise TooManyBadClips(self._too_many())
 
     def take_up(self, clips: Iterable[BadClip]) -> None:
@@ -74,8 +74,6 @@ class Quarantine:
         if len(self.clips) > NAMED_IN_ERROR:
             named.append(f"  … and {len(self.clips) - NAMED_IN_ERROR} more")
         listed = f" (all in {self.path})" if self.path is not None else ""
-        if len(self.clips) == self.total and self.max_bad_fraction >= 1:
-            return "\n".join([f"none of the {self.total} clips can be used{listed}; fix them:", *named])
         return "\n".join(
             [
                 f"{len(self.clips)} of {self.total} clips cannot be used, more than datasets.max_bad_fraction = "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from data.annotations import Annotation
+from data.batch import BadClip
 from data.file_names import near_name
 from support.command_line import UserError
 
@@ -25,19 +26,34 @@ def require_files(annotations: Sequence[Annotation], prefix: str | None, key: st
     """
     if not annotations or any(os.path.exists(annotation.path) for annotation in annotations):
         return
-    raise no_clips(annotations, prefix, key, near_name(annotations[0].path))
-
-
-def no_clips(annotations: Sequence[Annotation], prefix: str | None, key: str, near: str | None = None) -> NoClips:
-    """The error that names the first path that was looked for."""
     first = annotations[0]
-    where = f"datasets.prefix = {prefix}" if prefix else "datasets.prefix is not set"
-    folder = "" if not prefix or os.path.isdir(os.path.expanduser(prefix)) else ", which is no folder"
+    near = near_name(first.path)
     meant = f"; {near} is there" if near else ""
-    return NoClips(
+    raise NoClips(
         f"{key}: no file is there for any of the {len(annotations):,} clips: the first is {first.path} "
-        f"({first.source}){meant}; {where}{folder}. Correct it, or the annotations' paths"
+        f"({first.source}){meant}; {_prefix_words(prefix)}. Correct it, or the annotations' paths"
     )
+
+
+def require_some_usable(bad: Collection[BadClip], total: int, prefix: str | None) -> None:
+    """Check, at the end, that not all of the clips were bad ones.
+
+    Raises:
+        NoClips: all were.
+    """
+    if bad and len(bad) >= total:
+        first = next(iter(bad))
+        raise NoClips(
+            f"none of the {total:,} clips could be used, so nothing was learned: the first is {first.path}: "
+            f"{first.reason}; {_prefix_words(prefix)}"
+        )
+
+
+def _prefix_words(prefix: str | None) -> str:
+    if not prefix:
+        return "datasets.prefix is not set"
+    no_folder = "" if os.path.isdir(os.path.expanduser(prefix)) else ", which is no folder"
+    return f"datasets.prefix = {prefix}{no_folder}"
 
 
 def require_texts(annotations: Sequence[Annotation], key: str) -> None:

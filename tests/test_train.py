@@ -161,11 +161,11 @@ def test_nothing_to_train_on_is_an_error(tiny_project, capsys):
     assert status == 1 and "there is nothing to learn" in err
 
 
-def test_clips_that_all_cannot_be_read_end_the_run_whatever_is_allowed(tiny_project, capsys):
+def test_a_run_of_bad_clips_alone_ends_with_an_error(tiny_project, capsys):
     entries = json.loads(tiny_project.train.read_text())["annotation"]
     for entry in entries:
         (tiny_project.train.parent / entry["path"]).write_text("no sound")
     options = ("datasets.max_bad_fraction=1", "datasets.valid_ann_path=null")
     status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", *options)
     assert status == 1
-    assert f"none of the {len(entries)} clips can be used" in err
+    assert f"none of the {len(entries)} clips could be used, so nothing was learned" in err

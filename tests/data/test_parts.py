@@ -138,6 +138,7 @@ def test_an_end_a_little_after_the_file_is_its_end(tmp_path: Path) -> None:
 def test_names_and_lengths() -> None:
     assert str(Part(1234.5678, 1236.0)) == "1234.5678-1236 s"
     assert (str(Part(2.0)), str(Part(channel=1))) == ("2-end s", "channel 1")
+    assert Part(0.1, 30.1).length_s(60) == 30.0
     assert Part(2.0, 2.5).length_s(0) == 0.5 and Part(2.0).length_s(3.0) == 1.0 and Part(2.0).length_s(1.0) == 0
     assert Part(1.0, 2.0, fields="a") == Part(1.0, 2.0, fields="b")
     with pytest.raises(PartError):

@@ -182,3 +182,45 @@ def test_a_prefix_that_is_not_needed_is_only_said(project: tiny.TinyProject, cap
     assert run(project, "--mode", "submission_asr", "--options", "datasets.prefix=/nowhere") == 0
     assert "datasets.prefix, '/nowhere', is no folder" in caplog.text
     assert outputs(project, "submission_asr")[2]["failed"] == 0
+
+
+@pytest.mark.parametrize("form", ["nemo", "lhotse", "kaldi"])
+def test_manifests_of_other_programs_give_the_same_scores(project: tiny.TinyProject, form: str) -> None:
+    annotations = divided(project)
+    tiny.write_annotations(project.test_asr, annotations)
+    assert run(project, "--mode", "submission_asr", "--options", "generate.num_beams=1") == 0
+    _, expected, scores = outputs(project, "submission_asr")
+    folder = project.test_asr.parent / form
+    folder.mkdir()
+    named = folder / "manifest.jsonl"
+    if form == "nemo":
+        rows = [
+            {"audio_filepath": "../long.wav", **{name: entry[name] for name in ("text", "offset", "duration")}}
+            for entry in annotations
+        ]
+    elif form == "lhotse":
+        recording = {"sources": [{"type": "file", "source": "../long.wav"}], "duration": 1e3, "channel_ids": [0]}
+        rows = [
+            {"id": f"c{number}", "start": entry["offset"], "duration": entry["duration"], "channel": 0,
+             "supervisions": [{"text": entry["text"]}], "recording": recording, "type": "MonoCut"}
+            for number, entry in enumerate(annotations)
+        ]  # fmt: skip
+    else:
+        named, rows = folder, []
+        (folder / "wav.scp").write_text("long ../long.wav\n")
+        (folder / "text").write_text(
+            "".join(f"u{number} {entry['text']}\n" for number, entry in enumerate(annotations))
+        )
+        (folder / "segments").write_text(
+            "".join(
+                f"u{number} long {entry['offset']} {entry['offset'] + entry['duration']}\n"
+                for number, entry in enumerate(annotations)
+            )
+        )
+    if rows:
+        named.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("generate.num_beams=1", f"datasets.test_ann_path_asr={named}")
+    assert run(project, "--mode", "submission_asr", "--options", *options) == 0
+    _, lines, again = outputs(project, "submission_asr")
+    assert [line["hypothesis"] for line in lines] == [line["hypothesis"] for line in expected]
+    assert again["scores"] == scores["scores"] and again["failed"] == 0

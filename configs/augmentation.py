@@ -170,9 +170,9 @@ LIBRARY: dict[str, Library] = {
         {"min_db": -12.0, "max_db": 12.0},
     ),
     "TimeStretch": Library(
-        "time_stretch", without_effect={"leave_length_unchanged": _LENGTH, "method": "the phase vocoder is used"}
+        "time_stretch", without_effect={"leave_length_unchanged": _LENGTH, "method": "WSOLA is the method"}
     ),
-    "PitchShift": Library("pitch_shift", without_effect={"method": "the phase vocoder is used"}),
+    "PitchShift": Library("pitch_shift", without_effect={"method": "WSOLA is the method"}),
 }
 """Name in audiomentations -> how it is read."""
 

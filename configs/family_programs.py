@@ -198,7 +198,7 @@ def take_over_defaults(reading: Reading, section: str) -> None:
     """BOS and layers of LoRA that some programs choose by model, where the file is recognisably theirs."""
     model = reading.holder(section)
     llm = str(model.get("llama_path") or "").lower()
-    wrote = reading.origins.get(f"{section}.llama_path", "")
+    wrote = reading.found.get(f"{section}.llama_path", "")
     if (wrote.endswith(".qwen_path") or model.get("ced_path") in CED_NAMES) and "qwen" in llm:
         _take_over(
             reading, section, "nlp-07", bos_token="<|im_start|>", lora_target_modules=["q_proj", "v_proj", "gate_proj"]
@@ -210,7 +210,7 @@ def take_over_defaults(reading: Reading, section: str) -> None:
     if "gemma" in llm:
         if "adapter" in model or "lora_16bit" in model:
             _take_over(reading, section, "cv-20", lora_target_modules=list(ALL_LINEAR))
-        elif reading.origins.get(f"{section}.speech_llama_proj_model", "").endswith(".speech_llm_proj_model"):
+        elif reading.found.get(f"{section}.speech_llama_proj_model", "").endswith(".speech_llm_proj_model"):
             _take_over(reading, section, "cv-13", lora_target_modules=list(ALL_LINEAR[:4]))
     if "vllm" in model and not (model.get("quantization") or model.get("low_resource")):
         reading.note(
@@ -239,9 +239,9 @@ def read_encoders(reading: Reading, section: str) -> None:
         model["ced_path"] = CED_NAMES[name]
     if name and not model.get("beats_path") and "freeze_beats" in model:
         model.setdefault("freeze_ced", model["freeze_beats"])
-    if name and reading.origins.get(f"{section}.ced_path", "").endswith(".Ced_path"):
+    if name and reading.found.get(f"{section}.ced_path", "").endswith(".Ced_path"):
         reading.note(f"{section}.ced_path", "frozen as a whole; cv-13's code trains low-rank adapters in it")
-    written = reading.origins.get(f"{section}.parakeet_path", "")
+    written = reading.found.get(f"{section}.parakeet_path", "")
     if written.endswith((".canary_path", "canary.model_name")) and model.get("parakeet_path"):
         if "freeze_whisper" in model:
             model.setdefault("freeze_parakeet", model["freeze_whisper"])

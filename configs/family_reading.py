@@ -21,6 +21,8 @@ class Reading:
     """Dotted keys given after `--options`, as they were written."""
     origins: dict[str, str] = field(default_factory=dict)
     """Our key -> the name written, where they differ."""
+    found: dict[str, str] = field(default_factory=dict)
+    """Our key -> the family's name that the file has for it, by which a program is recognised."""
     sections: dict[str, str] = field(default_factory=dict)
     """Our section -> the section written, where they differ."""
     ignored: list[str] = field(default_factory=list)
@@ -73,6 +75,8 @@ class Reading:
         if holder is None:
             holder = self.given[section] = {}
         present = holder.get(name)
+        if value not in (None, "") or ours not in self.found:
+            self.found[ours] = theirs
         mine = name in holder and self.is_overridden(ours)
         if mine and (present is not None or not self.is_overridden(theirs)):
             return

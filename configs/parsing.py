@@ -67,10 +67,12 @@ class Origin:
     def of(self, key: str) -> str:
         """Where a dotted key was set, for the beginning of a message."""
         written = self.renamed.get(key, key)
-        if written in self.lines and written not in self.overrides:
+        if written in self.lines and not any(f"{written}.".startswith(f"{option}.") for option in self.overrides):
             return f"{self.file}, line {self.lines[written]}"
-        # A section, or a mapping, may come from options that name keys within it.
-        optional = any(option == written or option.startswith(f"{written}.") for option in self.overrides)
+        # A section, or a mapping, may come from options that name keys within it, and a key from one that names it all.
+        optional = any(
+            f"{option}.".startswith(f"{written}.") or written.startswith(f"{option}.") for option in self.overrides
+        )
         return f"--options (over {self.file})" if optional else self.file
 
     def name(self, key: str) -> str:

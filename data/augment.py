@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import soxr
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from configs import augmentation
@@ -35,7 +34,7 @@ from support.units import SAMPLE_RATE
 SPEED_STEP = 0.01  # factors are rounded to it: the resampler's filter is designed for a ratio of integers
 CROP_POWER, CROP_TRIES = 0.5, 10  # a part has at least half of the whole clip's mean power, if ten tries find one
 SILENT_POWER = 1e-10  # mean square of a silent clip, -100 dB: it gets no noise
-FFT, HOP = 512, 128  # of the phase vocoder: 32 ms, 8 ms
+FRAME, SEARCH = 512, 128  # of stretching: frames of 32 ms, moved by up to 8 ms to continue a voice's period
 
 
 def _crop(settings: Crop, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -73,22 +72,22 @@ def _pitch_shift(settings: PitchShift, waveform: np.ndarray, rng: np.random.Gene
 
 
 def _stretched(waveform: np.ndarray, rate: float) -> np.ndarray:
-    """The waveform faster by `rate` at its pitch, by a phase vocoder (Flanagan and Golden, 1966)."""
-    length = round(len(waveform) / rate)
-    if len(waveform) <= FFT or length <= FFT or rate == 1:
+    """The waveform faster by `rate` at its pitch: overlapping frames, each moved to where it continues the one before
+    (WSOLA: Verhelst and Roelands, 1993)."""
+    length, hop = round(len(waveform) / rate), FRAME // 2
+    if rate == 1 or min(len(waveform), length) <= FRAME:
         return waveform
-    window = torch.hann_window(FFT)
-    spectrum = torch.stft(torch.from_numpy(waveform), FFT, HOP, window=window, return_complex=True)  # [M, F]
-    times = torch.arange(0, spectrum.shape[1] - 1, rate, dtype=torch.float64)  # of each new frame, in old ones
-    left, part = times.long(), (times % 1).float()
-    spectrum = F.pad(spectrum, (0, 1))
-    magnitude = spectrum.abs()
-    magnitude = (1 - part) * magnitude[:, left] + part * magnitude[:, left + 1]
-    advance = 2 * math.pi * HOP * torch.arange(spectrum.shape[0]) / FFT  # of each bin's middle, a frame
-    step = spectrum.angle()[:, left + 1] - spectrum.angle()[:, left] - advance[:, None]
-    step = step - 2 * math.pi * (step / (2 * math.pi)).round() + advance[:, None]
-    phase = torch.cat([spectrum.angle()[:, :1], step[:, :-1]], dim=1).double().cumsum(dim=1).float()
-    return torch.istft(torch.polar(magnitude, phase), FFT, HOP, window=window, length=length).numpy()
+    window = np.hanning(FRAME + 1)[:-1].astype(np.float32)
+    padded = np.pad(waveform, (hop, 3 * FRAME + SEARCH))
+    stretched = np.zeros(length + 2 * FRAME, np.float32)
+    start = 0
+    for at in range(0, length + hop, hop):
+        if at > 0:
+            continued = padded[start + hop : start + hop + FRAME]
+            first = max(0, round(at * rate) - SEARCH)
+            start = first + int(np.correlate(padded[first : first + 2 * SEARCH + FRAME], continued, "valid").argmax())
+        stretched[at : at + FRAME] += window * padded[start : start + FRAME]
+    return stretched[hop : hop + length]
 
 
 def _time_shift(settings: TimeShift, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -168,13 +168,13 @@ def _train_stage(
             f"{folder.path} already holds checkpoints (the newest: {folder.last().name}). Continue from there with "
             "--resume, choose another run.output_dir, or delete the folder."
         )
-    for note in config.ignored:
+    for note in config.remarks:
         accelerator.print(note)
     if dryrun:
         _dry_run(config, accelerator)
         return None
     command_line.require_writable(config.run.output_dir, "run.output_dir")
-    _require_data(config)
+    config.require_paths(*_data_paths(config), *_model_paths(config))  # all that is missing, in one error
     train_data, valid_data = load_data(config)
     train_data = _without_long_clips(config, train_data, accelerator)
     model, distiller = _build(config, accelerator)
@@ -194,9 +194,7 @@ def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller
     from training.distillation import build_distiller
     from training.precision import training_model_config
 
-    config.require_paths("model")
-    if config.distillation.teacher is not None:
-        config.require_paths("distillation.teacher")
+    config.require_paths(*_model_paths(config))
     torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
     model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
     return model, build_distiller(config, model)
@@ -239,10 +237,13 @@ def _check_content(
             )
 
 
-def _require_data(config: Config) -> None:
-    config.require_paths("datasets.train_ann_path", "model.prompt_path")
-    if config.datasets.valid_ann_path is not None:
-        config.require_paths("datasets.valid_ann_path")
+def _data_paths(config: Config) -> list[str]:
+    validation = [] if config.datasets.valid_ann_path is None else ["datasets.valid_ann_path"]
+    return ["datasets.train_ann_path", "model.prompt_path", *validation]
+
+
+def _model_paths(config: Config) -> list[str]:
+    return ["model"] if config.distillation.teacher is None else ["model", "distillation.teacher"]
 
 
 def _dry_run(config: Config, accelerator: Accelerator) -> None:
@@ -267,7 +268,7 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
         listed = "".join(f"\n  {what}" for what in data)
         accelerator.print(f"\ndata not found, so no clip was looked at:{listed}")
     else:
-        _require_data(config)
+        config.require_paths(*_data_paths(config))
         train_data, valid_data = load_data(config)
         train_data = _without_long_clips(config, train_data, accelerator)
         if model is None:

@@ -299,6 +299,8 @@ class GenerateConfig:
     """Sampling keeps this many of the most likely tokens; 0 keeps all."""
     repetition_penalty: float = option(1.0, above=0)
     """Above 1, tokens that were generated before become less likely."""
+    no_repeat_ngram_size: int = option(0, minimum=0)
+    """No sequence of this many generated tokens occurs twice in a text; 0 allows all."""
     length_penalty: float = 1.0
     """Beam scores are divided by length to this power; above 0 favours longer texts."""
 

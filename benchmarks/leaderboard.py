@@ -255,8 +255,8 @@ def work(arguments: argparse.Namespace) -> None:
     entries = ranked(rows)
     print(table(entries))
     print(
-        "\nscore, light: times better than the 3B baseline on the same machine, by the same authors where they measured "
-        "it (docs/leaderboard.md); a formula of ours"
+        "\nscore, light: times better than the 3B baseline on the same machine, by the same authors where they "
+        "measured it (docs/leaderboard.md); a formula of ours"
     )
     if arguments.out:
         content = {

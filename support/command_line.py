@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from support.environment import read_environment_file
+
 DISK_ERRORS = frozenset(
     {
         errno.EACCES,
@@ -54,6 +56,7 @@ def run(
     arguments = parser.parse_args(argv)
     quieten_libraries()
     try:
+        read_environment_file()
         return work(arguments) or 0
     except (UserError, OSError) as error:
         fault = isinstance(error, OSError) and error.errno not in DISK_ERRORS

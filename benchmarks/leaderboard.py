@@ -269,7 +269,9 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Rank every system, memory and latency counting double.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.leaderboard", description="Rank every system, memory and latency counting double."
+    )
     parser.add_argument("--results", default=str(RESULTS), help="folder of measured JSON files")
     parser.add_argument("--out", help="JSON file to write")
     return command_line.run(work, parser, argv)

@@ -82,12 +82,8 @@ def text_problems(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     """What is wrong with the texts, and with a file that has none."""
     if not rows:
         return ["no rows" if header else "the file is empty"]
-    texts = [(row[0], row[1]) for row in rows if len(row) > 1]
-    problems = []
-    if texts and not any(text.strip() for _, text in texts):
-        problems.append(f"all {len(texts)} texts are empty")
-    damaged = [name for name, text in texts if DAMAGED in f"{name}{text}"]
-    return problems + _named("rows with the sign � of text that was decoded wrongly", damaged)
+    texts = [row[1] for row in rows if len(row) > 1]
+    return [f"all {len(texts)} texts are empty"] if texts and not any(text.strip() for text in texts) else []
 
 
 def _named(what: str, names: Sequence[str]) -> list[str]:
@@ -137,6 +133,9 @@ def work(arguments: argparse.Namespace) -> int:
         problems += _named("empty texts", empty)
     for problem in problems:
         print(f"{arguments.submission}: {problem}")
+    damaged = [row[0] for row in rows if DAMAGED in "".join(row)]  # a model may also write it
+    for note in _named("rows with the sign � of text that was decoded wrongly", damaged):
+        print(f"{arguments.submission}: note: {note}")
     if not problems:
         alone = "" if arguments.annotations else "; give its annotation file to check ids and their order"
         print(f"{arguments.submission}: no problem found, {len(rows)} rows, {len(empty)} of them empty{alone}")

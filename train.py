@@ -11,10 +11,11 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.dated import placeholders
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from data.prompts import load_prompts
@@ -79,9 +80,15 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
     """Train the stage that the file describes and those it chains with `run.auto_second`."""
     import torch
 
+    from training.dated_folder import dated, with_moment
     from training.precision import make_accelerator
 
     accelerator = make_accelerator(config)
+    asked = arguments.resume or config.run.resume
+    was_dated, moment = dated(config), {}
+    if was_dated:
+        moment = _agreed(accelerator, config, asked)
+        config = with_moment(config, moment)
     later_options = [option for option in arguments.options if option.partition("=")[0] not in STAGE_OPTIONS]
     stage = 1
     while True:
@@ -93,18 +100,33 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
             return 0
         if result.stopped_by is not None:
             done = f"stopped by {result.stopped_by.name} after step {result.step} of {result.total_steps}"
-            accelerator.print(f"{done}; saved {result.last}\ncontinue with: {_command(arguments)} --resume")
+            place = f" {shlex.quote(config.run.output_dir)}" if was_dated else ""
+            accelerator.print(f"{done}; saved {result.last}\ncontinue with: {_command(arguments)} --resume{place}")
             return 128 + result.stopped_by
         following = config.second_stage(str(result.adapter), later_options)
         if following is None:
             break
         config, stage = following, stage + 1
+        if dated(config):  # of a YAML of its own
+            named = placeholders(config.run.output_dir) <= set(moment)
+            moment = moment if named else _agreed(accelerator, config, "auto" if asked else None)
+            config, was_dated = with_moment(config, moment), True
         accelerator.free_memory()  # it still holds the finished stage's model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     accelerator.print(_closing_words(config, result))
     return 0
+
+
+def _agreed(accelerator: Accelerator, config: Config, resume: str | None) -> Mapping[str, str]:
+    """When the run started, as its folder is named: the same in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    from training.dated_folder import moment_to_train
+
+    moments = [moment_to_train(config, resume) if accelerator.is_main_process else None]
+    return broadcast_object_list(moments)[0]
 
 
 def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None]:

@@ -145,7 +145,7 @@ def _sounds(
             if sound is None:
                 raise AudioError(name, _not_opened(source, failure))
             _check_header(name, sound)
-            yield source, sound
+            yield finding.content or source, sound
             return
     finally:
         if sound is not None:

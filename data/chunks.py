@@ -25,46 +25,39 @@ class Chunks(NamedTuple):
     """A container that is a list of (name, length, payload)."""
 
     start: int
-    header: str
-    """Name and length, as `struct` writes them."""
+    header: struct.Struct
+    """Name and length."""
     samples: bytes
     """The name of the chunk that holds the samples."""
     align: int = 2
     """Chunks begin at multiples of this many bytes."""
     with_header: bool = False
     """Whether the length counts the header too."""
-
-    @property
-    def unknown(self) -> int:
-        """Lengths from here up are marks, not lengths."""
-        return STREAMED_SIZE if self.header.endswith("I") else UNKNOWN_SIZE_64
+    unknown: int = STREAMED_SIZE
+    """Lengths from here up are marks, not lengths."""
 
 
-W64_RIFF, W64_DATA = (
-    name + bytes.fromhex(rest)
-    for name, rest in ((b"riff", "2e91cf11a5d628db04c10000"), (b"data", "f3acd3118cd100c04f8edb8a"))
-)
-RIFF = Chunks(12, "<4sI", b"data")
+W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
+FORMS = (b"WAVE", b"AIFF", b"AIFC")
+RIFF = Chunks(12, struct.Struct("<4sI"), b"data")
 CHUNKS = {
     b"RIFF": RIFF,
-    b"RIFX": Chunks(12, ">4sI", b"data"),
+    b"RIFX": Chunks(12, struct.Struct(">4sI"), b"data"),
     b"RF64": RIFF,
     b"BW64": RIFF,
-    W64_RIFF: Chunks(40, "<16sQ", W64_DATA, align=8, with_header=True),
-    b"caff": Chunks(8, ">4sQ", b"data", align=1),
-    b"FORM": Chunks(12, ">4sI", b"SSND"),
+    b"riff": Chunks(40, struct.Struct("<16sQ"), W64_DATA, align=8, with_header=True, unknown=UNKNOWN_SIZE_64),
+    b"caff": Chunks(8, struct.Struct(">4sQ"), b"data", align=1, unknown=UNKNOWN_SIZE_64),
+    b"FORM": Chunks(12, struct.Struct(">4sI"), b"SSND"),
 }
 """How a file begins -> its chunks."""
 OTHER_FILES = (b"fLaC\0\0\0\x22", b"OggS\0\2", b".snd\0\0\0")
 CHUNK_INTRODUCTION = {b"FORM": 8, b"caff": 4}
 """Bytes of the samples' chunk before the first sample."""
-KNOWN_AFTER_SAMPLES = frozenset(
-    name.encode()
-    for name in (
-        "LIST|id3 |ID3 |fact|bext|cue |smpl|inst|iXML|axml|chna|JUNK|PAD |afsp|PEAK|_PMX|ANNO|NAME|AUTH|APPL|COMT|MARK|"
-        "info|strg"
-    ).split("|")
-)
+KNOWN_AFTER_SAMPLES = {
+    b"LIST", b"id3 ", b"ID3 ", b"fact", b"bext", b"cue ", b"smpl", b"inst", b"iXML", b"axml",
+    b"chna", b"JUNK", b"PAD ", b"afsp", b"PEAK", b"_PMX", b"ANNO", b"NAME", b"AUTH", b"APPL",
+    b"COMT", b"MARK", b"info", b"strg",
+}  # fmt: skip
 """Chunks that may be cut off themselves: no samples are missing then."""
 
 
@@ -83,10 +76,12 @@ class Samples(NamedTuple):
 
 def beginning_of(head: bytes) -> bytes | None:
     """The key in `CHUNKS` of a file that begins so."""
-    beginning = next((beginning for beginning in CHUNKS if head.startswith(beginning)), None)
-    if beginning is not None and len(beginning) == 4 and beginning != b"caff":
-        return beginning if head[8:12] in (b"WAVE", b"AIFF", b"AIFC") else None
-    return beginning
+    beginning = head[:4]
+    if beginning not in CHUNKS:
+        return None
+    if beginning == b"riff":
+        return beginning if head[24:28] == b"wave" else None
+    return beginning if head[8:12] in FORMS or beginning == b"caff" else None
 
 
 def begins_file(head: bytes) -> bool:
@@ -94,10 +89,11 @@ def begins_file(head: bytes) -> bool:
     return beginning_of(head) is not None or head.startswith(OTHER_FILES)
 
 
-def check_chunks(file: BinaryIO, size: int, beginning: bytes, decoded: Decoded | None) -> Finding:
-    """A file that is a list of chunks."""
+def check_chunks(file: BinaryIO, head: bytes, size: int, decoded: Decoded | None) -> Finding:
+    """A file that is a list of chunks, and begins with `head`."""
+    beginning = head[:4]
     layout = CHUNKS[beginning]
-    samples = _find_samples(file, size, layout)
+    samples = _find_samples(file, head, size, layout)
     if samples is None:
         return Finding(damage=f"truncated: it ends before its samples ('{layout.samples[:4].decode()}' chunk)")
     if samples.promised >= layout.unknown:
@@ -161,20 +157,23 @@ def two_files(file: BinaryIO, second: int) -> Finding:
     return Finding(pieces=(data[:second], data[second:]), note=note)
 
 
-def _find_samples(file: BinaryIO, size: int, layout: Chunks) -> Samples | None:
-    header = struct.Struct(layout.header)
+def _find_samples(file: BinaryIO, head: bytes, size: int, layout: Chunks) -> Samples | None:
+    header = layout.header
     position, ds64, comm, large = layout.start, None, None, None
     while position + header.size <= size:
-        file.seek(position)
-        name, length = header.unpack(file.read(header.size))
         payload = position + header.size
+        raw = head[position:payload]
+        if len(raw) < header.size:
+            file.seek(position)
+            raw = file.read(header.size)
+        name, length = header.unpack(raw)
         length -= header.size * layout.with_header
         if name == layout.samples:
             if large is not None and length >= STREAMED_SIZE:
                 length = large or UNKNOWN_SIZE_64
             return Samples(position, payload, max(0, length), ds64, comm)
         if name == b"ds64":
-            ds64, large = position, int.from_bytes(file.read(16)[8:], "little")
+            ds64, large = position, int.from_bytes(head[payload + 8 : payload + 16], "little")
         elif name == b"COMM":
             comm = position
         position = payload + max(0, length) + -length % layout.align
@@ -188,7 +187,7 @@ def _after(file: BinaryIO, end: int, size: int, layout: Chunks, silence: bool) -
     """
     if end >= size:
         return end, None
-    header = struct.Struct(layout.header)
+    header = layout.header
     position = end + -end % layout.align
     file.seek(end)
     if layout.align > 1 and position != end and not _is_chunk(file, position, size, header):
@@ -242,32 +241,27 @@ def _counts(promised: int, present: int) -> str | None:
     return f"its header gives {said}, the file holds {present} bytes; all of them are used"
 
 
-def _put_right(
-    file: BinaryIO, beginning: bytes, samples: Samples, present: int, decoded: Decoded | None
-) -> Finding:  # fmt: skip
+def _put_right(file: BinaryIO, beginning: bytes, samples: Samples, present: int, decoded: Decoded | None) -> Finding:
     """The file with the lengths that it has."""
-    layout = CHUNKS[beginning]
     data = bytearray(_all(file))
     if decoded is not None and decoded.frames * (decoded.frame_bytes or 0) > present:  # what follows is no sound
         del data[samples.start + present :]
-    size = len(data)
-    name = samples.length_at, layout.samples
-    if beginning in (b"RF64", b"BW64"):
-        if samples.ds64 is not None:
-            data[:4] = b"RF64"
-            struct.pack_into("<QQ", data, samples.ds64 + 8, size - 8, present)
-            struct.pack_into("<I", data, samples.length_at + 4, LARGEST_RIFF)
-        else:
+    if beginning in (b"RF64", b"BW64") and samples.ds64 is not None:
+        data[:4] = b"RF64"
+        struct.pack_into("<QQ", data, samples.ds64 + 8, len(data) - 8, present)
+        struct.pack_into("<I", data, samples.length_at + 4, LARGEST_RIFF)
+    else:
+        if beginning in (b"RF64", b"BW64"):
             data[:4] = b"RIFF"
-    if not (beginning in (b"RF64", b"BW64") and samples.ds64 is not None):
-        header = struct.Struct(layout.header)
-        header.pack_into(data, name[0], name[1], present + header.size * layout.with_header)
-        if layout.header.endswith("I"):
-            struct.pack_into(layout.header[0] + "I", data, 4, min(size - 8, LARGEST_RIFF))
-        elif layout.with_header:
-            struct.pack_into("<Q", data, 16, size)
+        layout = CHUNKS[beginning]
+        own = layout.header.size * layout.with_header
+        layout.header.pack_into(data, samples.length_at, layout.samples, present + own)
+        if beginning != b"caff":  # it has no length of the whole
+            whole = len(data) if layout.with_header else min(len(data) - 8, LARGEST_RIFF)
+            layout.header.pack_into(data, 0, bytes(data[: len(layout.samples)]), whole)
     if samples.comm is not None and decoded is not None and decoded.frame_bytes:
-        struct.pack_into(">I", data, samples.comm + 10, (present - 8) // decoded.frame_bytes)
+        frames = (present - CHUNK_INTRODUCTION[beginning]) // decoded.frame_bytes
+        struct.pack_into(">I", data, samples.comm + 10, frames)
     return Finding(pieces=(bytes(data),), note=_counts(samples.promised, present))
 
 

@@ -22,6 +22,8 @@ class Finding:
     """Decode these, one after another, in place of the file: parts of it, or the file with its header put right."""
     note: str | None = None
     """Why, in one clause, where the user should know."""
+    content: bytes | None = None
+    """The whole file, where the check has read it and the decoder would read it again."""
 
 
 class Decoded(NamedTuple):

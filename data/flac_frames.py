@@ -10,11 +10,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from data.findings import WHOLE, Finding, end_before_tags
 
 MAGIC = b"fLaC"
 INFO_HEADER = b"\0\0\0\x22"  # the first block: STREAMINFO of 34 bytes, which another block follows
 LAST_INFO_HEADER = b"\x80\0\0\x22"
+SECOND_WORDS = sorted(
+    {
+        int.from_bytes((MAGIC + header)[at : at + 4], "little")
+        for header in (INFO_HEADER, LAST_INFO_HEADER)
+        for at in range(4)
+    }
+)
 INFO_BYTES = 34
 TOTAL_AT = 13  # in STREAMINFO: the low 36 bits of five bytes
 TOTAL_BITS = 36
@@ -54,7 +63,7 @@ def check_flac(data: bytes, start: int = 0) -> Finding:
     info = _info(data, start)
     if info is None:
         return WHOLE  # the decoder is the judge
-    second = _second_file(data, start + 4)
+    second = _second_file(data, info.at + INFO_BYTES)
     if second is not None:
         note = f"a second recording begins at byte {second}; both are used, one after the other"
         return Finding(pieces=(data[:second], data[second:]), note=note)
@@ -95,13 +104,17 @@ def _info(data: bytes, start: int) -> Info | None:
 
 
 def _second_file(data: bytes, after: int) -> int | None:
-    """Where another flac file begins."""
-    at = data.find(MAGIC, after)
-    while at >= 0:
-        if data[at + 4 : at + 8] in (INFO_HEADER, LAST_INFO_HEADER):
-            return at
-        at = data.find(MAGIC, at + 4)
-    return None
+    """Where another flac file begins.
+
+    Wherever that is, an aligned word of four bytes lies inside its first seven; to compare words takes a fifth of the
+    time of `bytes.find`, which would be a noticeable part of decoding.
+    """
+    after += -after % 4
+    words = np.frombuffer(data, "<u4", max(0, len(data) - after) // 4, min(after, len(data)))
+    if not any((words == word).any() for word in SECOND_WORDS):
+        return None
+    found = [data.find(MAGIC + header, after) for header in (INFO_HEADER, LAST_INFO_HEADER)]
+    return min((at for at in found if at >= 0), default=None)
 
 
 def _frames_from_the_end(data: bytes, info: Info, end: int) -> list[tuple[int, int]]:

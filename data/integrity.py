@@ -31,9 +31,8 @@ def inspect(file: BinaryIO, decoded: Decoded | None = None) -> Finding:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(HEAD_BYTES)
-    beginning = beginning_of(head)
-    if beginning is not None:
-        return check_chunks(file, size, beginning, decoded)
+    if beginning_of(head) is not None:
+        return check_chunks(file, head, size, decoded)
     if head[:4] == b".snd":
         return check_au(file, head, size, decoded)
     if head[:4] not in (b"OggS", MAGIC) and head[:3] != b"ID3" and mpeg_frame(head[:4]) is None:
@@ -44,5 +43,6 @@ def inspect(file: BinaryIO, decoded: Decoded | None = None) -> Finding:
         return check_ogg(data)
     start = id3v2_bytes(head)
     if data[start : start + 4] == MAGIC:
-        return check_flac(data, start)
+        finding = check_flac(data, start)
+        return Finding(content=data) if finding is WHOLE else finding
     return check_mp3(data, decoded and decoded.frames)

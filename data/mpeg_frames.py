@@ -126,29 +126,44 @@ def _tag_of(data: bytes, frame_at: int) -> Tag | None:
     return None
 
 
-def _walk(data: bytes, position: int, first: Frame) -> Walk:
-    known: dict[bytes, Frame | None] = {}
+def _walk(data: bytes, start: int, first: Frame) -> Walk:
+    position = stop = start
     samples = frames = 0
-    start = stop = position
-    size, form = len(data), first.form
-    changes = []
+    form, changes = first.form, []
     while True:
-        header = data[position : position + 4]
-        frame = known[header] if header in known else known.setdefault(header, mpeg_frame(header))
+        frame = mpeg_frame(data[position : position + 4])
         if frame is None:
             position = _next_frame(data, position)
             if position is None:
                 return Walk(start, stop, samples, frames, 0, changes)
             continue
-        if position + frame.bytes > size:
-            return Walk(start, stop, samples, frames, frame.bytes, changes)
         if frame.form != form:
             changes.append(position)
             form = frame.form
-        position += frame.bytes
+        count, position, cut_off = _run(data, position, form)
+        samples += count * frame.samples
+        frames += count
         stop = position
-        samples += frame.samples
-        frames += 1
+        if cut_off:
+            return Walk(start, stop, samples, frames, cut_off, changes)
+
+
+def _run(data: bytes, position: int, form: tuple[int, bool]) -> tuple[int, int, int]:
+    """Frames of one form that follow one another: how many are whole, where they end, bytes of one that is cut off."""
+    lengths: dict[bytes, int] = {}  # header -> bytes of its frame: the inner loop is most of what the check costs
+    count, length = 0, 0
+    while True:
+        while known := lengths.get(data[position : position + 4]):
+            length = known
+            position += length
+            count += 1
+        if position > len(data):
+            return count - 1, position - length, length
+        header = data[position : position + 4]
+        frame = mpeg_frame(header)
+        if frame is None or frame.form != form:
+            return count, position, 0
+        lengths[header] = frame.bytes
 
 
 def _next_frame(data: bytes, position: int) -> int | None:

@@ -27,8 +27,9 @@ from data.augment import Augment
 from data.batch import BadClip, Batch, Sample
 from data.join import Joiner
 from data.prompts import PromptError, Prompts, fill_prompt
+from data.remarks import Remark, Remarks
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
-from data.stated import Misstated, list_once, misstated
+from data.stated import misstated
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
@@ -149,8 +150,9 @@ class AudioTextDataset(Dataset):
         rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, SAMPLE_STREAM])
         choices = self._choices(annotation)
         prompt = choices[rng.integers(len(choices))]
+        remarks: list[Remark] = []
         try:
-            waveform, capped = self._load(annotation, self.max_audio_s)
+            waveform, capped = self._load(annotation, remarks, self.max_audio_s)
         except AudioError as error:
             reason = error.reason if error.clip == annotation.path else str(error)
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
@@ -160,10 +162,10 @@ class AudioTextDataset(Dataset):
                 "shorten it, or allow it with datasets.long_clips: cut"
             )
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
-        other_length = misstated(annotation, len(waveform) / SAMPLE_RATE, capped=capped)
+        remarks += misstated(annotation, len(waveform) / SAMPLE_RATE, capped=capped)
         text = self._reference(annotation, key)
         if self.joiner is not None:
-            waveform, text = self._joined(waveform, text, annotation, key)
+            waveform, text = self._joined(waveform, text, annotation, key, remarks)
         if self.training and self.augment is not None:
             waveform = self.augment(waveform, rng, annotation.task)
         if self.training and self.max_audio_s is not None:
@@ -175,15 +177,18 @@ class AudioTextDataset(Dataset):
             prompt=self.filled(prompt, annotation),
             text=text,
             capped=capped,
-            misstated=other_length,
+            remarks=tuple(remarks),
         )
 
-    def _load(self, annotation: Annotation, max_audio_s: float | None = None) -> tuple[Tensor, bool]:
+    def _load(
+        self, annotation: Annotation, remarks: list[Remark], max_audio_s: float | None = None
+    ) -> tuple[Tensor, bool]:
         return load_clip(
             annotation.path,
             expand=annotation.expand_wav,
             max_audio_s=max_audio_s,
             first_channel=self.first_channel,
+            remarks=remarks,
             part=annotation.part,
         )
 
@@ -191,14 +196,16 @@ class AudioTextDataset(Dataset):
         """The prompt with the annotation's question; `PromptError` where it needs one that is not there."""
         return fill_prompt(prompt, annotation, self.prompts.source) if self.fill_questions else prompt
 
-    def _joined(self, waveform: Tensor, text: str, annotation: Annotation, key: SampleKey) -> tuple[Tensor, str]:
+    def _joined(
+        self, waveform: Tensor, text: str, annotation: Annotation, key: SampleKey, remarks: list[Remark]
+    ) -> tuple[Tensor, str]:
         """The clip and others after it, as `join_clips` says, and their texts."""
         rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, JOIN_STREAM])
         waveforms, texts = [waveform], [text]
         for position in self.joiner.draw(annotation, rng):
             further = self.annotations[position]
             try:
-                waveforms.append(self._load(further)[0])
+                waveforms.append(self._load(further, remarks)[0])
             except AudioError:
                 continue  # it is named when it is drawn itself
             texts.append(further.text)
@@ -260,7 +267,7 @@ def collate(
         text_batch=text_batch,
         bad=tuple(sample for sample in samples if isinstance(sample, BadClip)),
         cut=tuple(sample.capped for sample in good),
-        misstated=tuple(sample.misstated for sample in good if sample.misstated is not None),
+        remarks=tuple(remark for sample in good for remark in sample.remarks),
     )
 
 
@@ -280,7 +287,7 @@ class LoaderError(UserError):
 
 
 class BatchLoader:
-    """Batches of one pass after another; made by `build_loader`.
+    """Batches of one pass after another; made by `build_loader`. At a pass's end, remarks on its clips are listed once.
 
     Each `iter()` gives the rest of the sampler's current epoch. With a shuffling sampler, `sampler.consumed` counts the
     batches that were yielded (not those that workers have read ahead), so a pass that was left continues where it
@@ -290,6 +297,7 @@ class BatchLoader:
     def __init__(self, loader: DataLoader, sampler: GlobalBatchSampler) -> None:
         self.torch_loader = loader
         self.sampler = sampler
+        self.remarks = Remarks()
         self.capped = 0
         """Clips of this process that `max_audio_s` has cut so far."""
 
@@ -301,13 +309,12 @@ class BatchLoader:
         return self.torch_loader.dataset
 
     def __iter__(self) -> Iterator[Batch]:
-        other_lengths: dict[str, Misstated] = {}
         try:
             for batch in self.torch_loader:
-                other_lengths |= {one.clip: one for one in batch.misstated}
                 if self.sampler.shuffle:
                     self.sampler.consumed = self.sampler.advanced(self.sampler.state_dict())["consumed"]
                 self._note_capped(batch)
+                self.remarks.add(batch.remarks)
                 yield batch
         except RuntimeError as error:
             if not any(sign in str(error) for sign in WORKER_DEATH_SIGNS):
@@ -318,7 +325,7 @@ class BatchLoader:
                 "size. run.num_workers=0 loads in the main process and shows the error itself."
             ) from error
         finally:
-            list_once(other_lengths.values(), len(self.dataset))
+            self.remarks.report()
 
     def _note_capped(self, batch: Batch) -> None:
         if any(batch.cut) and not self.capped:

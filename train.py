@@ -11,10 +11,11 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.dated import placeholders
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from data.prompts import load_prompts
@@ -80,9 +81,15 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
     """Train the stage that the file describes and those it chains with `run.auto_second`."""
     import torch
 
+    from training.dated_folder import dated, with_moment
     from training.precision import make_accelerator
 
     accelerator = make_accelerator(config)
+    asked = arguments.resume or config.run.resume
+    was_dated, moment = dated(config), {}
+    if was_dated:
+        moment = _agreed(accelerator, config, asked)
+        config = with_moment(config, moment)
     later_options = [option for option in arguments.options if option.partition("=")[0] not in STAGE_OPTIONS]
     stage = 1
     while True:
@@ -94,18 +101,33 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
             return 0
         if result.stopped_by is not None:
             done = f"stopped by {result.stopped_by.name} after step {result.step} of {result.total_steps}"
-            accelerator.print(f"{done}; saved {result.last}\ncontinue with: {_command(arguments)} --resume")
+            place = f" {shlex.quote(config.run.output_dir)}" if was_dated else ""
+            accelerator.print(f"{done}; saved {result.last}\ncontinue with: {_command(arguments)} --resume{place}")
             return 128 + result.stopped_by
         following = config.second_stage(str(result.adapter), later_options)
         if following is None:
             break
         config, stage = following, stage + 1
+        if dated(config):  # of a YAML of its own
+            named = placeholders(config.run.output_dir) <= set(moment)
+            moment = moment if named else _agreed(accelerator, config, "auto" if asked else None)
+            config, was_dated = with_moment(config, moment), True
         accelerator.free_memory()  # it still holds the finished stage's model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     accelerator.print(_closing_words(config, result))
     return 0
+
+
+def _agreed(accelerator: Accelerator, config: Config, resume: str | None) -> Mapping[str, str]:
+    """When the run started, as its folder is named: the same in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    from training.dated_folder import moment_to_train
+
+    moments = [moment_to_train(config, resume) if accelerator.is_main_process else None]
+    return broadcast_object_list(moments)[0]
 
 
 def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None]:
@@ -174,13 +196,13 @@ def _train_stage(
             f"{folder.path} already holds checkpoints (the newest: {folder.last().name}). Continue from there with "
             "--resume, choose another run.output_dir, or delete the folder."
         )
-    for note in config.ignored:
+    for note in config.remarks:
         accelerator.print(note)
     if dryrun:
         _dry_run(config, accelerator)
         return None
     command_line.require_writable(config.run.output_dir, "run.output_dir")
-    _require_data(config)
+    config.require_paths(*_data_paths(config), *_model_paths(config))  # all that is missing, in one error
     train_data, valid_data = load_data(config)
     train_data = _without_long_clips(config, train_data, accelerator)
     model, distiller = _build(config, accelerator)
@@ -202,9 +224,7 @@ def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller
     from training.distillation import build_distiller
     from training.precision import training_model_config
 
-    config.require_paths("model")
-    if config.distillation.teacher is not None:
-        config.require_paths("distillation.teacher")
+    config.require_paths(*_model_paths(config))
     torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
     model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
     return model, build_distiller(config, model)
@@ -247,10 +267,13 @@ def _check_content(
             )
 
 
-def _require_data(config: Config) -> None:
-    config.require_paths("datasets.train_ann_path", "model.prompt_path")
-    if config.datasets.valid_ann_path is not None:
-        config.require_paths("datasets.valid_ann_path")
+def _data_paths(config: Config) -> list[str]:
+    validation = [] if config.datasets.valid_ann_path is None else ["datasets.valid_ann_path"]
+    return ["datasets.train_ann_path", "model.prompt_path", *validation]
+
+
+def _model_paths(config: Config) -> list[str]:
+    return ["model"] if config.distillation.teacher is None else ["model", "distillation.teacher"]
 
 
 def _dry_run(config: Config, accelerator: Accelerator) -> None:
@@ -275,7 +298,7 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
         listed = "".join(f"\n  {what}" for what in data)
         accelerator.print(f"\ndata not found, so no clip was looked at:{listed}")
     else:
-        _require_data(config)
+        config.require_paths(*_data_paths(config))
         train_data, valid_data = load_data(config)
         train_data = _without_long_clips(config, train_data, accelerator)
         if model is None:

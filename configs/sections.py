@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from configs.dated import placeholders, unknown_placeholder
 from configs.parsing import option
 from support.command_line import UserError
 
@@ -299,6 +300,8 @@ class GenerateConfig:
     """Sampling keeps this many of the most likely tokens; 0 keeps all."""
     repetition_penalty: float = option(1.0, above=0)
     """Above 1, tokens that were generated before become less likely."""
+    no_repeat_ngram_size: int = option(0, minimum=0)
+    """No sequence of this many generated tokens occurs twice in a text; 0 allows all."""
     length_penalty: float = 1.0
     """Beam scores are divided by length to this power; above 0 favours longer texts."""
 
@@ -413,7 +416,9 @@ class RunConfig(_Section):
     seed: int = option(42, minimum=0)
     """Seed of all randomness."""
     output_dir: str = option("outputs", path="output")
-    """Folder for checkpoints, logs and scores. Default: `outputs/`, then the YAML's folder and name."""
+    """Folder for checkpoints, logs and scores. Default: `outputs/`, then the YAML's folder and name. `{date}`
+    (2025-01-31) and `{time}` (2025-01-31_18-05-59) are when a run started: `outputs/{time}` is a folder of its own for
+    each run, in which `--resume` finds the newest run and evaluation the run of its adapter, else the newest."""
     output_dir_stage2: str | None = option(None, path="output")
     """With `run.auto_second`: the second stage's folder; null is `output_dir` with `_stage2` appended. The
     family's `output_dir.stage2_output_dir`."""
@@ -469,3 +474,19 @@ class RunConfig(_Section):
     """Optimiser and learning rate. The family's `optims.optims_1`."""
     optims_stage2: OptimsConfig | None = None
     """With `auto_second`: the second stage's; null uses `optims`. The family's `optims.optims_2`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("output_dir", "output_dir_stage2"):
+            folder = getattr(self, key) or ""
+            unknown = unknown_placeholder(folder)
+            _rule(
+                unknown is None,
+                f"run.{key}: {folder!r}: {unknown} is no placeholder; expected {{date}}, {{time}} or no braces",
+            )
+        more = sorted(placeholders(self.output_dir_stage2 or "") - placeholders(self.output_dir))
+        _rule(
+            not more,
+            f"run.output_dir_stage2 has {{{more[0] if more else ''}}}, which run.output_dir has not; expected the same "
+            "placeholders in both, so that a resumed run finds both folders",
+        )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.annotations import Annotation
-from data.stated import Misstated
+from data.remarks import Remark
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Sample:
     text: str
     capped: bool = False
     """Whether `max_audio_s` cut it."""
-    misstated: Misstated | None = None
-    """Where the file is not as long as the annotation states."""
+    remarks: tuple[Remark, ...] = ()
+    """What was not as it should be about its files."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Batch:
     """Clips of this batch that could not be loaded."""
     cut: tuple[bool, ...] = ()
     """Which of them `max_audio_s` cut."""
-    misstated: tuple[Misstated, ...] = ()
-    """Clips of this batch whose files are not as long as their annotations state."""
+    remarks: tuple[Remark, ...] = ()
+    """What was not as it should be about their files."""
 
     def __len__(self) -> int:
         return len(self.ids)

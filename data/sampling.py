@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from data.annotations import Annotation
 from data.audio import EXPAND_SILENCE_S, AudioError, probe_duration_s
-from data.stated import list_once, list_other_rates, misstated, spread, stated_s
+from data.remarks import Remarks
+from data.stated import misstated, other_rates, spread, stated_s
 from support.command_line import UserError
 
 log = logging.getLogger(__name__)
@@ -187,13 +188,15 @@ def clip_durations(annotations: Sequence[Annotation], *, threads: int = PROBE_TH
     spread, are right; without one, or if one of these is wrong, the header is read, and the wrong ones are listed.
     0 for a file that cannot be read: its error is reported when the clip is loaded.
     """
-    list_other_rates(annotations)
+    remarks = Remarks()
+    remarks.add(other_rates(annotations))
     stating = [annotation for annotation in annotations if stated_s(annotation) is not None]
     probed = _probed([annotation.path for annotation in spread(stating)], threads)
     if any(misstated(annotation, found) for annotation, found in _with_lengths(stating, probed)):
         probed |= _probed([annotation.path for annotation in stating if annotation.path not in probed], threads)
-        found = (misstated(annotation, length) for annotation, length in _with_lengths(stating, probed))
-        list_once(filter(None, found), len(annotations))
+        for annotation, length in _with_lengths(stating, probed):
+            remarks.add(misstated(annotation, length))
+    remarks.report()
     unknown = [a for a in annotations if (stated_s(a) is None and (a.part is None or a.part.end_s is None))]
     paths = [a.path for a in unknown] + [path for a in annotations for path in a.expand_wav]
     probed |= _probed([path for path in paths if path not in probed], threads)

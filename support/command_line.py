@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from support.environment import read_environment_file
+
 DISK_ERRORS = frozenset(
     {
         errno.EACCES,
@@ -55,6 +57,7 @@ def run(
     _expand_home(arguments)
     quieten_libraries()
     try:
+        read_environment_file()
         return work(arguments) or 0
     except (UserError, OSError) as error:
         fault = isinstance(error, OSError) and error.errno not in DISK_ERRORS

@@ -100,6 +100,8 @@ class LanguageModel(LoraMixin):
             device_map={"": device},
             **arguments,
         )
+        if stored in ("nf4", "int8"):
+            backends.compute_in(model, dtype)
         report.check_kernels(model, config)
         if backend.name != "none":  # a tensor that was taken over as it is keeps its whole file mapped
             release_weight_pages()

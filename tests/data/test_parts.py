@@ -143,3 +143,44 @@ def test_names_and_lengths() -> None:
     assert Part(1.0, 2.0, fields="a") == Part(1.0, 2.0, fields="b")
     with pytest.raises(PartError):
         Part(1.0).window(16_000, 16_000)
+
+
+def test_parts_of_a_file_that_holds_more_than_its_header_says(tmp_path: Path) -> None:
+    path = recording(tmp_path, "wav", "PCM_16", 44_100)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = (44_100 * 2).to_bytes(4, "little")  # one second of eight
+    path.write_bytes(content)
+    for start_s, end_s in PLACES:
+        part, expected = load_clip(path, part=Part(start_s, end_s))[0], cut(path, start_s, end_s)
+        assert len(part) == len(expected) > 0
+        assert (part - expected).abs().max() < 1e-6, (start_s, end_s)
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), [("ogg", "VORBIS"), ("opus", "OPUS")])
+def test_parts_of_several_files_in_one(tmp_path: Path, suffix: str, subtype: str) -> None:
+    first = recording(tmp_path, suffix, subtype, SAMPLE_RATE, channels=2).read_bytes()
+    (tmp_path / "second").mkdir()
+    path = recording(tmp_path / "second", suffix, subtype, SAMPLE_RATE, channels=2)
+    path.write_bytes(first + path.read_bytes())
+    for start_s, end_s in [(2.0, 2.5), (7.5, 8.5), (9.0, 10.0), (15.0, None), (0.0, 16.0)]:
+        part = load_clip(path, part=Part(start_s, end_s))[0]
+        assert torch.equal(part, cut(path, start_s, end_s)), (start_s, end_s)
+    assert load_clip(path, part=Part(9.0, 10.0), max_audio_s=0.5)[1]
+    with pytest.raises(AudioError, match="starts at 16 s, but the file ends at 16 s"):
+        load_clip(path, part=Part(16.0, 17.0))
+    with pytest.raises(AudioError, match="split the file"):
+        load_clip(path, part=Part(1.0, 2.0, channel=1))
+
+
+def test_a_recording_is_checked_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recording(tmp_path, "wav", "PCM_16", SAMPLE_RATE)
+    looked: list[str] = []
+    inspect = audio._inspect
+    monkeypatch.setattr(audio, "_inspect", lambda source, *rest: looked.append(str(source)) or inspect(source, *rest))
+    for start_s in range(5):
+        load_clip(path, part=Part(float(start_s), start_s + 1.0))
+    assert looked == [str(path)]
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(AudioError, match="truncated"):
+        load_clip(path, part=Part(1.0, 2.0))

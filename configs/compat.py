@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs import family_programs as programs
-from configs.family_keys import IGNORED, RENAMED
+from configs.family_keys import ABSENT, IGNORED, RENAMED
 from configs.family_programs import TEACHER
 from configs.family_reading import MODELS, Reading
 from configs.parsing import ConfigError, shown
+
+__all__ = ["ABSENT", "IGNORED", "RENAMED", "STUDENT_AND_TEACHER", "Translation", "our_key", "translate"]
 
 PLACEHOLDERS = ("<hf_token>", "")
 """Values in the family's files where a secret was removed."""

@@ -37,14 +37,14 @@ class Translation:
     notes: list[str]
     """What else a reader of the file should know."""
     problems: list[tuple[str, str]]
-    """Keys that a user must change, as written, each with a sentence."""
+    """Keys that a user must change, as written, each with a sentence that names it."""
 
 
 def translate(given: dict[str, Any], file: str, overridden: frozenset[str]) -> Translation:
     """Rename and drop the family's keys, in place.
 
     Raises:
-        ConfigError: two names of one key hold different values.
+        ConfigError: a section that is none, or a stage or a student that contradicts itself.
     """
     reading = Reading(given, file, overridden)
     _student_and_teacher(reading)

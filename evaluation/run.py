@@ -27,6 +27,7 @@ from models.salmonn import SALMONN
 from support import provenance
 from support.command_line import require_writable
 from support.files import write_json
+from training.dated_folder import dated, moment_to_evaluate, with_moment
 
 
 def evaluate_modes(
@@ -47,6 +48,9 @@ def evaluate_modes(
     with Processes.joined() as processes, config.named():
         files = dict.fromkeys(key for mode in modes for key in annotation_keys(config, mode))
         config.require_paths("model", "model.test_prompt_path", *files)
+        if dated(config):
+            moments = processes.gather(moment_to_evaluate(config) if processes.is_main else None)
+            config = with_moment(config, moments[0])
         require_writable(config.run.output_dir, "run.output_dir")
         prompts = load_prompts(config.model.test_prompt_path)
         for mode in modes:

@@ -144,6 +144,16 @@ class LanguageModel(LoraMixin):
         return self.model.get_input_embeddings().weight.dtype
 
     @property
+    def positions(self) -> int | None:
+        """The longest sequence that its position embeddings are made for; None where its configuration has no limit."""
+        stated = getattr(self.config, "max_position_embeddings", None)
+        scaling = getattr(self.config, "rope_parameters", None) or {}
+        original = scaling.get("original_max_position_embeddings") or stated
+        if stated and scaling.get("rope_type") in ("linear", "dynamic", "yarn"):  # which may state the unscaled number
+            return max(stated, int(original * scaling.get("factor", 1)))
+        return stated
+
+    @property
     def hidden_size(self) -> int:
         return self.config.hidden_size
 

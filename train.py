@@ -143,6 +143,7 @@ def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None
         augment=datasets.augmentation,
         join=datasets.join_clips,
         max_audio_s=datasets.max_audio_s,
+        long_clips=datasets.long_clips,
         first_channel=rules_of(config.model).first_channel,
     )
     if datasets.valid_ann_path is None:
@@ -189,15 +190,17 @@ def _train_stage(
             f"{folder.path} already holds checkpoints (the newest: {folder.last().name}). Continue from there with "
             "--resume, choose another run.output_dir, or delete the folder."
         )
-    for note in config.ignored:
+    for note in config.remarks:
         accelerator.print(note)
     if dryrun:
         _dry_run(config, accelerator)
         return None
     command_line.require_writable(config.run.output_dir, "run.output_dir")
-    _require_data(config)
+    config.require_paths(*_data_paths(config), *_model_paths(config))  # all that is missing, in one error
     train_data, valid_data = load_data(config)
+    train_data = _without_long_clips(config, train_data, accelerator)
     model, distiller = _build(config, accelerator)
+    _check_content(config, model, train_data, valid_data, accelerator)
     runner = make_runner(
         config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller
     )
@@ -213,18 +216,56 @@ def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller
     from training.distillation import build_distiller
     from training.precision import training_model_config
 
-    config.require_paths("model")
-    if config.distillation.teacher is not None:
-        config.require_paths("distillation.teacher")
+    config.require_paths(*_model_paths(config))
     torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
     model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
     return model, build_distiller(config, model)
 
 
-def _require_data(config: Config) -> None:
-    config.require_paths("datasets.train_ann_path", "model.prompt_path")
-    if config.datasets.valid_ann_path is not None:
-        config.require_paths("datasets.valid_ann_path")
+def _without_long_clips(config: Config, train_data: AudioTextDataset, accelerator: Accelerator) -> AudioTextDataset:
+    """The training clips that `datasets.long_clips` leaves; says what it does to the others."""
+    from models.released_rules import rules_of
+    from training.content_limits import clips_cut_by_rules, clips_to_skip
+
+    durations_s = train_data.whole_durations()
+    skipped, notes = clips_to_skip(train_data.annotations, durations_s, config.datasets)
+    for note in notes + clips_cut_by_rules(train_data.annotations, durations_s, rules_of(config.model).cuts_at_s):
+        accelerator.print(note)
+    return train_data.without(skipped) if skipped else train_data
+
+
+def _check_content(
+    config: Config,
+    model: SALMONN,
+    train_data: AudioTextDataset,
+    valid_data: AudioTextDataset | None,
+    accelerator: Accelerator,
+) -> None:
+    """Say what limits and the tokenizer take away from texts; an error where a sequence has more tokens than the
+    language model has positions."""
+    from training.content_limits import lost_text, require_positions
+
+    for note in lost_text(train_data.annotations, model.text):
+        accelerator.print(note)
+    for data, new_tokens in ((train_data, 0), (valid_data, config.generate.max_new_tokens)):
+        if data is not None:
+            require_positions(
+                model,
+                data.annotations,
+                data.durations(),
+                data.prompts_of,
+                training=data is train_data,
+                new_tokens=new_tokens,
+            )
+
+
+def _data_paths(config: Config) -> list[str]:
+    validation = [] if config.datasets.valid_ann_path is None else ["datasets.valid_ann_path"]
+    return ["datasets.train_ann_path", "model.prompt_path", *validation]
+
+
+def _model_paths(config: Config) -> list[str]:
+    return ["model"] if config.distillation.teacher is None else ["model", "distillation.teacher"]
 
 
 def _dry_run(config: Config, accelerator: Accelerator) -> None:
@@ -249,11 +290,13 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
         listed = "".join(f"\n  {what}" for what in data)
         accelerator.print(f"\ndata not found, so no clip was looked at:{listed}")
     else:
-        _require_data(config)
+        config.require_paths(*_data_paths(config))
         train_data, valid_data = load_data(config)
+        train_data = _without_long_clips(config, train_data, accelerator)
         if model is None:
             accelerator.print(f"\n{dryrun.describe_data(train_data, valid_data)}")
         else:
+            _check_content(config, model, train_data, valid_data, accelerator)
             loader = make_runner(config, model, train_data, valid_data, accelerator=accelerator).loader
             accelerator.print(f"\n{dryrun.describe(model, train_data, valid_data, next(iter(loader)))}")
     if distiller is not None:

@@ -7,6 +7,7 @@ are computed on the model's device.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import signal
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from configs.sections import DatasetsConfig
 from data.annotations import Annotation
 from data.audio import AudioError, load_clip
 from data.augment import Augment
@@ -60,6 +62,7 @@ class AudioTextDataset(Dataset):
         augment: applied with `training` only.
         join: which clips are joined, with `training` only.
         max_audio_s: cut longer clips.
+        long_clips: with `training`, `cut` trains on clips that `max_audio_s` cuts; else they are bad clips.
         first_channel: of several channels take the first, not their mean.
         fill_questions: put a clip's question into its prompt; False leaves a prompt's `{}` as it is.
 
@@ -77,6 +80,7 @@ class AudioTextDataset(Dataset):
         augment: Augment | Mapping[str, Any] | None = None,
         join: JoinClipsConfig | None = None,
         max_audio_s: float | None = None,
+        long_clips: str = DatasetsConfig.long_clips,
         first_channel: bool = False,
         fill_questions: bool = True,
     ) -> None:
@@ -94,12 +98,13 @@ class AudioTextDataset(Dataset):
                     f"{', '.join(sorted(set(self.tasks)))}"
                 )
         self.max_audio_s = max_audio_s
+        self._refuses_cut = training and long_clips != "cut"
+        self._durations_s: list[float] | None = None
         # Audio whose end is cut, under its whole text, would teach the model to invent.
         limits = [limit for limit in (max_audio_s, join and join.max_s) if limit is not None]
         self._longest_row_s = min(limits, default=float("inf"))
         for annotation in self.annotations:
-            for prompt in self._choices(annotation):
-                self.filled(prompt, annotation)
+            self.prompts_of(annotation)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -112,7 +117,30 @@ class AudioTextDataset(Dataset):
     def durations(self) -> list[float]:
         """The length of each clip in seconds, at most `max_audio_s`, by annotation or header."""
         longest = float("inf") if self.max_audio_s is None else self.max_audio_s
-        return [min(duration, longest) for duration in clip_durations(self.annotations)]
+        return [min(duration, longest) for duration in self.whole_durations()]
+
+    def whole_durations(self) -> list[float]:
+        """The length of each clip in seconds, before `max_audio_s` cuts it; files are read at the first call."""
+        if self._durations_s is None:
+            self._durations_s = clip_durations(self.annotations)
+        return self._durations_s
+
+    def without(self, positions: Sequence[int]) -> AudioTextDataset:
+        """The same data without the clips at some positions."""
+        left_out = set(positions)
+        kept = [place for place in range(len(self)) if place not in left_out]
+        if not kept:
+            raise UserError("no clip is left to train on; raise datasets.max_audio_s")
+        smaller = copy.copy(self)
+        smaller.annotations = [self.annotations[place] for place in kept]
+        smaller._durations_s = [self.whole_durations()[place] for place in kept]
+        if self.joiner is not None:
+            smaller.joiner = Joiner(self.joiner.settings, smaller.annotations)
+        return smaller
+
+    def prompts_of(self, annotation: Annotation) -> list[str]:
+        """The prompts that a clip may get, with its question."""
+        return [self.filled(prompt, annotation) for prompt in self._choices(annotation)]
 
     def __getitem__(self, key: tuple[int, ...]) -> Sample | BadClip:
         """The clip at a position in an epoch: key is a `SampleKey`, or just (epoch, position)."""
@@ -132,6 +160,12 @@ class AudioTextDataset(Dataset):
             )
         except AudioError as error:
             reason = error.reason if error.clip == annotation.path else str(error)
+            return BadClip(index=annotation.index, path=annotation.path, reason=reason)
+        if capped and self._refuses_cut:
+            reason = (
+                f"is longer than datasets.max_audio_s = {self.max_audio_s:g} s, and its text describes the whole clip; "
+                "shorten it, or allow it with datasets.long_clips: cut"
+            )
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
         text = self._reference(annotation, key)
         if self.joiner is not None:

@@ -26,6 +26,7 @@ from models.frames import Frames
 from models.released_rules import rules_of
 from models.salmonn import SALMONN, Clips, FrameSource
 from support.units import SAMPLE_RATE
+from training.content_limits import require_positions
 from training.stopping import Interrupted
 
 
@@ -85,7 +86,17 @@ def evaluate_annotations(
     processes.wait()
     pending = [index for index in range(len(clips)) if index not in found]
     dataset = prompts_for(clips, prompts, config)
-    batches = _batches_by_length(clips, pending, config.run.batch_size_eval, processes)
+    seconds = _clip_lengths(clips, pending, processes)
+    longest_s = config.datasets.max_audio_s or float("inf")
+    require_positions(
+        model,
+        [clips[index] for index in pending],
+        [min(seconds[index], longest_s) for index in pending],
+        dataset.prompts_of,
+        training=False,
+        new_tokens=config.generate.max_new_tokens,
+    )
+    batches = _batches_by_length(pending, seconds, config.run.batch_size_eval)
     feed = ClipFeed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
     keep_special = rules_of(config.model).keep_special_tokens
     describe = PredictionMaker(model, clips, original_annotations or clips, dataset, keep_special_tokens=keep_special)
@@ -161,13 +172,15 @@ class _FixedBatches(list):
     shuffle = False
 
 
-def _batches_by_length(
-    clips: Sequence[Annotation], pending: Sequence[int], size: int, processes: Processes
-) -> list[list[int]]:
-    """Pending clips, longest first: batches of similar lengths, and too little memory is noticed at once."""
+def _clip_lengths(clips: Sequence[Annotation], pending: Sequence[int], processes: Processes) -> dict[int, float]:
+    """Seconds of each pending clip; each process reads its part of the headers."""
     mine = pending[processes.rank :: processes.size]
     own = dict(zip(mine, clip_durations([clips[index] for index in mine]), strict=True))
-    seconds = {index: length for part in processes.gather(own) for index, length in part.items()}
+    return {index: length for part in processes.gather(own) for index, length in part.items()}
+
+
+def _batches_by_length(pending: Sequence[int], seconds: Mapping[int, float], size: int) -> list[list[int]]:
+    """Pending clips, longest first: batches of similar lengths, and too little memory is noticed at once."""
     order = sorted(pending, key=lambda index: (-seconds[index], index))
     return [order[start : start + size] for start in range(0, len(order), size)]
 

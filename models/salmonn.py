@@ -27,6 +27,7 @@ from models.language.llm import LanguageModel
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import spanned
+from support.command_line import UserError
 from support.waveforms import as_clips, as_waveform
 
 IGNORED = -100  # the label that the loss skips
@@ -192,6 +193,7 @@ class SALMONN(nn.Module):
             text_batch = self.text.batch(prompts, texts)
         tokens, mask = self.encode_audio(waveforms, lengths, frames)
         assembled = self.assemble(tokens, mask, text_batch)
+        self.require_positions(assembled)
         hidden = self.llm(assembled.embeds, assembled.mask, assembled.positions)
         next_labels = assembled.labels[:, 1:]
         answered = next_labels != IGNORED
@@ -221,7 +223,7 @@ class SALMONN(nn.Module):
         """
         settings = self._options(options)
         with self._evaluating():
-            assembled = self._prompted(waveforms, lengths, prompts, frames)
+            assembled = self._prompted(waveforms, lengths, prompts, frames, settings.max_new_tokens)
             generations = self._decoded(assembled, settings)
         return generations if return_details else [each.text for each in generations]
 
@@ -238,7 +240,8 @@ class SALMONN(nn.Module):
         settings = self._options(options)
 
         def prompted(*clips: Tensor | list[str]) -> Assembled:
-            return self._prompted(*clips, frame_source(*clips[:2]) if frame_source else None)
+            frames = frame_source(*clips[:2]) if frame_source else None
+            return self._prompted(*clips, frames, settings.max_new_tokens)
 
         with self._evaluating():
             yield from self._decoded_each(prompted, batches, settings, at_once)
@@ -262,17 +265,41 @@ class SALMONN(nn.Module):
         settings = self._options({"num_beams": 1, **options})
         with self._evaluating():
             samples = as_waveform(waveform)[None]
-            assembled = self._prompted(samples, torch.tensor([samples.shape[-1]]), [prompt], None)
+            lengths = torch.tensor([samples.shape[-1]])
+            assembled = self._prompted(samples, lengths, [prompt], None, settings.max_new_tokens)
             yield from stream(self.engine, assembled, self.text, settings)
 
     def _prompted(
-        self, waveforms: Tensor | None, lengths: Tensor | None, prompts: list[str], frames: list[Frames] | None
+        self,
+        waveforms: Tensor | None,
+        lengths: Tensor | None,
+        prompts: list[str],
+        frames: list[Frames] | None,
+        new_tokens: int,
     ) -> Assembled:
         if frames is None:
             waveforms, lengths = as_clips(waveforms, lengths)
         check_prompts(waveforms, prompts, frames)
         tokens, mask = self.encode_audio(waveforms, lengths, frames)
-        return self.assemble(tokens, mask, self.text.batch(prompts))
+        assembled = self.assemble(tokens, mask, self.text.batch(prompts))
+        self.require_positions(assembled, new_tokens)
+        return assembled
+
+    def audio_tokens(self, samples: int) -> int:
+        """`A` of a clip of so many samples."""
+        return self.connector.token_count(self.encoders.frame_count(samples))
+
+    def require_positions(self, assembled: Assembled, new_tokens: int = 0) -> None:
+        """Raise UserError where a row and its answer are longer than the language model's positions."""
+        limit = self.llm.positions
+        if limit is not None and assembled.embeds.shape[1] + new_tokens > limit:
+            lengths = assembled.mask.sum(dim=1)
+            row = int(lengths.argmax())
+            raise UserError(
+                f"clip {row} of the batch takes {int(lengths[row])} tokens of prompt, audio and text"
+                f"{f' and up to {new_tokens} new ones' if new_tokens else ''}; the language model has {limit} "
+                "positions. Shorten the clip or its text, or lower max_new_tokens"
+            )
 
     def _options(self, given: dict[str, object]) -> GenerateOptions:
         return GenerateOptions(**(asdict(self.generate_defaults) | {"stop_id": self.text.stop_id} | given))

@@ -80,15 +80,20 @@ def evaluate_annotations(
     started = time.monotonic()
     processes = processes or Processes.current()
     clips = [dataclasses.replace(annotation, index=position) for position, annotation in enumerate(annotations)]
-    found = store.done(len(clips)) if store else {}
+    found = store.done() if store else {}
     # A store's files change once a process appends: all must have read them first.
     processes.wait()
     pending = [index for index in range(len(clips)) if index not in found]
     dataset = prompts_for(clips, prompts, config)
-    batches = _batches_by_length(clips, pending, config.run.batch_size_eval, processes)
+    rules = rules_of(config.model)
+    batches = _batches_by_length(
+        clips, pending, config.run.batch_size_eval, processes, whole=rules.encoders.depends_on_batch
+    )
     feed = ClipFeed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
-    keep_special = rules_of(config.model).keep_special_tokens
-    describe = PredictionMaker(model, clips, original_annotations or clips, dataset, keep_special_tokens=keep_special)
+    describe = PredictionMaker(
+        model, clips, original_annotations or clips, dataset, keep_special_tokens=rules.keep_special_tokens
+    )
+    found = {index: describe.again(index, prediction) for index, prediction in found.items()}
     options = dataclasses.asdict(config.generate)
     if config.generate.do_sample:
         options["seed"] = config.run.seed
@@ -162,14 +167,19 @@ class _FixedBatches(list):
 
 
 def _batches_by_length(
-    clips: Sequence[Annotation], pending: Sequence[int], size: int, processes: Processes
+    clips: Sequence[Annotation], pending: Sequence[int], size: int, processes: Processes, *, whole: bool
 ) -> list[list[int]]:
-    """Pending clips, longest first: batches of similar lengths, and too little memory is noticed at once."""
+    """Pending clips, longest first: batches of similar lengths, and too little memory is noticed at once.
+
+    `whole`: where texts depend on the batch, each is that of a run without interruption, with clips that are done.
+    """
+    missing, pending = set(pending), range(len(clips)) if whole else pending
     mine = pending[processes.rank :: processes.size]
     own = dict(zip(mine, clip_durations([clips[index] for index in mine]), strict=True))
     seconds = {index: length for part in processes.gather(own) for index, length in part.items()}
     order = sorted(pending, key=lambda index: (-seconds[index], index))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    return [batch for batch in batches if not missing.isdisjoint(batch)]
 
 
 def _loaded(dataset: AudioTextDataset, batches: list[list[int]], config: Config) -> Iterator[Batch]:
@@ -251,6 +261,11 @@ class PredictionMaker:
             tokens=len(generation.tokens),
             stop_reason=generation.stop_reason,
         )
+
+    def again(self, index: int, before: Prediction) -> Prediction:
+        """An earlier run's answer, with what the annotations say now."""
+        kept = ("prompt", "hypothesis", "seconds", "cut", "tokens", "stop_reason")
+        return self._prediction(index, **{name: getattr(before, name) for name in kept})
 
     def failed(self, bad: BadClip) -> Prediction:
         clip = self._clips[bad.index]

@@ -7,6 +7,7 @@ are computed on the model's device.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import signal
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from configs.sections import DatasetsConfig
 from data.annotations import Annotation
 from data.audio import AudioError, load_clip
 from data.augment import Augment
 from data.batch import BadClip, Batch, Sample
 from data.join import Joiner
 from data.prompts import PromptError, Prompts, fill_prompt
+from data.remarks import Remark, Remarks
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -59,6 +62,7 @@ class AudioTextDataset(Dataset):
         augment: applied with `training` only.
         join: which clips are joined, with `training` only.
         max_audio_s: cut longer clips.
+        long_clips: with `training`, `cut` trains on clips that `max_audio_s` cuts; else they are bad clips.
         first_channel: of several channels take the first, not their mean.
         fill_questions: put a clip's question into its prompt; False leaves a prompt's `{}` as it is.
 
@@ -76,6 +80,7 @@ class AudioTextDataset(Dataset):
         augment: Augment | Mapping[str, Any] | None = None,
         join: JoinClipsConfig | None = None,
         max_audio_s: float | None = None,
+        long_clips: str = DatasetsConfig.long_clips,
         first_channel: bool = False,
         fill_questions: bool = True,
     ) -> None:
@@ -93,12 +98,13 @@ class AudioTextDataset(Dataset):
                     f"{', '.join(sorted(set(self.tasks)))}"
                 )
         self.max_audio_s = max_audio_s
+        self._refuses_cut = training and long_clips != "cut"
+        self._durations_s: list[float] | None = None
         # Audio whose end is cut, under its whole text, would teach the model to invent.
         limits = [limit for limit in (max_audio_s, join and join.max_s) if limit is not None]
         self._longest_row_s = min(limits, default=float("inf"))
         for annotation in self.annotations:
-            for prompt in self._choices(annotation):
-                self.filled(prompt, annotation)
+            self.prompts_of(annotation)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -111,7 +117,30 @@ class AudioTextDataset(Dataset):
     def durations(self) -> list[float]:
         """The length of each clip in seconds, at most `max_audio_s`, by annotation or header."""
         longest = float("inf") if self.max_audio_s is None else self.max_audio_s
-        return [min(duration, longest) for duration in clip_durations(self.annotations)]
+        return [min(duration, longest) for duration in self.whole_durations()]
+
+    def whole_durations(self) -> list[float]:
+        """The length of each clip in seconds, before `max_audio_s` cuts it; files are read at the first call."""
+        if self._durations_s is None:
+            self._durations_s = clip_durations(self.annotations)
+        return self._durations_s
+
+    def without(self, positions: Sequence[int]) -> AudioTextDataset:
+        """The same data without the clips at some positions."""
+        left_out = set(positions)
+        kept = [place for place in range(len(self)) if place not in left_out]
+        if not kept:
+            raise UserError("no clip is left to train on; raise datasets.max_audio_s")
+        smaller = copy.copy(self)
+        smaller.annotations = [self.annotations[place] for place in kept]
+        smaller._durations_s = [self.whole_durations()[place] for place in kept]
+        if self.joiner is not None:
+            smaller.joiner = Joiner(self.joiner.settings, smaller.annotations)
+        return smaller
+
+    def prompts_of(self, annotation: Annotation) -> list[str]:
+        """The prompts that a clip may get, with its question."""
+        return [self.filled(prompt, annotation) for prompt in self._choices(annotation)]
 
     def __getitem__(self, key: tuple[int, ...]) -> Sample | BadClip:
         """The clip at a position in an epoch: key is a `SampleKey`, or just (epoch, position)."""
@@ -120,19 +149,27 @@ class AudioTextDataset(Dataset):
         rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, SAMPLE_STREAM])
         choices = self._choices(annotation)
         prompt = choices[rng.integers(len(choices))]
+        remarks: list[Remark] = []
         try:
             waveform, capped = load_clip(
                 annotation.path,
                 expand=annotation.expand_wav,
                 max_audio_s=self.max_audio_s,
                 first_channel=self.first_channel,
+                remarks=remarks,
             )
         except AudioError as error:
             reason = error.reason if error.clip == annotation.path else str(error)
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
+        if capped and self._refuses_cut:
+            reason = (
+                f"is longer than datasets.max_audio_s = {self.max_audio_s:g} s, and its text describes the whole clip; "
+                "shorten it, or allow it with datasets.long_clips: cut"
+            )
+            return BadClip(index=annotation.index, path=annotation.path, reason=reason)
         text = self._reference(annotation, key)
         if self.joiner is not None:
-            waveform, text = self._joined(waveform, text, annotation, key)
+            waveform, text = self._joined(waveform, text, annotation, key, remarks)
         if self.training and self.augment is not None:
             waveform = self.augment(waveform, rng, annotation.task)
         if self.training and self.max_audio_s is not None:
@@ -144,20 +181,23 @@ class AudioTextDataset(Dataset):
             prompt=self.filled(prompt, annotation),
             text=text,
             capped=capped,
+            remarks=tuple(remarks),
         )
 
     def filled(self, prompt: str, annotation: Annotation) -> str:
         """The prompt with the annotation's question; `PromptError` where it needs one that is not there."""
         return fill_prompt(prompt, annotation, self.prompts.source) if self.fill_questions else prompt
 
-    def _joined(self, waveform: Tensor, text: str, annotation: Annotation, key: SampleKey) -> tuple[Tensor, str]:
+    def _joined(
+        self, waveform: Tensor, text: str, annotation: Annotation, key: SampleKey, remarks: list[Remark]
+    ) -> tuple[Tensor, str]:
         """The clip and others after it, as `join_clips` says, and their texts."""
         rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, JOIN_STREAM])
         waveforms, texts = [waveform], [text]
         for position in self.joiner.draw(annotation, rng):
             further = self.annotations[position]
             try:
-                waveforms.append(load_clip(further.path, expand=further.expand_wav)[0])
+                waveforms.append(load_clip(further.path, expand=further.expand_wav, remarks=remarks)[0])
             except AudioError:
                 continue  # it is named when it is drawn itself
             texts.append(further.text)
@@ -219,6 +259,7 @@ def collate(
         text_batch=text_batch,
         bad=tuple(sample for sample in samples if isinstance(sample, BadClip)),
         cut=tuple(sample.capped for sample in good),
+        remarks=tuple(remark for sample in good for remark in sample.remarks),
     )
 
 
@@ -238,7 +279,7 @@ class LoaderError(UserError):
 
 
 class BatchLoader:
-    """Batches of one pass after another; made by `build_loader`.
+    """Batches of one pass after another; made by `build_loader`. At a pass's end, remarks on its clips are listed once.
 
     Each `iter()` gives the rest of the sampler's current epoch. With a shuffling sampler, `sampler.consumed` counts the
     batches that were yielded (not those that workers have read ahead), so a pass that was left continues where it
@@ -248,6 +289,7 @@ class BatchLoader:
     def __init__(self, loader: DataLoader, sampler: GlobalBatchSampler) -> None:
         self.torch_loader = loader
         self.sampler = sampler
+        self.remarks = Remarks()
         self.capped = 0
         """Clips of this process that `max_audio_s` has cut so far."""
 
@@ -264,6 +306,7 @@ class BatchLoader:
                 if self.sampler.shuffle:
                     self.sampler.consumed = self.sampler.advanced(self.sampler.state_dict())["consumed"]
                 self._note_capped(batch)
+                self.remarks.add(batch.remarks)
                 yield batch
         except RuntimeError as error:
             if not any(sign in str(error) for sign in WORKER_DEATH_SIGNS):
@@ -273,6 +316,8 @@ class BatchLoader:
                 "(or of shared memory: enlarge /dev/shm, in docker --shm-size): lower run.num_workers or the batch "
                 "size. run.num_workers=0 loads in the main process and shows the error itself."
             ) from error
+        finally:
+            self.remarks.report()
 
     def _note_capped(self, batch: Batch) -> None:
         if any(batch.cut) and not self.capped:

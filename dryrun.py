@@ -12,14 +12,14 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from configs.paths import program_file
+from configs.paths import PROGRAM, program_file
 from configs.schema import Config, load_config
 from configs.sections import GenerateConfig, ModelConfig
 from data.batch import Batch
 from data.prompts import PromptError, load_prompts
 from dataset import AudioTextDataset
 from efficiency.memory_plan import InferencePlan, PlannedClip, TrainingPlan, plan_inference, plan_training
-from efficiency.report import published_rows
+from efficiency.report import published_rows, published_variants
 from models.build import build_model
 from models.device import pick_device
 from models.encoders.table import ENCODERS
@@ -135,13 +135,22 @@ def describe_data(train_data: AudioTextDataset, valid_data: AudioTextDataset | N
 
 def published_for(config: Config) -> dict | None:
     """The row of efficiency/published.json for the system that a configuration describes: by its folder's name, where
-    its networks are those of the folder's evaluate.yaml (variants of a system have others)."""
+    its networks are those of the folder's evaluate.yaml; else the folder's variant with the same networks."""
     folder = Path(config.path).resolve().parent
     row = next((row for row in published_rows() if _plain_name(row["name"]) == _plain_name(folder.name)), None)
     main = folder / "evaluate.yaml"
-    if row is None or not main.is_file() or _networks(load_config(main).model) != _networks(config.model):
-        return None
-    return row
+    if row is not None and main.is_file() and _networks(load_config(main).model) == _networks(config.model):
+        return row
+    for variant in published_variants():
+        file = PROGRAM / variant["config"]
+        if file.parent == folder and _stored(load_config(file, variant["options"]).model) == _stored(config.model):
+            return variant
+    return None
+
+
+def _stored(model: ModelConfig) -> tuple:
+    """What its weights take: networks and quantisation."""
+    return (*_networks(model), model.quantization)
 
 
 def _networks(model: ModelConfig) -> list[str | None]:
@@ -228,6 +237,7 @@ def _row(name: str, size: int) -> str:
 
 def _beside_published(row: dict, config: Config, workload: PlannedClip, ours: InferencePlan) -> str:
     theirs = plan_as_published(config.model, workload)
+    note = [f"note: {row['note']}"] if "note" in row else []
     return "\n".join(
         [
             f"next to the published system {row['name']} ({row['parts']})",
@@ -235,6 +245,7 @@ def _beside_published(row: dict, config: Config, workload: PlannedClip, ours: In
             _row("this program, expected", ours.peak),
             _row("its encoders in fp32, 30 s", theirs.peak),
             f"{'published, ' + row['device']:<32}{row['peak_gb']:>10.3f}",
+            *note,
         ]
     )
 

@@ -15,8 +15,10 @@ continues where it stopped if adapter, generation settings, prompts and annotati
 In `scores.json`, `scores` names every figure `task.metric`, as `asr.wer`, `audiocaption.cider_d`, `QA.token_f1`. A
 mode of one family has the figures of the family's own task (`asr`, `audiocaption`) under the plain name of the metric
 too, as `wer`. Neither name depends on which other tasks the files hold. `tasks` has the same figures task by task, with
-clip counts and, for those that are null, the reason; `by_file`, where several annotation files are evaluated together,
-the figures of each file alone (without METEOR and SPICE, whose programs take seconds a call).
+clip counts and, for those that are null, the reason. Where curly quotes, full-width letters or signs without width
+change a task's main metric, which follows the published normaliser, it is there a second time, as `wer_plain_text`,
+with the number of texts that have such (`typographic_texts`). `by_file`, where several annotation files are evaluated
+together, the figures of each file alone (without METEOR and SPICE, whose programs take seconds a call).
 """
 
 from __future__ import annotations

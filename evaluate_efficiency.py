@@ -82,10 +82,13 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
     from models.device import pick_device
     from models.sizes import part_sizes
     from support import provenance
+    from training.dated_folder import dated, moment_to_evaluate, with_moment
 
     config.require_paths("model", "model.test_prompt_path")
     work = workload(arguments, config)
     device = pick_device(arguments.device or config.run.device)
+    if dated(config):
+        config = with_moment(config, moment_to_evaluate(config))
     path = Path(arguments.out) if arguments.out else Path(config.run.output_dir) / "efficiency.json"
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; expected a file to write")

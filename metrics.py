@@ -27,4 +27,5 @@ from scoring.tasks import (
     task_metrics,
 )
 from scoring.translation import translation_bleu
+from scoring.typography import plain_text
 from scoring.words import WordErrors, cer, clean_hypothesis, english_normalizer, per, wer, wer_nota

@@ -11,10 +11,11 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.dated import placeholders
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from data.prompts import load_prompts
@@ -80,9 +81,15 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
     """Train the stage that the file describes and those it chains with `run.auto_second`."""
     import torch
 
+    from training.dated_folder import dated, with_moment
     from training.precision import make_accelerator
 
     accelerator = make_accelerator(config)
+    asked = arguments.resume or config.run.resume
+    was_dated, moment = dated(config), {}
+    if was_dated:
+        moment = _agreed(accelerator, config, asked)
+        config = with_moment(config, moment)
     later_options = [option for option in arguments.options if option.partition("=")[0] not in STAGE_OPTIONS]
     stage = 1
     while True:
@@ -94,18 +101,33 @@ def _train_stages(config: Config, arguments: argparse.Namespace) -> int:
             return 0
         if result.stopped_by is not None:
             done = f"stopped by {result.stopped_by.name} after step {result.step} of {result.total_steps}"
-            accelerator.print(f"{done}; saved {result.last}\ncontinue with: {_command(arguments)} --resume")
+            place = f" {shlex.quote(config.run.output_dir)}" if was_dated else ""
+            accelerator.print(f"{done}; saved {result.last}\ncontinue with: {_command(arguments)} --resume{place}")
             return 128 + result.stopped_by
         following = config.second_stage(str(result.adapter), later_options)
         if following is None:
             break
         config, stage = following, stage + 1
+        if dated(config):  # of a YAML of its own
+            named = placeholders(config.run.output_dir) <= set(moment)
+            moment = moment if named else _agreed(accelerator, config, "auto" if asked else None)
+            config, was_dated = with_moment(config, moment), True
         accelerator.free_memory()  # it still holds the finished stage's model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     accelerator.print(_closing_words(config, result))
     return 0
+
+
+def _agreed(accelerator: Accelerator, config: Config, resume: str | None) -> Mapping[str, str]:
+    """When the run started, as its folder is named: the same in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    from training.dated_folder import moment_to_train
+
+    moments = [moment_to_train(config, resume) if accelerator.is_main_process else None]
+    return broadcast_object_list(moments)[0]
 
 
 def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None]:
@@ -122,6 +144,7 @@ def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None
         augment=datasets.augmentation,
         join=datasets.join_clips,
         max_audio_s=datasets.max_audio_s,
+        long_clips=datasets.long_clips,
         first_channel=rules_of(config.model).first_channel,
     )
     if datasets.valid_ann_path is None:
@@ -166,13 +189,13 @@ def _train_stage(
     if dryrun:
         if resume_argument:
             find_resume(resume_argument, folder)
-        _print_ignored(config, accelerator)
+        _print_remarks(config, accelerator)
         _dry_run(config, accelerator)
         return None
     command_line.require_writable(config.run.output_dir, "run.output_dir")
     with lock_run(folder, accelerator):  # until the end: nobody may start, or continue, between check and first save
         resume = _checkpoint_to_resume(folder, resume_argument, accelerator)
-        _print_ignored(config, accelerator)
+        _print_remarks(config, accelerator)
         return _train_in(config, accelerator, resume)
 
 
@@ -191,16 +214,18 @@ def _checkpoint_to_resume(folder: RunFolder, argument: str | None, accelerator: 
     return resume
 
 
-def _print_ignored(config: Config, accelerator: Accelerator) -> None:
-    for note in config.ignored:
+def _print_remarks(config: Config, accelerator: Accelerator) -> None:
+    for note in config.remarks:
         accelerator.print(note)
 
 
 def _train_in(config: Config, accelerator: Accelerator, resume: Path | None) -> RunResult:
     """Train in the run's folder, which is this run's alone."""
-    _require_data(config)
+    config.require_paths(*_data_paths(config), *_model_paths(config))  # all that is missing, in one error
     train_data, valid_data = load_data(config)
+    train_data = _without_long_clips(config, train_data, accelerator)
     model, distiller = _build(config, accelerator)
+    _check_content(config, model, train_data, valid_data, accelerator)
     runner = make_runner(
         config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller
     )
@@ -216,18 +241,56 @@ def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller
     from training.distillation import build_distiller
     from training.precision import training_model_config
 
-    config.require_paths("model")
-    if config.distillation.teacher is not None:
-        config.require_paths("distillation.teacher")
+    config.require_paths(*_model_paths(config))
     torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
     model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
     return model, build_distiller(config, model)
 
 
-def _require_data(config: Config) -> None:
-    config.require_paths("datasets.train_ann_path", "model.prompt_path")
-    if config.datasets.valid_ann_path is not None:
-        config.require_paths("datasets.valid_ann_path")
+def _without_long_clips(config: Config, train_data: AudioTextDataset, accelerator: Accelerator) -> AudioTextDataset:
+    """The training clips that `datasets.long_clips` leaves; says what it does to the others."""
+    from models.released_rules import rules_of
+    from training.content_limits import clips_cut_by_rules, clips_to_skip
+
+    durations_s = train_data.whole_durations()
+    skipped, notes = clips_to_skip(train_data.annotations, durations_s, config.datasets)
+    for note in notes + clips_cut_by_rules(train_data.annotations, durations_s, rules_of(config.model).cuts_at_s):
+        accelerator.print(note)
+    return train_data.without(skipped) if skipped else train_data
+
+
+def _check_content(
+    config: Config,
+    model: SALMONN,
+    train_data: AudioTextDataset,
+    valid_data: AudioTextDataset | None,
+    accelerator: Accelerator,
+) -> None:
+    """Say what limits and the tokenizer take away from texts; an error where a sequence has more tokens than the
+    language model has positions."""
+    from training.content_limits import lost_text, require_positions
+
+    for note in lost_text(train_data.annotations, model.text):
+        accelerator.print(note)
+    for data, new_tokens in ((train_data, 0), (valid_data, config.generate.max_new_tokens)):
+        if data is not None:
+            require_positions(
+                model,
+                data.annotations,
+                data.durations(),
+                data.prompts_of,
+                training=data is train_data,
+                new_tokens=new_tokens,
+            )
+
+
+def _data_paths(config: Config) -> list[str]:
+    validation = [] if config.datasets.valid_ann_path is None else ["datasets.valid_ann_path"]
+    return ["datasets.train_ann_path", "model.prompt_path", *validation]
+
+
+def _model_paths(config: Config) -> list[str]:
+    return ["model"] if config.distillation.teacher is None else ["model", "distillation.teacher"]
 
 
 def _dry_run(config: Config, accelerator: Accelerator) -> None:
@@ -252,11 +315,13 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
         listed = "".join(f"\n  {what}" for what in data)
         accelerator.print(f"\ndata not found, so no clip was looked at:{listed}")
     else:
-        _require_data(config)
+        config.require_paths(*_data_paths(config))
         train_data, valid_data = load_data(config)
+        train_data = _without_long_clips(config, train_data, accelerator)
         if model is None:
             accelerator.print(f"\n{dryrun.describe_data(train_data, valid_data)}")
         else:
+            _check_content(config, model, train_data, valid_data, accelerator)
             loader = make_runner(config, model, train_data, valid_data, accelerator=accelerator).loader
             accelerator.print(f"\n{dryrun.describe(model, train_data, valid_data, next(iter(loader)))}")
     if distiller is not None:

@@ -190,7 +190,9 @@ def work(arguments: argparse.Namespace, run_job: suite.Runner) -> None:
 
 
 def main(argv: Sequence[str] | None = None, *, run: suite.Runner = suite.run_apart) -> int:
-    parser = argparse.ArgumentParser(description="Compare ours with the reference model on the CPU.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.against_reference", description="Compare ours with the reference model on the CPU."
+    )
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run (default: all)")
     parser.add_argument("--clips", type=int, help="clips of the evaluation (default: 64)")

@@ -198,7 +198,10 @@ def work(arguments: argparse.Namespace, run_job: suite.Runner) -> None:
 
 
 def main(argv: Sequence[str] | None = None, *, run: suite.Runner = suite.run_apart) -> int:
-    parser = argparse.ArgumentParser(description="Measure every system at full shape, ours and the reference model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_suite",
+        description="Measure every system at full shape, ours and the reference model.",
+    )
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), help="folders of configs (default: all)")
     parser.add_argument("--device", default="cuda", help="default: cuda")
     parser.add_argument(

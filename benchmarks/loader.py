@@ -251,7 +251,7 @@ def work(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--clips", type=int, default=32, help="files of each kind")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="processes that load; 0 loads in the main one")

@@ -28,7 +28,9 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write a system's files with random weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.random_weights", description="Write a system's files with random weights."
+    )
     parser.add_argument("--cfg-path", required=True, help="YAML of the system")
     parser.add_argument("--out", required=True, help="folder to write to")
     types = ("float32", "float16", "bfloat16")

@@ -227,7 +227,10 @@ def work(arguments: argparse.Namespace, run_job: suite.Runner) -> None:
 
 
 def main(argv: Sequence[str] | None = None, *, run: suite.Runner = suite.run_apart) -> int:
-    parser = argparse.ArgumentParser(description="Measure one model over batches, clip lengths, back-ends, encoders.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sweep",
+        description="Measure one model over batches, clip lengths, back-ends, encoders.",
+    )
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--cfg-path", help="YAML of the model (default: turbo, BEATs, Qwen2.5-0.5B)")
     parser.add_argument(

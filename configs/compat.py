@@ -1,167 +1,73 @@
 """Keys of the SALMONN family of YAML files: which have another name here, which have no effect and why.
 
 The family: SALMONN itself, the 3B baseline's trainer and evaluator, and the programs made from them. Their files load
-unchanged; what has no effect is listed once at the start, never dropped silently.
+unchanged; what has no effect is listed once at the start, never dropped silently. The tables are in
+`configs/family_keys.py`; what a program's code adds to its files is in `configs/family_programs.py`.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+from configs import family_programs as programs
+from configs.family_keys import IGNORED, RENAMED
+from configs.family_programs import TEACHER
+from configs.family_reading import MODELS, Reading
 from configs.parsing import ConfigError, shown
-
-RENAMED = {
-    "model.llm_path": "model.llama_path",
-    "model.gemma_path": "model.llama_path",
-    "model.qwen_path": "model.llama_path",
-    "model.canary_path": "model.parakeet_path",
-    "model.freeze_canary": "model.freeze_parakeet",
-    "model.speech_gemma_proj_model": "model.speech_llama_proj_model",
-    "model.speech_qwen_proj_model": "model.speech_llama_proj_model",
-    "model.freeze_speech_gemma_proj": "model.freeze_speech_llama_proj",
-    "model.freeze_speech_qwen_proj": "model.freeze_speech_llama_proj",
-    "datasets.train_ann_path_1": "datasets.train_ann_path",
-    "datasets.train_stage1_path": "datasets.train_ann_path",
-    "datasets.valid_ann_path_1": "datasets.valid_ann_path",
-    "datasets.valid_stage1_path": "datasets.valid_ann_path",
-    "datasets.train_ann_path_2": "datasets.train_stage2_path",
-    "datasets.valid_ann_path_2": "datasets.valid_stage2_path",
-    "datasets.test_asr_path": "datasets.test_ann_path_asr",
-    "datasets.test_aac_path": "datasets.test_ann_path_aac",
-    "run.use_wandb": "wandb.log",
-    "run.wandb_project": "wandb.project",
-    "run.wandb_entity": "wandb.entity",
-    "run.wandb_name": "wandb.name",
-    "run.wandb_local_dir": "wandb.dir",
-    "run.exp_name": "wandb.name",
-}
-"""Dotted key of the family -> dotted key here."""
-
-_LAUNCHER = "the launcher (torchrun) sets the number of processes and their address"
-_MANIFEST = "clips are read from the annotation files"
-IGNORED = {
-    "model.only_preprocessor": "parts are loaded when they are needed",
-    "model.beats_to_eat": "EAT is not supported; BEATs is used if model.beats_path is set",
-    "model.distillation": "distillation is on if distillation.teacher (model_T) is given",
-    "model.is_output_saved": "the teacher runs during training; saved outputs are not read",
-    "model.device_8bit": "run.device sets the model's device",
-    "generate.end_sym": "model.end_sym is the end symbol, and every special token is removed from texts",
-    "datasets.whisper_path": "features are computed for model.whisper_path",
-    "datasets.whisper_path2": "the teacher's features are computed for distillation.teacher.whisper_path",
-    "datasets.stage1_use_valid": "validation runs if datasets.valid_ann_path is given",
-    "datasets.stage2_use_valid": "validation runs if datasets.valid_stage2_path or valid_ann_path is given",
-    "datasets.train_manifest_path": _MANIFEST,
-    "datasets.valid_manifest_path": _MANIFEST,
-    "datasets.asr_manifest_path": _MANIFEST,
-    "datasets.aac_manifest_path": _MANIFEST,
-    "datasets.mock_manifest_path": _MANIFEST,
-    "run.gpu": "run.device, or the launcher, selects the GPU",
-    "run.device2": "teacher and student run on run.device",
-    "run.use_distributed": _LAUNCHER,
-    "run.world_size": _LAUNCHER,
-    "run.dist_url": _LAUNCHER,
-    "run.dist_backend": _LAUNCHER,
-    "run.distributed": _LAUNCHER,
-    "run.rank": _LAUNCHER,
-}
-"""Dotted key of the family -> why it has no effect here."""
-
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CED_NAMES = {f"ced_{size}": f"mispeech/ced-{size}" for size in ("tiny", "mini", "small", "base")}
-"""Names in nlp-07's code -> hub names."""
 
 PLACEHOLDERS = ("<hf_token>", "")
 """Values in the family's files where a secret was removed."""
 
-TEACHER = "distillation.teacher"
 STUDENT_AND_TEACHER = {"model_S": "model", "model_T": TEACHER}
 """Sections of the distillation variant -> ours."""
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """A file while its keys are being renamed; `given` is changed in place."""
+class Translation:
+    """What became of a file's keys."""
 
-    given: dict[str, Any]
-    file: str
-    overridden: frozenset[str]
-    """Dotted keys given after `--options`, as they were written."""
-    origins: dict[str, str] = field(default_factory=dict)
-    """Our key -> the name written, where they differ."""
-    sections: dict[str, str] = field(default_factory=dict)
-    """Our section -> the section written, where they differ."""
-    ignored: list[str] = field(default_factory=list)
+    renamed: dict[str, str]
+    """Our key -> the name written."""
+    ignored: list[str]
     """Keys without effect, each with the reason."""
-
-    def ignore(self, key: str, why: str) -> None:
-        self.ignored.append(f"{self.written(key)}: ignored, because {why}")
-
-    def holder(self, section: str) -> dict[str, Any] | None:
-        """The mapping at a dotted name, or None."""
-        found: Any = self.given
-        for name in section.split("."):
-            found = found.get(name) if isinstance(found, dict) else None
-        return found if isinstance(found, dict) else None
-
-    def written(self, key: str) -> str:
-        """A key as written in the file, with the section it was written in."""
-        section, _, name = key.rpartition(".")
-        return f"{self.sections.get(section, section)}.{name}"
-
-    def is_overridden(self, key: str) -> bool:
-        return key in self.overridden or self.written(key) in self.overridden
-
-    def pop(self, key: str) -> tuple[bool, Any]:
-        section, _, name = key.rpartition(".")
-        holder = self.holder(section)
-        return (True, holder.pop(name)) if holder is not None and name in holder else (False, None)
-
-    def put(self, ours: str, value: Any, theirs: str) -> None:
-        """Store a renamed value; where our key is there too, an override wins, equal or empty values do no harm."""
-        section, _, name = ours.rpartition(".")
-        holder = self.holder(section)
-        if holder is None:
-            holder = self.given[section] = {}
-        present = holder.get(name)
-        if present in (None, "") or present == value or (self.is_overridden(theirs) and not self.is_overridden(ours)):
-            holder[name] = value
-            self.origins[ours] = self.written(theirs)
-        elif value not in (None, "") and not self.is_overridden(ours):
-            other = self.origins.get(ours, self.written(ours))
-            raise ConfigError(
-                f"{self.file}: {self.written(theirs)} and {other} name the same thing, but they differ: "
-                f"{shown(value)} and {shown(present)}; keep one of them"
-            )
+    notes: list[str]
+    """What else a reader of the file should know."""
+    problems: list[tuple[str, str]]
+    """Keys that a user must change, as written, each with a sentence."""
 
 
-def translate(given: dict[str, Any], file: str, overridden: frozenset[str]) -> tuple[dict[str, str], list[str]]:
-    """Rename and drop the family's keys, in place. Returns our key -> the name written, and the keys without effect.
+def translate(given: dict[str, Any], file: str, overridden: frozenset[str]) -> Translation:
+    """Rename and drop the family's keys, in place.
 
     Raises:
         ConfigError: two names of one key hold different values.
     """
-    reading = _Reading(given, file, overridden)
+    reading = Reading(given, file, overridden)
     _student_and_teacher(reading)
     _stages(reading)
+    _test_files(reading)
+    for section in MODELS:
+        if reading.holder(section) is not None:
+            programs.read_kind_of_model(reading, section)
     for pair in RENAMED.items():
         for theirs, ours in _in_every_model(*pair):
             found, value = reading.pop(theirs)
             if found:
                 reading.put(ours, value, theirs)
+    if given.get("canary") == {}:
+        del given["canary"]
+    _wandb(reading)
+    for section in MODELS:
+        if reading.holder(section) is not None:
+            _model(reading, section)
     for key, why in IGNORED.items():
         for (place,) in _in_every_model(key):
             if reading.pop(place)[0]:
                 reading.ignore(place, why)
-    _wandb(reading)
-    for section in ("model", TEACHER):
-        if reading.holder(section) is not None:
-            _program_defaults(reading, section)
-            _encoders(reading, section)
-            _model(reading, section)
-    return reading.origins, reading.ignored
+    programs.read_distillation_of_one_section(reading)
+    return Translation(reading.origins, reading.ignored, reading.notes, reading.problems)
 
 
 def our_key(key: str) -> str:
@@ -181,7 +87,7 @@ def _in_every_model(*keys: str) -> list[tuple[str, ...]]:
     return [keys, tuple(key.replace("model.", f"{TEACHER}.", 1) for key in keys)]
 
 
-def _student_and_teacher(reading: _Reading) -> None:
+def _student_and_teacher(reading: Reading) -> None:
     """`model_S` and `model_T`: the student is the model, the teacher the distillation's."""
     for theirs, ours in STUDENT_AND_TEACHER.items():
         if theirs not in reading.given:
@@ -214,7 +120,7 @@ def _student_and_teacher(reading: _Reading) -> None:
             reading.origins[mine] = f"{theirs}.{name}"
 
 
-def _stages(reading: _Reading) -> None:
+def _stages(reading: Reading) -> None:
     """Both stages in one file: `run.output_dir` and `run.optims` as mappings of one entry a stage."""
     file, run = reading.file, reading.given.get("run", {})
     folders = run.get("output_dir")
@@ -242,7 +148,7 @@ def _stages(reading: _Reading) -> None:
             )
 
 
-def _wandb(reading: _Reading) -> None:
+def _wandb(reading: Reading) -> None:
     """`wandb.log: true/false` is the family's switch; `wandb.mode` is ours and wins."""
     found, log = reading.pop("wandb.log")
     if not found or log is None:
@@ -254,62 +160,25 @@ def _wandb(reading: _Reading) -> None:
     section.setdefault("mode", ("online" if has_key else "offline") if log else "disabled")
 
 
-def _program_defaults(reading: _Reading, section: str) -> None:
-    """What two programs have in their code and not in their files, where the file is recognisably theirs."""
+def _test_files(reading: Reading) -> None:
+    """nlp-07: a test file for each stage; both are evaluated."""
+    paths = {name: reading.pop(f"datasets.{name}")[1] for name in ("test_ann_path_1", "test_ann_path_2")}
+    given = {name: path for name, path in paths.items() if path not in (None, "")}
+    if given:
+        values = list(given.values())
+        reading.put("datasets.test_ann_path", values[0] if len(values) == 1 else values, f"datasets.{min(given)}")
+
+
+def _model(reading: Reading, section: str) -> None:
+    """A model's switches that are a value of another key here, and what its program's code adds."""
     model = reading.holder(section)
-    llm = str(model.get("llama_path") or "").lower()
-    wrote_qwen_path = reading.origins.get(f"{section}.llama_path", "").endswith(".qwen_path")
-    if (wrote_qwen_path or model.get("ced_path") in CED_NAMES) and "qwen" in llm:
-        model.setdefault("bos_token", "<|im_start|>")
-        model.setdefault("lora_target_modules", ["q_proj", "v_proj", "gate_proj"])
-    if "qlora" in model and not reading.is_overridden(f"{section}.qlora"):  # cv-16
-        model.setdefault("lora_target_modules", list(ALL_LINEAR))
-        if "qwen" in llm and "deepseek" not in llm:  # token 151643, where a tokenizer has no BOS
-            model.setdefault("bos_token", "<|endoftext|>")
-
-
-def _encoders(reading: _Reading, section: str) -> None:
-    """Encoders that replace another and use its switches: CED for BEATs, Canary's for Whisper."""
-    model = reading.holder(section)
-    found, use_beats = reading.pop(f"{section}.use_beats")
-    if found and use_beats is False:
-        model["beats_path"] = None
-    name = model.get("ced_path")
-    if name in CED_NAMES and not Path(name).exists():
-        model["ced_path"] = CED_NAMES[name]
-    if name and not model.get("beats_path") and "freeze_beats" in model:
-        model.setdefault("freeze_ced", model["freeze_beats"])
-    written = reading.origins.get(f"{section}.parakeet_path", "")
-    if written.endswith(".canary_path") and model.get("parakeet_path"):
-        if "freeze_whisper" in model:
-            model.setdefault("freeze_parakeet", model["freeze_whisper"])
-        if model.get("whisper_path") and not reading.is_overridden(f"{section}.whisper_path"):
-            model["whisper_path"] = None
-            reading.ignore(f"{section}.whisper_path", "Canary's encoder replaces Whisper")
-
-
-def _model(reading: _Reading, section: str) -> None:
-    """The family's switches that are a value of another key here."""
-    model = reading.holder(section)
+    programs.take_pruned_model(reading, section)
+    programs.take_over_defaults(reading, section)
+    programs.read_encoders(reading, section)
     if model.get("token") in PLACEHOLDERS:
         model.pop("token", None)
     if isinstance(model.get("legacy"), bool):  # YAML also reads the bare words on and off as booleans
         model["legacy"] = "exact" if model["legacy"] else "off"
-    if isinstance(model.get("quantization"), bool) and not model["quantization"]:
-        model["quantization"] = "none"
-    for switch, back_end in (("qlora", "nf4"), ("low_resource", "int8")):
-        key = f"{section}.{switch}"
-        found, on = reading.pop(key)
-        if not found or on is None:
-            continue
-        if not isinstance(on, bool):
-            raise ConfigError(f"{reading.file}: {reading.written(key)}: expected true or false, found {shown(on)}")
-        present = model.get("quantization")
-        if not on or reading.is_overridden(f"{section}.quantization"):
-            continue
-        if present not in (None, back_end) and not reading.is_overridden(key):
-            raise ConfigError(
-                f"{reading.file}: {reading.written(key)}: true means quantization: {back_end}, but the file also asks "
-                f"for {present}; keep one"
-            )
-        model["quantization"] = back_end
+    programs.read_pruning_of_checkpoints(reading, section)
+    programs.read_quantisation(reading, section)
+    programs.refuse_absent_features(reading, section)

@@ -26,9 +26,10 @@ SECTIONS = ("wandb", "model", "distillation", "generate", "datasets", "run")
 YAML_NULLS = ("", "~", "null", "Null", "NULL")
 
 
-def read(path: str, overrides: list[str], schema: type) -> tuple[dict[str, Any], Origin, list[str]]:
+def read(path: str, overrides: list[str], schema: type) -> tuple[dict[str, Any], Origin, compat.Translation]:
     """The file's content with overrides applied, interpolations resolved and the family's keys renamed; where each
-    value came from; and the keys without effect. `schema` is the dataclass of all sections, for the types of overrides.
+    value came from; and what became of the family's keys. `schema` is the dataclass of all sections, for the types of
+    overrides.
 
     Raises:
         ConfigError: unreadable file, broken YAML, an override that is not `key=value`, an interpolation that fails.
@@ -67,8 +68,18 @@ def read(path: str, overrides: list[str], schema: type) -> tuple[dict[str, Any],
             place = f"--options (over {path})" if section in raw else path
             raise ConfigError(f"{place}: {section}: expected a mapping, found {yaml_type(value)}")
     given = {section: value for section, value in given.items() if value is not None or section not in SECTIONS}
-    renamed, ignored = compat.translate(given, path, frozenset(raw))
-    return given, Origin(file=path, lines=lines, overrides=raw, renamed=renamed), ignored
+    _read_none(given, "", schema)
+    translation = compat.translate(given, path, frozenset(raw))
+    return given, Origin(file=path, lines=lines, overrides=raw, renamed=translation.renamed), translation
+
+
+def _read_none(given: dict[str, Any], prefix: str, schema: type) -> None:
+    """Python's None, written where null is allowed, is null; YAML reads it as the text "None"."""
+    for name, value in given.items():
+        if isinstance(value, dict):
+            _read_none(value, f"{prefix}{name}.", schema)
+        elif value == "None" and nullable(annotation_of(compat.our_key(f"{prefix}{name}"), schema)):
+            given[name] = None
 
 
 def _split_overrides(overrides: list[str]) -> dict[str, str]:

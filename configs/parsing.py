@@ -19,10 +19,27 @@ import yaml
 from support.command_line import UserError
 
 T = TypeVar("T")
+Problem = tuple[str, str]
+"""Where a value was set, and what is wrong with it."""
+
+
+MISPLACED = 0.8
+"""Likeness, from 0 to 1, from which an unknown key is taken for a mistyped one of another section."""
 
 
 class ConfigError(UserError):
     """A configuration that a user must fix: names the file, the key, what was found and what was expected."""
+
+
+def raise_problems(file: str, problems: typing.Sequence[Problem]) -> None:
+    """Raise one ConfigError for all problems of a file, each with its place; nothing for none."""
+    if len(problems) == 1:
+        raise ConfigError(": ".join(problems[0]))
+    if problems:
+        lines = [
+            f"{place.removeprefix(f'{file}, ').replace(f' (over {file})', '')}: {text}" for place, text in problems
+        ]
+        raise ConfigError("\n  ".join([f"{file}: {len(problems)} things to fix", *dict.fromkeys(lines)]))
 
 
 def option(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING, **metadata: Any) -> Any:
@@ -50,10 +67,12 @@ class Origin:
     def of(self, key: str) -> str:
         """Where a dotted key was set, for the beginning of a message."""
         written = self.renamed.get(key, key)
-        if written in self.lines and written not in self.overrides:
+        if written in self.lines and not any(f"{written}.".startswith(f"{option}.") for option in self.overrides):
             return f"{self.file}, line {self.lines[written]}"
-        # A section, or a mapping, may come from options that name keys within it.
-        optional = any(option == written or option.startswith(f"{written}.") for option in self.overrides)
+        # A section, or a mapping, may come from options that name keys within it, and a key from one that names it all.
+        optional = any(
+            f"{option}.".startswith(f"{written}.") or written.startswith(f"{option}.") for option in self.overrides
+        )
         return f"--options (over {self.file})" if optional else self.file
 
     def name(self, key: str) -> str:
@@ -150,7 +169,7 @@ def annotation_of(key: str, schema: type) -> Any:
     """The type of a dotted key's field, from the dataclass of all sections; None if there is no such key."""
     annotation: Any = schema
     for name in key.split("."):
-        section = _dataclass_of(annotation)
+        section = dataclass_of(annotation)
         annotation = field_types(section).get(name) if section is not None else None
     return annotation
 
@@ -230,56 +249,78 @@ def check_ranges(section: Any) -> None:
             raise UserError(f"{field.name} is {value}; expected {problem}.")
 
 
-def build(cls: type[T], given: Mapping[str, Any], prefix: str, origin: Origin, elsewhere: Mapping[str, str]) -> T:
-    """An instance of a dataclass from a plain mapping; unknown keys and wrong types are errors.
+@dataclass(frozen=True)
+class Builder:
+    """Makes dataclasses of plain mappings; unknown keys and wrong types are collected, to be raised together."""
 
-    `prefix` is the section's dotted name with a dot at its end, or "". `elsewhere` maps a key's last name to the dotted
-    key of another section that has it, for an error that names the right section.
-    """
-    annotations = field_types(cls)
-    given = {str(name): value for name, value in given.items()}  # YAML reads 1, on and null as other than text
-    fields = {field.name: field for field in dataclasses.fields(cls) if not field.metadata.get("internal")}
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        key = f"{prefix}{name}"
-        if name not in fields:
-            raise ConfigError(_unknown(name, value, prefix, fields, origin, elsewhere))
-        annotation = annotations[name]
-        nested = _dataclass_of(annotation)
+    origin: Origin
+    elsewhere: Mapping[str, str]
+    """A key's last name -> the dotted key of a section that has it, for an error that names the right section."""
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+
+    def add(self, key: str, text: str) -> None:
+        """Note what is wrong with a key."""
+        self.problems.append((self.origin.of(key), text))
+
+    def build(self, cls: type[T], given: Mapping[str, Any], prefix: str = "") -> T | None:
+        """An instance of `cls`, or None where `problems` has what is wrong. `prefix` is the section's dotted name with
+        a dot at its end, or ""."""
+        before = len(self.problems)
+        annotations = field_types(cls)
+        given = {str(name): value for name, value in given.items()}  # YAML reads 1, on and null as other than text
+        fields = {field.name: field for field in dataclasses.fields(cls) if not field.metadata.get("internal")}
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in fields:
+                self._take(values, name, value, annotations[name], fields[name].metadata, prefix)
+            else:
+                self.add(f"{prefix}{name}", _unknown(name, value, prefix, fields, self.elsewhere))
+        if len(self.problems) > before:
+            return None
+        try:
+            return cls(**values)
+        except ConfigError:
+            raise
+        except UserError as error:  # a rule between several keys, from __post_init__
+            self.problems.append((self.origin.file, str(error)))
+            return None
+
+    def _take(
+        self,
+        values: dict[str, Any],
+        name: str,
+        value: Any,
+        annotation: Any,
+        metadata: Mapping[str, Any],
+        prefix: str,
+    ) -> None:
+        """Put a key's value, converted and checked, into `values`."""
+        key, origin = f"{prefix}{name}", self.origin
+        nested = dataclass_of(annotation)
         text = origin.overrides.get(origin.renamed.get(key, key))
         if value is None and not nullable(annotation):
-            if text is None:
-                continue  # null means "not given" in a file, as in the family's
-            raise ConfigError(
-                f"{origin.of(key)}: {origin.name(key)}: expected {described(annotation)}, found {text!r}, which is null"
-            )
+            if text is not None:  # null means "not given" in a file, as in the family's
+                self.add(key, f"{origin.name(key)}: expected {described(annotation)}, found {text!r}, which is null")
+            return
         if value == "" and nullable(annotation):
             value = None  # the family writes "" for "not given"
         if nested is not None and isinstance(value, Mapping):
-            values[name] = build(nested, value, f"{key}.", origin, elsewhere)
-            continue
+            values[name] = self.build(nested, value, f"{key}.")
+            return
         try:
             converted = _convert(value, annotation, text)
         except _Mismatch:
-            secret = fields[name].metadata.get("secret")
-            found = yaml_type(value) if secret else shown(value)
+            found = yaml_type(value) if metadata.get("secret") else shown(value)
             quote = ' (put it in quotes: "...")' if str in (annotation, *typing.get_args(annotation)) else ""
-            raise ConfigError(
-                f"{origin.of(key)}: {origin.name(key)}: expected {described(annotation)}, found {found}{quote}"
-            ) from None
-        problem = _check_range(converted, fields[name].metadata)
+            self.add(key, f"{origin.name(key)}: expected {described(annotation)}, found {found}{quote}")
+            return
+        problem = _check_range(converted, metadata)
         if problem is not None:
-            raise ConfigError(f"{origin.of(key)}: {origin.name(key)}: expected {problem}, found {shown(value)}")
+            self.add(key, f"{origin.name(key)}: expected {problem}, found {shown(value)}")
         values[name] = converted
-    try:
-        return cls(**values)
-    except ConfigError:
-        raise
-    except UserError as error:  # a rule between several keys, from __post_init__
-        raise ConfigError(f"{origin.file}: {error}") from None
 
 
-def _dataclass_of(annotation: Any) -> type | None:
+def dataclass_of(annotation: Any) -> type | None:
     """The dataclass in `Section` or `Section | None`, if there is one."""
     candidates = (annotation, *typing.get_args(annotation))
     return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
@@ -292,21 +333,32 @@ def _known_encoders(name: str, valid: Mapping[str, dataclasses.Field]) -> str:
 
 
 def _unknown(
-    name: str,
-    value: Any,
-    prefix: str,
-    valid: Mapping[str, dataclasses.Field],
-    origin: Origin,
-    elsewhere: Mapping[str, str],
+    name: str, value: Any, prefix: str, valid: Mapping[str, dataclasses.Field], elsewhere: Mapping[str, str]
 ) -> str:
     key, what = f"{prefix}{name}", f"key of {prefix[:-1]}" if prefix else "section"
-    close = nearest(name, valid)
+    close, misplaced = _meant(name, value, valid, elsewhere)
     secret = close is not None and valid[close].metadata.get("secret")  # a mistyped or misplaced token is still one
-    misplaced = close is None and name in elsewhere
     found = shown(value) if prefix and not secret and not misplaced else yaml_type(value)
-    message = f"{origin.of(key)}: {key}: no such {what} (found {found})."
+    message = f"{key}: no such {what} (found {found})."
     if close is not None:
         return f"{message} Did you mean {prefix}{close}?{_known_encoders(name, valid)}"
-    if name in elsewhere:
-        return f"{message} Did you mean {elsewhere[name]}?"
+    if misplaced is not None:
+        return f"{message} Did you mean {misplaced}?"
     return f"{message} It has: {', '.join(sorted(valid))}."
+
+
+def _meant(
+    name: str, value: Any, valid: Mapping[str, dataclasses.Field], elsewhere: Mapping[str, str]
+) -> tuple[str | None, str | None]:
+    """The key of this section, or the dotted key of another one, that an unknown name is most like."""
+    close = nearest(name, valid)
+    if isinstance(value, Mapping):
+        return close, None
+    other = name if name in elsewhere else nearest(name, elsewhere)
+    if other is None or (close is not None and close.lower() == name.lower()):
+        return close, None
+    likeness = {key: difflib.SequenceMatcher(None, name.lower(), key.lower()).ratio() for key in (close, other) if key}
+    here, there = likeness.get(close, 0), likeness[other]
+    if there == 1 or (there >= MISPLACED and there > here):
+        return None, elsewhere[other]
+    return close, None

@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.parsing import ConfigError
+from configs.family_reading import MODELS
+from configs.parsing import Problem, raise_problems
 from configs.sections import ENCODER_PATHS
 
 PROGRAM = Path(__file__).resolve().parent.parent
-MODELS = ("model", "distillation.teacher")
-"""Sections that describe a model."""
+SHIPPED_PROMPTS = {"train_prompt.json": "prompts/train.json", "test_prompt.json": "prompts/test.json"}
+"""The family's prompt files, in a folder of any name -> the program's own, which take their place where they are
+absent."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # name, org/name, org/name@revision
 
 
@@ -45,6 +47,15 @@ def program_file(path: str | Path) -> Path:
     return PROGRAM / given if not given.exists() and (PROGRAM / given).is_file() else given
 
 
+def prompt_file(config_path: str, path: str) -> str:
+    """A prompt file given in a YAML: relative to the working folder, to the YAML's folder, or the program's own."""
+    found = beside(config_path, path)
+    given = Path(found).expanduser()
+    if given.exists() or given.is_absolute() or program_file(path).exists():
+        return found
+    return SHIPPED_PROMPTS.get(given.name, path)
+
+
 def is_hub_name(path: str) -> bool:
     """Whether text is a hub name (`org/name`, `org/name@revision`) rather than a missing path: its first part is
     neither a folder here nor one of the program's own."""
@@ -53,20 +64,27 @@ def is_hub_name(path: str) -> bool:
     return bool(HUB_NAME.fullmatch(path)) and not here and path.strip(".") != ""
 
 
-def require_paths(file: str, sections: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """See `Config.require_paths`: `sections` of a YAML `file` by their names."""
+def require_paths(
+    file: str, sections: Mapping[str, Any], keys: Sequence[str], place: Callable[[str], str] | None = None
+) -> None:
+    """See `Config.require_paths`: `sections` of a YAML `file` by their names; `place` says where a key was set."""
+    problems: list[Problem] = []
+
+    def require(key: str, *, required: bool) -> None:
+        for problem in _missing(sections, key, required=required):
+            problems.append((place(key) if place else file, problem))
+
     for key in keys:
         if key not in MODELS:
-            _require(file, sections, key, required=True)
+            require(key, required=True)
             continue
-        _require(file, sections, f"{key}.llama_path", required=True)
+        require(f"{key}.llama_path", required=True)
         encoders = [f"{key}.{name}" for name in ENCODER_PATHS]
-        for encoder in encoders:
-            _require(file, sections, encoder, required=False)
+        for encoder in (*encoders, f"{key}.ckpt", f"{key}.speech_llama_proj_model"):
+            require(encoder, required=False)
         if not any(_value(sections, encoder) for encoder in encoders):
-            raise ConfigError(f"{file}: the model has no encoder; set at least one of {', '.join(encoders)}")
-        _require(file, sections, f"{key}.ckpt", required=False)
-        _require(file, sections, f"{key}.speech_llama_proj_model", required=False)
+            problems.append((file, f"the model has no encoder; set at least one of {', '.join(encoders)}"))
+    raise_problems(file, problems)
 
 
 def _value(sections: Mapping[str, Any], key: str) -> Any:
@@ -74,35 +92,40 @@ def _value(sections: Mapping[str, Any], key: str) -> Any:
     return operator.attrgetter(rest)(sections[section]) if rest else sections[section]
 
 
-def _require(file: str, sections: Mapping[str, Any], key: str, *, required: bool) -> None:
+def _missing(sections: Mapping[str, Any], key: str, *, required: bool) -> list[str]:
+    """What is wrong with the paths of a key."""
     section, _, name = key.rpartition(".")
     fields = _value(sections, section).__dataclass_fields__
     assert "path" in fields[name].metadata, f"{key} holds no path"
-    kind, value, prefix = fields[name].metadata["path"], _value(sections, key), sections["datasets"].prefix
+    kind, value = fields[name].metadata["path"], _value(sections, key)
     if not value:
-        if required:
-            raise ConfigError(f"{file}: {key} is not set. Set it in the file, or add: --options {key}={_example(kind)}")
-        return
-    for path in (value,) if isinstance(value, str) else value:
-        places = [Path(path).expanduser()]
-        if kind == "annotation" and prefix and not places[0].is_absolute():
-            places.append(Path(prefix).expanduser() / path)
-        if kind == "prompts":
-            places.append(program_file(path))
-        if any(place.exists() for place in places) or (kind == "model" and is_hub_name(path)):
-            continue
-        looked = " and at ".join(dict.fromkeys(str(place.absolute()) for place in places))
-        also = ""
-        if kind == "annotation" and len(places) == 1 and not places[0].is_absolute():
-            also = ". Or name the data's folder: --options datasets.prefix=FOLDER"
-        elif kind == "annotation" and len(places) > 1 and not Path(prefix).expanduser().is_dir():
-            also = f". datasets.prefix, {prefix!r}, is no folder"
-        hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
-        meant = next(filter(None, map(did_you_mean, places)), "")
-        raise ConfigError(
-            f"{file}: {key}: {path!r} does not exist (looked at {looked}){hub}.{meant} "
-            f"Fix it in the file, or add: --options {key}={_example(kind)}{also}"
-        )
+        message = f"{key} is not set. Set it in the file, or add: --options {key}={_example(kind)}"
+        return [message] if required else []
+    given = (value,) if isinstance(value, str) else value
+    return [text for path in given if (text := _absent(key, kind, path, sections["datasets"].prefix))]
+
+
+def _absent(key: str, kind: str, path: str, prefix: str | None) -> str | None:
+    """Where a path was looked for and how to fix it, or None where it exists."""
+    places = [Path(path).expanduser()]
+    if kind == "annotation" and prefix and not places[0].is_absolute():
+        places.append(Path(prefix).expanduser() / path)
+    if kind == "prompts":
+        places.append(program_file(path))
+    if any(place.exists() for place in places) or (kind == "model" and is_hub_name(path)):
+        return None
+    looked = " and at ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    also = ""
+    if kind == "annotation" and len(places) == 1 and not places[0].is_absolute():
+        also = ". Or name the data's folder: --options datasets.prefix=FOLDER"
+    elif kind == "annotation" and len(places) > 1 and not Path(prefix).expanduser().is_dir():
+        also = f". datasets.prefix, {prefix!r}, is no folder"
+    hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
+    meant = next(filter(None, map(did_you_mean, places)), "")
+    return (
+        f"{key}: {path!r} does not exist (looked at {looked}){hub}.{meant} "
+        f"Fix it in the file, or add: --options {key}={_example(kind)}{also}"
+    )
 
 
 def _example(kind: str) -> str:

@@ -31,7 +31,8 @@ python train.py --cfg-path configs/demo/stage1.yaml --options run.seed=1 model.l
 - Values may refer to others: `${{run.seed}}`; to the environment: `${{oc.env:DATA}}`.
 - `null` (and, where null is allowed, an empty text) means "not given".
 - Secrets (`model.token`, `wandb.key`) are never written, logged or exported; better give them as `HF_TOKEN` and
-  `WANDB_API_KEY`.
+  `WANDB_API_KEY`, in the environment or in a file `.env` in the working folder, which every command reads (lines
+  `NAME=value`; the environment comes first; the family's `HF_KEY` and `WANDB_KEY` are read as these two).
 """
 
 FAMILY = """## Files of the SALMONN family

@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from configs import compat, loading, paths
-from configs.parsing import ConfigError, build, field_types, option
+from configs import augmentation, compat, loading, paths
+from configs.parsing import Builder, ConfigError, Origin, dataclass_of, field_types, option, raise_problems
 from configs.sections import (
     DatasetsConfig,
     DistillationConfig,
@@ -72,6 +72,15 @@ class Config:
     """The file it was read from."""
     ignored: tuple[str, ...] = option((), internal=True)
     """Keys of the family that have no effect here, each with the reason; for the start of a log."""
+    notes: tuple[str, ...] = option((), internal=True)
+    """What was read in another way than written, or taken over from a program's code; for the start of a log too."""
+    origin: Origin | None = dataclasses.field(default=None, compare=False, repr=False, metadata={"internal": True})
+    """Where each value was set, for errors; None where it was made in Python."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know before the run starts: `ignored` and `notes`."""
+        return (*self.ignored, *self.notes)
 
     def to_dict(self, secrets: bool = False) -> dict[str, dict[str, Any]]:
         """The sections as plain data. Without `secrets`, secret keys are null."""
@@ -83,9 +92,10 @@ class Config:
         are accepted instead of folders.
 
         Raises:
-            ConfigError: for the first key that is missing or whose file does not exist, with the place and the fix.
+            ConfigError: for all keys that are missing or whose files do not exist, with the place and the fix.
         """
-        paths.require_paths(self.path, vars(self), keys or ("model",))
+        place = self.origin.of if self.origin is not None else None
+        paths.require_paths(self.path, vars(self), keys or ("model",), place)
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -134,7 +144,7 @@ class Config:
             output_dir=self.run.output_dir_stage2 or f"{self.run.output_dir.rstrip('/')}_stage2",
         )
         model = dataclasses.replace(self.model, ckpt=ckpt)
-        return dataclasses.replace(self, model=model, datasets=datasets, run=run, ignored=())  # reported once
+        return dataclasses.replace(self, model=model, datasets=datasets, run=run, ignored=(), notes=())  # reported once
 
 
 def _plain(section: Any, secrets: bool) -> dict[str, Any]:
@@ -163,26 +173,80 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises:
         ConfigError: naming file, line, key, what was found and the nearest valid name.
     """
-    given, origin, ignored = loading.read(os.fspath(path), list(overrides), Config)
-    elsewhere = {
-        name: f"{section}.{name}" for section in loading.SECTIONS for name in field_types(field_types(Config)[section])
-    }
-    config = build(Config, given, "", origin, elsewhere)
-    model, distillation, run = _with_token(config.model), config.distillation, config.run
-    if distillation.teacher is not None:
-        distillation = dataclasses.replace(distillation, teacher=_with_token(distillation.teacher))
+    given, origin, translation = loading.read(os.fspath(path), list(overrides), Config)
+    builder = Builder(origin, _places_of_names())
+    for key, text in translation.problems:
+        builder.add(key, f"{key}: {text}")
+    augmentation_notes = _check_augmentation(given, builder)
+    config = builder.build(Config, given)
+    raise_problems(origin.file, builder.problems)
+    run = config.run
     if not (given.get("run") or {}).get("output_dir"):  # null and "" mean "not given" in the family's files
         if "run.output_dir" in origin.overrides:
             raise ConfigError(f"{origin.of('run.output_dir')}: run.output_dir: expected a folder, found nothing")
         run = dataclasses.replace(run, output_dir=paths.default_output_dir(origin.file))
+    notes = [*translation.notes, *augmentation_notes]
+    model = _located(config.model, "model", origin, notes)
+    distillation = config.distillation
+    if distillation.teacher is not None:
+        teacher = _located(distillation.teacher, "distillation.teacher", origin, [])
+        distillation = dataclasses.replace(distillation, teacher=teacher)
     return dataclasses.replace(
-        config, model=model, distillation=distillation, run=run, path=origin.file, ignored=tuple(ignored)
+        config,
+        model=model,
+        distillation=distillation,
+        run=run,
+        path=origin.file,
+        ignored=tuple(translation.ignored),
+        notes=tuple(notes),
+        origin=origin,
     )
 
 
-def _with_token(model: ModelConfig) -> ModelConfig:
+def _places_of_names() -> dict[str, str]:
+    """A key's last name -> its dotted key, of all sections and of the mappings in them; the shallowest wins."""
+    found: dict[str, str] = {}
+    level = {section: field_types(Config)[section] for section in loading.SECTIONS}
+    while level:
+        inner: dict[str, Any] = {}
+        for prefix, cls in level.items():
+            for name, annotation in field_types(cls).items():
+                found.setdefault(name, f"{prefix}.{name}")
+                nested = dataclass_of(annotation)
+                if nested is not None and nested is not ModelConfig:
+                    inner[f"{prefix}.{name}"] = nested
+        level = inner
+    return found
+
+
+def _check_augmentation(given: Mapping[str, Any], builder: Builder) -> list[str]:
+    """What is wrong with `datasets.augmentation` goes to `builder`; the result is what to say of it."""
+    spec = (given.get("datasets") or {}).get("augmentation")
+    if not isinstance(spec, Mapping):
+        return []
+    reading = augmentation.read(spec)
+    for key, text in reading.problems:
+        builder.add(key, f"{key}: {text}")
+    return reading.notes
+
+
+def _located(model: ModelConfig, section: str, origin: Origin, notes: list[str]) -> ModelConfig:
+    """The model with its prompt files found and the token of the environment; `notes` gets what to say of them."""
+    changes: dict[str, Any] = {}
+    for key in ("prompt_path", "test_prompt_path"):
+        path = getattr(model, key)
+        found = paths.prompt_file(origin.file, path) if path else path
+        if found != path:
+            changes[key] = found
+            if found in paths.SHIPPED_PROMPTS.values():
+                written = origin.renamed.get(f"{section}.{key}", f"{section}.{key}")
+                notes.append(
+                    f"{written}: there is no {path}; the prompts that come with the program are used ({found})"
+                )
     token = model.token or os.environ.get("HF_TOKEN") or None
-    return model if token == model.token else dataclasses.replace(model, token=token)
+    if token != model.token:
+        changes["token"] = token
+    return dataclasses.replace(model, **changes) if changes else model
 
 
 def dump_config(config: Config, path: str | os.PathLike[str]) -> None:

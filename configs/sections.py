@@ -5,9 +5,12 @@ Names and defaults are the SALMONN family's. `python -m configs.reference` makes
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from configs.dated import placeholders, unknown_placeholder
 from configs.parsing import option
 from support.command_line import UserError
 
@@ -30,8 +33,29 @@ def _rule(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _at_home(key: str, path: str) -> str:
+    expanded = os.path.expanduser(path)
+    _rule(not expanded.startswith("~"), f"{key}: {path!r}: no such home folder; write ./~ for a folder of that name")
+    return expanded
+
+
+class _Section:
+    """`~` in every path is the home folder, wherever the path came from."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value and "path" in field.metadata:
+                home = (
+                    _at_home(field.name, value)
+                    if isinstance(value, str)
+                    else tuple(_at_home(field.name, path) for path in value)
+                )
+                object.__setattr__(self, field.name, home)
+
+
 @dataclass(frozen=True, kw_only=True)
-class WandbConfig:
+class WandbConfig(_Section):
     """Weights & Biases. Off unless asked for; needs no login when off or offline."""
 
     mode: Literal["disabled", "offline", "online"] = "disabled"
@@ -43,14 +67,14 @@ class WandbConfig:
     """Account or team; null uses the login's default."""
     name: str | None = None
     """Name of the run; null takes the name of the output folder. The family's `run.exp_name` and `run.wandb_name`."""
-    dir: str | None = None
+    dir: str | None = option(None, path="output")
     """Folder for Weights & Biases' own files; null takes `run.output_dir`."""
     key: str | None = option(None, secret=True)
     """Login key; better given as `WANDB_API_KEY`. Never written, logged or exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(_Section):
     """The model: encoders, connector, language model, text."""
 
     llama_path: str | None = option(None, path="model")
@@ -159,7 +183,7 @@ class ModelConfig:
     test_prompt_path: str | None = option("prompts/test.json", path="prompts")
     """Prompts for evaluation: task -> one. If there is no such file, the program's own file of that name is used."""
     max_txt_len: int = option(300, minimum=1)
-    """Maximum tokens of a target; longer ones are cut, but the end symbol is kept."""
+    """Maximum tokens of a target; longer ones are cut, with a warning and a count, but the end symbol is kept."""
     end_sym: str = "</s>"
     """End symbol: the text after each target, at which generation stops; may be several tokens."""
     bos_token: str | None = None
@@ -200,6 +224,7 @@ class ModelConfig:
     kernels takes most of a small model's time; false saves the graphs' memory."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.legacy is None:
             legacy = "weights" if (self.ckpt or "").endswith(".pth") else "off"
             object.__setattr__(self, "legacy", legacy)
@@ -275,6 +300,8 @@ class GenerateConfig:
     """Sampling keeps this many of the most likely tokens; 0 keeps all."""
     repetition_penalty: float = option(1.0, above=0)
     """Above 1, tokens that were generated before become less likely."""
+    no_repeat_ngram_size: int = option(0, minimum=0)
+    """No sequence of this many generated tokens occurs twice in a text; 0 allows all."""
     length_penalty: float = 1.0
     """Beam scores are divided by length to this power; above 0 favours longer texts."""
 
@@ -313,7 +340,7 @@ class JoinClipsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetsConfig:
+class DatasetsConfig(_Section):
     """Annotation files and how clips are read."""
 
     prefix: str | None = option(None, path="folder")
@@ -336,10 +363,14 @@ class DatasetsConfig:
     `valid_ann_path_2`."""
 
     max_audio_s: float | None = option(None, above=0)
-    """Maximum length of a clip, in seconds: longer ones are cut, with a warning and a count; null does not cut."""
+    """Maximum length of a clip, in seconds; null: no limit. In evaluation longer clips are cut, with a count; in
+    training `long_clips` says what happens."""
+    long_clips: Literal["refuse", "skip", "cut"] = "refuse"
+    """Training clips that `max_audio_s` would cut under the text of the whole clip: an error before training, left out,
+    or cut and trained."""
     max_bad_fraction: float = option(0.001, minimum=0, maximum=1)
     """Training stops when more than this share of the clips cannot be read."""
-    cache_encoder_outputs: str | None = None
+    cache_encoder_outputs: str | None = option(None, path="output")
     """Folder for a cache of frozen encoders' outputs, so that later epochs need not encode; null: no cache."""
     augmentation: dict[str, Any] | None = None
     """Waveform augmentations for training: name -> settings, such as `gaussian_noise: {p: 0.3}`, `gain: {p: 0.3}`."""
@@ -353,6 +384,7 @@ class DatasetsConfig:
     epoch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for task, weight in (self.task_weights or {}).items():
             _rule(weight >= 0, f"datasets.task_weights.{task}: expected at least 0, found {weight}")
 
@@ -378,14 +410,16 @@ class OptimsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(_Section):
     """A training or evaluation run."""
 
     seed: int = option(42, minimum=0)
     """Seed of all randomness."""
-    output_dir: str = "outputs"
-    """Folder for checkpoints, logs and scores. Default: `outputs/`, then the YAML's folder and name."""
-    output_dir_stage2: str | None = None
+    output_dir: str = option("outputs", path="output")
+    """Folder for checkpoints, logs and scores. Default: `outputs/`, then the YAML's folder and name. `{date}`
+    (2025-01-31) and `{time}` (2025-01-31_18-05-59) are when a run started: `outputs/{time}` is a folder of its own for
+    each run, in which `--resume` finds the newest run and evaluation the run of its adapter, else the newest."""
+    output_dir_stage2: str | None = option(None, path="output")
     """With `run.auto_second`: the second stage's folder; null is `output_dir` with `_stage2` appended. The
     family's `output_dir.stage2_output_dir`."""
     evaluate: bool = False
@@ -433,10 +467,26 @@ class RunConfig:
 
     auto_second: bool = False
     """Train the second stage right after the first, starting from its best adapter."""
-    second_stage_config: str | None = None
+    second_stage_config: str | None = option(None, path="file")
     """With `auto_second`: the second stage's YAML; null uses this one, with `datasets.train_stage2_path` and
     `run.optims_stage2`."""
     optims: OptimsConfig = option(factory=OptimsConfig)
     """Optimiser and learning rate. The family's `optims.optims_1`."""
     optims_stage2: OptimsConfig | None = None
     """With `auto_second`: the second stage's; null uses `optims`. The family's `optims.optims_2`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("output_dir", "output_dir_stage2"):
+            folder = getattr(self, key) or ""
+            unknown = unknown_placeholder(folder)
+            _rule(
+                unknown is None,
+                f"run.{key}: {folder!r}: {unknown} is no placeholder; expected {{date}}, {{time}} or no braces",
+            )
+        more = sorted(placeholders(self.output_dir_stage2 or "") - placeholders(self.output_dir))
+        _rule(
+            not more,
+            f"run.output_dir_stage2 has {{{more[0] if more else ''}}}, which run.output_dir has not; expected the same "
+            "placeholders in both, so that a resumed run finds both folders",
+        )

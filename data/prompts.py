@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.paths import program_file
 from data.annotations import Annotation
 from support.command_line import UserError
+from support.file_kinds import mistaken
 
 PLACEHOLDER = "<SpeechHere>"  # where the audio goes in a prompt
 QUESTION_SLOT = "{}"
@@ -68,6 +69,9 @@ def load_prompts(path: str | Path) -> Prompts:
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path}: the prompt file cannot be read ({error})") from None
     except json.JSONDecodeError as error:
+        found = mistaken(program_file(path), text_is_right=True)
+        if found:
+            raise PromptError(f"{path}: the prompt file {found}") from None
         raise PromptError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from None
     if not isinstance(entries, dict) or not entries:
         raise PromptError(f"{path}: expected an object {{task: prompt or list of prompts}}, with at least one task")

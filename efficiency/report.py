@@ -16,13 +16,19 @@ def published_rows(path: Path = PUBLISHED) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))["rows"]
 
 
+def published_variants() -> list[dict]:
+    """Published memory and latency of a system's variants: the cases of the memory plan, with what to plan."""
+    variants = json.loads(PUBLISHED.read_text(encoding="utf-8"))["variants"]
+    return [{"device": variants["device"], "source": variants["source"], **row} for row in variants["rows"]]
+
+
 def comparison(report: dict) -> str:
     """The published systems and this measurement; theirs are in GB, on other machines and by the contest's clock."""
     rows = []
     for row in published_rows():
         together = row["ttft_plus_tpot_s"]
         ttft = f"{together} with TPOT" if together is not None else row["ttft_s"]
-        captions = "; ".join(f"{score['metric']} {score['value']}" for score in row["aac"])
+        captions = "; ".join(f"{score['metric']} {score['value']}" for score in row["aac"]) or None
         rows.append([row["name"], row["device"], row["asr"]["value"], captions, row["peak_gb"], ttft, row["tpot_s"]])
     ours = [f"{report['peak_gib']:.3f} GiB", f"{report['contest_ttft_s']:.4f}", f"{report['contest_tpot_s']:.4f}"]
     rows.append([report["model"], report["machine"]["name"], None, None, *ours])

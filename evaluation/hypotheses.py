@@ -26,6 +26,7 @@ from models.frames import Frames
 from models.released_rules import rules_of
 from models.salmonn import SALMONN, Clips, FrameSource
 from support.units import SAMPLE_RATE
+from training.content_limits import require_positions
 from training.stopping import Interrupted
 
 
@@ -86,9 +87,20 @@ def evaluate_annotations(
     pending = [index for index in range(len(clips)) if index not in found]
     dataset = prompts_for(clips, prompts, config)
     rules = rules_of(config.model)
-    batches = _batches_by_length(
-        clips, pending, config.run.batch_size_eval, processes, whole=rules.encoders.depends_on_batch
+    # Where texts depend on the batch, each is that of a run without interruption, with clips that are done already.
+    encoded = range(len(clips)) if rules.encoders.depends_on_batch else pending
+    seconds = _clip_lengths(clips, encoded, processes)
+    longest_s = config.datasets.max_audio_s or float("inf")
+    require_positions(
+        model,
+        [clips[index] for index in pending],
+        [min(seconds[index], longest_s) for index in pending],
+        dataset.prompts_of,
+        training=False,
+        new_tokens=config.generate.max_new_tokens,
     )
+    batches = _batches_by_length(encoded, seconds, config.run.batch_size_eval)
+    batches = [batch for batch in batches if not found.keys() >= set(batch)]
     feed = ClipFeed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
     describe = PredictionMaker(
         model, clips, original_annotations or clips, dataset, keep_special_tokens=rules.keep_special_tokens
@@ -166,20 +178,17 @@ class _FixedBatches(list):
     shuffle = False
 
 
-def _batches_by_length(
-    clips: Sequence[Annotation], pending: Sequence[int], size: int, processes: Processes, *, whole: bool
-) -> list[list[int]]:
-    """Pending clips, longest first: batches of similar lengths, and too little memory is noticed at once.
-
-    `whole`: where texts depend on the batch, each is that of a run without interruption, with clips that are done.
-    """
-    missing, pending = set(pending), range(len(clips)) if whole else pending
+def _clip_lengths(clips: Sequence[Annotation], pending: Sequence[int], processes: Processes) -> dict[int, float]:
+    """Seconds of each pending clip; each process reads its part of the headers."""
     mine = pending[processes.rank :: processes.size]
     own = dict(zip(mine, clip_durations([clips[index] for index in mine]), strict=True))
-    seconds = {index: length for part in processes.gather(own) for index, length in part.items()}
+    return {index: length for part in processes.gather(own) for index, length in part.items()}
+
+
+def _batches_by_length(pending: Sequence[int], seconds: Mapping[int, float], size: int) -> list[list[int]]:
+    """Pending clips, longest first: batches of similar lengths, and too little memory is noticed at once."""
     order = sorted(pending, key=lambda index: (-seconds[index], index))
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    return [batch for batch in batches if not missing.isdisjoint(batch)]
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _loaded(dataset: AudioTextDataset, batches: list[list[int]], config: Config) -> Iterator[Batch]:

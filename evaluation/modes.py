@@ -31,27 +31,24 @@ def select_annotations(config: Config, mode: str, *, announce: bool = False) -> 
         AnnotationError: two clips of a submission have one `testset_id`.
     """
     which, _, family = mode.partition("_")
+    keys = annotation_keys(config, mode)
+    if not keys:
+        expected = "valid_ann_path" if which == "valid" else f"test_ann_path_{family}".removesuffix("_all")
+        also = " (or datasets.test_ann_path)" if which != "valid" else " (or a test file)"
+        raise ConfigError(
+            f"{config.path}: datasets.{expected}: not given{also}; --mode {mode} evaluates the clips of that file"
+        )
     datasets = config.datasets
-    dedicated = {"asr": datasets.test_ann_path_asr, "aac": datasets.test_ann_path_aac}
-    if which == "valid":
-        key, paths, filtered = "datasets.valid_ann_path", datasets.valid_ann_path, family != "all"
-    elif family == "all":
-        key, paths, filtered = "datasets.test_ann_path", datasets.test_ann_path, False
-        if paths is None:
-            paths = [path for several in dedicated.values() for path in _as_list(several)] or None
-    else:
-        key, paths, filtered = f"datasets.test_ann_path_{family}", dedicated[family], False
-        if paths is None:
-            paths, filtered = datasets.test_ann_path, True
-    if not paths:
-        also = " (or datasets.test_ann_path)" if which != "valid" else ""
-        raise ConfigError(f"{config.path}: {key}: not given{also}; --mode {mode} evaluates the clips of that file")
-    everything = load_annotations(_as_list(paths), datasets.prefix, require_text=which == "valid")
+    paths = [path for key in keys for path in _as_list(getattr(datasets, key.removeprefix("datasets.")))]
+    if which == "valid" and announce and keys != ["datasets.valid_ann_path"]:
+        print(f"{mode}: datasets.valid_ann_path is not given; the clips of {', '.join(keys)} are evaluated")
+    filtered = family != "all" and keys != [f"datasets.test_ann_path_{family}"]
+    everything = load_annotations(paths, datasets.prefix, require_text=which == "valid")
     chosen = [a for a in everything if not filtered or in_family(a.task, family)]
     if not chosen:
         tasks = ", ".join(f"{task} ({count})" for task, count in Counter(a.task for a in everything).items())
         raise ConfigError(
-            f"{', '.join(_as_list(paths))}: no clip for --mode {mode}, which takes tasks named {FAMILIES[family]}…; "
+            f"{', '.join(paths)}: no clip for --mode {mode}, which takes tasks named {FAMILIES[family]}…; "
             f"the file has {tasks}"
         )
     shared = shared_ids(chosen)
@@ -72,6 +69,19 @@ def select_annotations(config: Config, mode: str, *, announce: bool = False) -> 
         dataclasses.replace(annotation, testset_id=name, index=position)
         for position, (annotation, name) in enumerate(zip(chosen, row_ids(chosen), strict=True))
     ]
+
+
+def annotation_keys(config: Config, mode: str) -> list[str]:
+    """The keys whose files a mode evaluates. A validation mode falls back to the test files that the YAML names."""
+    which, _, family = mode.partition("_")
+    named = [f"test_ann_path_{family}", "test_ann_path"]
+    choices = (
+        [[name] for name in named] if family != "all" else [["test_ann_path"], [f"test_ann_path_{f}" for f in FAMILIES]]
+    )
+    if which == "valid":
+        choices.insert(0, ["valid_ann_path"])
+    given = ([f"datasets.{name}" for name in names if getattr(config.datasets, name)] for names in choices)
+    return next(filter(None, given), [])
 
 
 def _as_list(paths: str | Sequence[str] | None) -> list[str]:

@@ -37,6 +37,7 @@ WITHOUT_EFFECT = frozenset(
         "test_ann_path_aac",
         "train_stage2_path",
         "valid_stage2_path",
+        "long_clips",
         "max_bad_fraction",
         "cache_encoder_outputs",
         "augmentation",

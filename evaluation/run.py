@@ -16,7 +16,7 @@ from data.batch import BadClip
 from data.prompts import load_prompts
 from data.quarantine import Quarantine
 from evaluation.hypotheses import EvaluationResult, evaluate_annotations, frames_from_cache, prompts_for
-from evaluation.modes import select_annotations
+from evaluation.modes import annotation_keys, select_annotations
 from evaluation.predictions import PREDICTIONS, QUARANTINE, SCORES, SUBMISSION, PredictionStore
 from evaluation.processes import Processes
 from evaluation.restart import digests
@@ -30,6 +30,7 @@ from support.command_line import require_writable
 from support.content_hash import ContentHashes
 from support.files import write_json
 from support.folder_lock import locked_by_first
+from training.dated_folder import dated, moment_to_evaluate, with_moment
 
 
 def evaluate_modes(
@@ -48,7 +49,11 @@ def evaluate_modes(
             cannot be built.
     """
     with Processes.joined() as processes, config.named(), ExitStack() as locks:
-        config.require_paths("model", "model.test_prompt_path")
+        files = dict.fromkeys(key for mode in modes for key in annotation_keys(config, mode))
+        config.require_paths("model", "model.test_prompt_path", *files)
+        if dated(config):
+            moments = processes.gather(moment_to_evaluate(config) if processes.is_main else None)
+            config = with_moment(config, moments[0])
         require_writable(config.run.output_dir, "run.output_dir")
         prompts = load_prompts(config.model.test_prompt_path)
         for mode in modes:
@@ -81,7 +86,7 @@ def _load(config: Config, processes: Processes, device: str) -> SALMONN:
     """The model, merged for serving; says what runs."""
     own_device = processes.device(pick_device(device))
     if processes.is_main:
-        for note in config.ignored:
+        for note in config.remarks:
             print(note)
         if not config.model.ckpt:
             print("model.ckpt is not set: this evaluates an untrained connector", file=sys.stderr)

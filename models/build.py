@@ -19,6 +19,7 @@ from models.device import META, pick_device
 from models.encoders.stack import EncoderStack
 from models.encoders.table import ENCODERS
 from models.language.llm import LanguageModel
+from models.language.vocabulary import require_rows
 from models.released_rules import Rules, rules_of
 from models.runtime import onednn_linear
 from models.runtime.host_memory import large_blocks_mapped
@@ -69,6 +70,7 @@ def build_model(
                 load_legacy(model, config.ckpt)
             else:
                 load_adapter(model, config.ckpt, add_encoders=True)
+        require_rows(text, llm.model.get_input_embeddings().num_embeddings, config.llama_path)
     if device.type == "cpu" and onednn_linear.pays():
         onednn_linear.use_onednn(model)
         if onednn_linear.use_onednn(model.llm):
@@ -85,7 +87,7 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
     Raises:
         CheckpointError: the folder is not a checkpoint, or its adapter does not fit the model that it describes.
     """
-    folder = checkpoint_of(Path(folder))
+    folder = checkpoint_of(Path(folder).expanduser())
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise CheckpointError(

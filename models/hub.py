@@ -1,16 +1,22 @@
 """Models of transformers from folders and hub names, and the reason why loading one failed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from support.command_line import UserError
+from support.file_kinds import mistaken_in
 
 BROKEN_SHOWN = 8  # weights that an error names
+CONFIG_FILES = ("config.json",)
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
+UNREADABLE = ("PytorchStreamReader", "Invalid magic number", "not a ZIP archive", "invalid load key")
+"""In a RuntimeError's message: the file is to blame."""
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -34,13 +40,24 @@ def cached_folder(path: str, token: str | None) -> Path | None:
 def load_config(kind: type[PreTrainedConfig], path: str, token: str | None) -> PreTrainedConfig:
     """The configuration of a folder or hub name; UserError where there is none."""
     name, revision = split_revision(path)
+    require_real_files(path, CONFIG_FILES)
     try:
-        return kind.from_pretrained(name, revision=revision, token=token)
+        stated = PreTrainedConfig.get_config_dict(name, revision=revision, token=token)[0].get("model_type")
+        if kind is AutoConfig or stated in (None, kind.model_type):
+            return kind.from_pretrained(name, revision=revision, token=token)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"cannot load {path!r}: {loading_problem(path, error)}; expected a folder with config.json and weights "
             "of a model that transformers knows, or a hub name (owner/name or owner/name@revision)"
         ) from error
+    raise UserError(f"{path!r} is a model of type {stated!r}; expected {kind.model_type!r}: name that model's folder")
+
+
+def require_real_files(path: str, names: Sequence[str]) -> None:
+    """Raise UserError where a file of a folder is not what its name says: a git-lfs pointer, say. Hub names pass."""
+    found = mistaken_in(path, names) if Path(path).is_dir() else None
+    if found:
+        raise UserError(found)
 
 
 def load_weights(
@@ -51,6 +68,7 @@ def load_weights(
     Raises UserError, naming the `part` of the model, where weights cannot be read, are missing, or have another shape.
     """
     name, revision = split_revision(path)
+    require_real_files(path, WEIGHT_FILES)
     try:
         model, report = load(
             name,
@@ -60,7 +78,9 @@ def load_weights(
             ignore_mismatched_sizes=True,  # they are named below
             **arguments,
         )
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in UNREADABLE):
+            raise
         raise UserError(f"cannot load the weights of {path!r}: {loading_problem(path, error)}") from error
     broken = [f"{key} is missing" for key in sorted(report["missing_keys"])]
     broken += [f"{key} is {list(got)}, expected {list(want)}" for key, got, want in sorted(report["mismatched_keys"])]

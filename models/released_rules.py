@@ -25,6 +25,7 @@ program take these values and do not read `model.legacy`.
   their first channel, and `{}` stays in prompts; in training the former.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -47,9 +48,12 @@ from models.frames import Frames, length_mask
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import span, spanned
-from models.salmonn import IGNORED, SALMONN, Clips, check_clips, halving_on_oom
+from models.salmonn import IGNORED, SALMONN, Clips, halving_on_oom
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
+from support.waveforms import as_clips
+
+log = logging.getLogger(__name__)
 
 MIN_SAMPLES = SAMPLE_RATE  # 1 s
 MAX_SAMPLES = 30 * SAMPLE_RATE
@@ -62,8 +66,7 @@ class ReleasedText(TextProcessor):
     stop_id = STOP_ID
 
     def _target_ids(self, text: str) -> Tensor:
-        ids = self.tokenizer.encode(text + self.end_sym, add_special_tokens=False) if text + self.end_sym else []
-        return torch.tensor(ids[: self.max_txt_len], dtype=torch.long)
+        return torch.tensor(self.plain.ids_between("", text, self.end_sym)[: self.max_txt_len], dtype=torch.long)
 
 
 class ExactText(ReleasedText):
@@ -80,13 +83,18 @@ class ExactSALMONN(SALMONN):
     """SALMONN as in the public code, including what depends on the batch."""
 
     merges_lora = False
+    _named_cut = False
 
     def encode_frames(
         self, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
     ) -> list[Frames]:
-        check_clips(waveforms, lengths)
+        waveforms, lengths = as_clips(waveforms, lengths)
         waveforms, lengths = waveforms.to(self.device), lengths.to(self.device)
-        width = int(lengths.max().clamp(MIN_SAMPLES, MAX_SAMPLES))
+        longest = int(lengths.max())
+        if longest > MAX_SAMPLES and not self._named_cut:
+            self._named_cut = True
+            log.warning("clips over %g s are cut to it, as model.legacy = exact asks", MAX_SAMPLES / SAMPLE_RATE)
+        width = min(max(longest, MIN_SAMPLES), MAX_SAMPLES)
         waveforms = torch.nn.functional.pad(waveforms, (0, max(0, width - waveforms.shape[1])))[:, :width]
         outside = torch.arange(width, device=self.device) >= lengths[:, None]
         waveforms = waveforms.masked_fill(outside, 0)
@@ -249,6 +257,8 @@ class Rules:
     """A batch of one task has one prompt."""
     restart_warmup: bool = False
     """Warm-up of the learning rate counts the iterations within an epoch."""
+    cuts_at_s: float | None = None
+    """Longer clips are cut to it."""
     keep_special_tokens: bool = False
     """A hypothesis keeps the special tokens that its end symbol leaves in it."""
 
@@ -273,6 +283,7 @@ EXACT = replace(
     first_channel=True,
     fill_questions=False,
     restart_warmup=True,
+    cuts_at_s=MAX_SAMPLES / SAMPLE_RATE,
     keep_special_tokens=True,
 )
 RULES: dict[str, Rules] = {"off": Rules(), "weights": WEIGHTS, "exact": EXACT}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from support.command_line import UserError
+from support.file_kinds import mistaken
 
 _FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # in torch's message: what a pickle asked for
 
@@ -30,6 +31,9 @@ def read_tensor_file(path: str | Path, *, device: str | torch.device = "cpu", mm
     path = Path(path)
     if not path.is_file():
         raise TensorFileError("does not exist; expected a file of torch.save.")
+    found = mistaken(path, zip_is_right=True)
+    if found:
+        raise TensorFileError(found)
     _refuse_compressed(path)
     try:
         return torch.load(path, map_location=device, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))

@@ -24,13 +24,14 @@ from scoring.captions import (
     spice_or_raise,
 )
 from scoring.translation import translation_bleu
+from scoring.typography import plain_text
 from scoring.words import cer, per, wer, wer_nota
 from support.command_line import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores of one task; ``reasons`` says why a value is ``None`` (or 0 by definition)."""
+    """The scores of one task; ``reasons`` says why a value is ``None``, 0 by definition, or there twice."""
 
     values: dict[str, float | None]
     reasons: dict[str, str]
@@ -137,7 +138,11 @@ TASKS: dict[str, TaskMetrics] = {
 }
 
 _LOWER_IS_BETTER = frozenset({"wer", "wer_nota", "cer", "per", "substitutions", "deletions", "insertions", "loss"})
-_COUNTS = frozenset({"reference_words", "reference_characters", "reference_phones"})
+PLAIN_TEXT = "_plain_text"
+"""Ends the name of a metric on plain text (`scoring/typography.py`)."""
+TYPOGRAPHIC = "typographic_texts"
+"""References and hypotheses that are not plain; only where that changes the primary metric."""
+_COUNTS = frozenset({TYPOGRAPHIC, "reference_words", "reference_characters", "reference_phones"})
 
 
 def task_metrics(task: str) -> TaskMetrics:
@@ -163,7 +168,11 @@ def primary_metric(task: str) -> tuple[str, str]:
 
 def directions(names: Iterable[str]) -> dict[str, str]:
     """Which way each metric is better: ``min`` or ``max``; counts are left out."""
-    return {name: "min" if name in _LOWER_IS_BETTER else "max" for name in names if name not in _COUNTS}
+    return {
+        name: "min" if name.removesuffix(PLAIN_TEXT) in _LOWER_IS_BETTER else "max"
+        for name in names
+        if name not in _COUNTS
+    }
 
 
 def score(
@@ -194,6 +203,7 @@ def score_with_reasons(
     except MetricUnavailable as error:
         values = {row.primary: None}
         reasons[row.primary] = str(error)
+    _score_plain_text(row, several, list(hypotheses), values, reasons)
     if row.java:
         java_values, java_reasons = _score_java(several, hypotheses, values.get("cider_d"), java)
         values.update(java_values)
@@ -201,6 +211,32 @@ def score_with_reasons(
     if values.get("cider_d") is not None and len(hypotheses) == 1:
         reasons["cider_d"] = reasons["cider_d_x100"] = "0 by definition: one clip has no document frequencies"
     return Scores(values=values, reasons=reasons)
+
+
+def _score_plain_text(
+    row: TaskMetrics,
+    references: list[list[str]],
+    hypotheses: list[str],
+    values: dict[str, float | None],
+    reasons: dict[str, str],
+) -> None:
+    """Add the primary metric of plain text, and the number of texts that are not plain, where the metric differs."""
+    plain_references = [[plain_text(text) for text in several] for several in references]
+    plain_hypotheses = [plain_text(text) for text in hypotheses]
+    before = [text for several in references for text in several] + hypotheses
+    after = [text for several in plain_references for text in several] + plain_hypotheses
+    changed = sum(" ".join(old.split()) != new for old, new in zip(before, after, strict=True))
+    if not changed or values.get(row.primary) is None:
+        return
+    figure = row.compute(plain_references, plain_hypotheses)[row.primary]
+    if figure == values[row.primary]:
+        return
+    values[f"{row.primary}{PLAIN_TEXT}"] = figure
+    values[TYPOGRAPHIC] = changed
+    reasons[f"{row.primary}{PLAIN_TEXT}"] = (
+        f"{row.primary} with quotes, hyphens, spaces and letter forms made plain: {changed} of {len(before)} texts "
+        f"have others, which {row.primary} itself keeps apart"
+    )
 
 
 def _score_java(

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from support.environment import read_environment_file
+
 DISK_ERRORS = frozenset(
     {
         errno.EACCES,
@@ -68,8 +70,10 @@ def run(
     never_fail_to_print()
     add_traceback(parser)
     arguments = parser.parse_args(argv)
+    _expand_home(arguments)
     quieten_libraries()
     try:
+        read_environment_file()
         return work(arguments) or 0
     except (UserError, OSError, UnicodeEncodeError) as error:
         message = _in_one_line(error)
@@ -116,6 +120,20 @@ def never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where a notebook or a test has put something else in its place
             stream.reconfigure(errors="backslashreplace")
+
+
+def _expand_home(arguments: argparse.Namespace) -> None:
+    """`~/…` in every argument: shells expand it in `--out ~/x`, but not in `--out=~/x`."""
+
+    def expanded(value: object) -> object:
+        if isinstance(value, list):
+            return [expanded(item) for item in value]
+        if isinstance(value, str | Path) and str(value).split("/")[0] == "~":
+            return type(value)(os.path.expanduser(value))
+        return value
+
+    for name, value in vars(arguments).items():
+        setattr(arguments, name, expanded(value))
 
 
 def add_traceback(parser: argparse.ArgumentParser) -> None:

@@ -40,6 +40,7 @@ class Echo:
 
     device = torch.device("cpu")
     text = SimpleNamespace(tokenizer=SimpleNamespace(all_special_tokens=["<~>"]))
+    llm = SimpleNamespace(positions=None)
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

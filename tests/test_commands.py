@@ -27,8 +27,10 @@ COMMANDS = {
     "tools.check_submission": ["submission.csv", "test_asr.json"],
     "tools.convert_checkpoint": ["best.pth", "outputs/adapter", *CONFIG],
     "tools.demo": [],
+    "tools.describe_corpus": ["train.json"],
     "tools.pretrain_standins": ["--out", "outputs/standins"],
     "tools.quantize": [*CONFIG, "--out", "outputs/gptq"],
+    "tools.to_flac": ["wav", "flac"],
 }
 """Module -> arguments that it accepts."""
 OTHER_STATUS = {"tools.cache_encoder_outputs": 2, "tools.quantize": 2}
@@ -77,6 +79,14 @@ def test_an_error_of_the_disk_is_one_line(
     full = OSError(errno.ENOSPC, "No space left on device")
     assert failing_with(monkeypatch, name, full).main(COMMANDS[name]) == OTHER_STATUS.get(name, 1)
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("name", sorted(words[-2] for words in imports.commands() if "-m" in words))
+def test_help_says_how_the_command_is_called(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(["--help"])
+    called = {"benchmarks.cpu_comparison": "benchmarks.against_reference"}.get(name, name)
+    assert capsys.readouterr().out.startswith(f"usage: python -m {called} [-h]")
 
 
 def loaded_by(*words: str, status: int = 0) -> set[str]:

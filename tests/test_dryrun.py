@@ -19,7 +19,9 @@ def test_the_published_figure_is_found_by_the_folder():
 
     assert row("salmonn_3b/stage1.yaml")["name"] == "SALMONN-3B"
     assert row("cv16/stage2.yaml")["name"] == "cv16"
-    assert row("cv16/qwen.yaml") is None  # a variant
+    assert row("cv16/qwen.yaml")["name"] == "cv16: Qwen2.5-0.5B"  # a variant with a figure of its own
+    assert row("cv16/deepseek.yaml") is None  # in NF4; its figure is that of 16 bits
+    assert row("cv16/without_beats.yaml") is None  # theirs is the baseline without BEATs
     assert row("demo/stage1.yaml") is None
 
 

@@ -102,7 +102,7 @@ def test_errors_are_one_line(tiny_project, capsys):
     assert err.startswith(f"error: {tiny_project.config}: datasets.task_weights.singing: no clip")
     status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "datasets.augmentation={gain: {q: 1}}")
     assert status == 1
-    assert err.startswith(f"error: {tiny_project.config}: datasets.augmentation.gain.q: unknown")
+    assert err.startswith(f"error: --options (over {tiny_project.config}): datasets.augmentation.gain.q: unknown")
     blocked = f"run.output_dir={tiny_project.config}/within"
     status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", blocked)
     assert status == 1

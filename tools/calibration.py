@@ -66,7 +66,7 @@ def text_sequences(model: SALMONN, lines: Sequence[str], count: int, length: int
     """At most `count` sequences of up to `length` tokens from lines of plain text, one after another."""
     bos, ids = list(model.text.bos_ids), []
     for line in lines:
-        ids += model.text.tokenizer.encode(line + "\n", add_special_tokens=False)
+        ids += model.text.plain.ids(line + "\n")
         if len(ids) >= count * length:
             break
     room = length - len(bos)

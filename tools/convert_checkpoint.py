@@ -23,7 +23,11 @@ from support import command_line
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = argparse.ArgumentParser(
+        prog="python -m tools.convert_checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     result.add_argument("source", type=Path, help=".pth file, or adapter folder")
     result.add_argument("target", type=Path, help="adapter folder, or .pth file")
     result.add_argument("--cfg-path", metavar="FILE", help="YAML that the .pth was trained with; not needed back")

@@ -27,12 +27,14 @@ from pathlib import Path
 
 from configs.schema import load_config
 from support import command_line
+from support.command_line import UserError
 from support.files import write_json
 from support.tables import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"asr": ("submission_asr", "wer"), "aac": ("submission_aac", "cider_d")}
 """Task -> the evaluation's mode and the figure that is shown."""
+ANNOTATIONS = ("train_ann_path", "valid_ann_path", "test_ann_path_asr", "test_ann_path_aac")
 MOST_PROCESSES = 2
 """Training processes on a CPU: the recipes' times are for two."""
 VARIANTS = {"": "trained", "_swapped": "audio swapped between clips", "_untrained": "untrained connector"}
@@ -121,6 +123,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def require_recordings(run: Run, prefix: str | Path | None) -> None:
+    """Before anything of an earlier run is deleted: check that the recordings are there, and the recipe's weights.
+
+    Raises:
+        UserError: for the first that is missing.
+    """
+    if run.recipe.synthetic:
+        return
+    if prefix and not Path(prefix).expanduser().is_dir():
+        raise UserError(f"--prefix {prefix}: no such folder; expected the recordings' (see configs/{run.recipe.name})")
+    for config in run.recipe.stages:
+        loaded = load_config(config, run.overrides)
+        data = [f"datasets.{key}" for key in ANNOTATIONS if getattr(loaded.datasets, key)]
+        loaded.require_paths("model", "model.prompt_path", *data)
+
+
 def make_corpus(run: Run) -> None:
     """Write the synthetic corpus, where the recipe has one."""
     if run.recipe.synthetic:
@@ -159,7 +177,7 @@ def train_stage(run: Run, config: str, options: Sequence[str]) -> None:
     if not on_cpu or processes == 1 or batch % processes:
         run.command(name, "train.py", "--cfg-path", config, *run.options(*options))
         return
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launch = ["-m", "tools.launch", "--standalone", "--nproc-per-node", str(processes)]
     shared = f"run.batch_size_train={batch // processes}"
     command = [*launch, "train.py", "--cfg-path", config, *run.options(shared, *options)]
     run.command(name, *command, environment={"OMP_NUM_THREADS": "1"})
@@ -351,6 +369,7 @@ def work(arguments: argparse.Namespace) -> None:
     if load_config(recipe.stages[0]).datasets.cache_encoder_outputs:
         overrides.append(f"datasets.cache_encoder_outputs={output / 'frames'}")
     run = Run(recipe=recipe, output=output, overrides=(*overrides, *arguments.options), short=arguments.short)
+    require_recordings(run, prefix)
     run.output.mkdir(parents=True, exist_ok=True)
     for stale in ("eval", "untrained", "float32", "summary.json", *(Path(config).stem for config in recipe.stages)):
         remove(run.output / stale)

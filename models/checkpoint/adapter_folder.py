@@ -34,6 +34,7 @@ from models.checkpoint.adapter_tensors import (
 )
 from models.checkpoint.pad_rows import append_pad_rows, split_pad_rows
 from models.checkpoint.released import own_entries, read_released
+from support.file_kinds import mistaken
 from support.files import new_folder, recover
 from support.pointers import pointed
 
@@ -243,6 +244,5 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors ({error}); it is truncated or another format."
-        ) from error
+        found = mistaken(path) or f"cannot be read as safetensors ({error}); it is truncated or another format."
+        raise CheckpointError(f"{path} {found}") from error

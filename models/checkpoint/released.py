@@ -112,6 +112,12 @@ def read_released(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         found = f"the keys {listed(content) or '(none)'}" if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} holds {found}; expected {{'model': {{name: tensor}}, …}}.")
+    pruned = [name for name in ("pruned_layers", "whisper_prune") if content.get(name)]
+    if pruned:  # recsys-08
+        raise CheckpointError(
+            f"{path} was trained with layers left out ({pruned[0]}: {listed(content[pruned[0]])}), which is not "
+            "supported; give a checkpoint of the whole model."
+        )
     for name, tensor in state.items():
         if WITHOUT_EFFECT.match(str(name)):
             continue

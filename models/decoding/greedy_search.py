@@ -40,7 +40,8 @@ class GreedySearch:
         options, rows = self.options, self._rows
         longest = max(len(row.tokens) for row in rows if not row.ended)
         counts = [longest if row.ended else len(row.tokens) for row in rows]
-        scores = process_scores(logits, self._history, self.text.eos_ids, options, counts=counts)
+        written = [row.tokens for row in rows]
+        scores = process_scores(logits, self._history, self.text.eos_ids, options, counts=counts, written=written)
         generators = [None] if options.seed is None else [row.generator for row in rows]
         ids = choose(scores, options, generators)
         logprobs = F.log_softmax(logits, dim=-1).gather(1, ids[:, None])[:, 0]

@@ -37,17 +37,21 @@ def process_scores(
     *,
     keep: int = 1,
     counts: Sequence[int] | None = None,
+    written: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
-    """Apply repetition penalty, least length and, for sampling, temperature, top-k and top-p.
+    """Apply repetition penalty, no repeated n-grams, least length and, for sampling, temperature, top-k and top-p.
 
     `scores` `[R, V]` are logits or log-probabilities, `history` `[R, G]` the ids generated so far (never the prompt's),
     `keep` how many tokens must stay possible. `counts` is how many tokens each row has generated, by default G; a row
-    with fewer fills its history with ids of its own. In the order, and with the results, of transformers' processors.
+    with fewer fills its history with ids of its own. `written` is what each row has generated where that is not its
+    history. In the order, and with the results, of transformers' processors.
     """
     if options.repetition_penalty != 1.0 and history.shape[1]:
         seen = scores.gather(1, history)
         seen = torch.where(seen < 0, seen * options.repetition_penalty, seen / options.repetition_penalty)
         scores = scores.scatter(1, history, seen)
+    if options.no_repeat_ngram_size:
+        scores = forbid_repeats(scores, history.tolist() if written is None else written, options.no_repeat_ngram_size)
     counts = [history.shape[1]] * len(scores) if counts is None else counts
     if min(counts, default=0) < options.min_length and eos_ids:
         ends = [token for token in sorted(eos_ids) if token < scores.shape[1]]
@@ -70,6 +74,21 @@ def process_scores(
         out[:, -keep:] = False
         scores = scores.masked_fill(out.scatter(1, order, out), -torch.inf)
     return scores
+
+
+def forbid_repeats(scores: Tensor, written: Sequence[Sequence[int]], size: int) -> Tensor:
+    """Make tokens impossible that would complete a sequence of `size` tokens which a row of `written` has already."""
+    rows, tokens = [], []
+    for row, ids in enumerate(written):
+        last = tuple(ids[len(ids) - size + 1 :])
+        starts = range(len(ids) - size + 1)
+        follow = [ids[start + size - 1] for start in starts if tuple(ids[start : start + size - 1]) == last]
+        rows += [row] * len(follow)
+        tokens += follow
+    if not rows:
+        return scores
+    index = torch.tensor([rows, tokens], device=scores.device)
+    return scores.index_put((index[0], index[1]), scores.new_tensor(-torch.inf))
 
 
 def choose(scores: Tensor, options: GenerateOptions, generators: Sequence[torch.Generator | None] = (None,)) -> Tensor:

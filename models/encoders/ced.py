@@ -22,7 +22,7 @@ from models.device import META
 from models.encoders.base import AudioEncoder, Features, load_strictly
 from models.encoders.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, decibel_frames, decibel_spectrogram
 from models.frames import key_mask, zero_after
-from models.hub import split_revision
+from models.hub import CONFIG_FILES, WEIGHT_FILES, require_real_files, split_revision
 from models.runtime.spans import span
 from models.tensor_file import TensorFileError, read_tensor_file
 from support.command_line import UserError
@@ -220,9 +220,10 @@ def _read(path: str | Path, token: str | None) -> tuple[dict[str, Tensor], dict[
     try:
         if source.is_file():
             return _state_dict(read_tensor_file(source)), {}
+        require_real_files(str(path), (*CONFIG_FILES, *WEIGHT_FILES))
         name, revision = split_revision(str(path))
         options = {"revision": revision, "token": token}
-        described = json.loads(Path(cached_file(name, "config.json", **options)).read_text())
+        described = json.loads(Path(cached_file(name, "config.json", **options)).read_text(encoding="utf-8"))
         return load_file(cached_file(name, "model.safetensors", **options)), described
     except TensorFileError as error:
         raise UserError(f"CED: cannot read {str(path)!r} as a .pt file: it {error}") from error

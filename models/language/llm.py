@@ -100,6 +100,8 @@ class LanguageModel(LoraMixin):
             device_map={"": device},
             **arguments,
         )
+        if stored in ("nf4", "int8"):
+            backends.compute_in(model, dtype)
         report.check_kernels(model, config)
         if backend.name != "none":  # a tensor that was taken over as it is keeps its whole file mapped
             release_weight_pages()
@@ -140,6 +142,16 @@ class LanguageModel(LoraMixin):
     def dtype(self) -> torch.dtype:
         """The compute type: that of embeddings and activations."""
         return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def positions(self) -> int | None:
+        """The longest sequence that its position embeddings are made for; None where its configuration has no limit."""
+        stated = getattr(self.config, "max_position_embeddings", None)
+        scaling = getattr(self.config, "rope_parameters", None) or {}
+        original = scaling.get("original_max_position_embeddings") or stated
+        if stated and scaling.get("rope_type") in ("linear", "dynamic", "yarn"):  # which may state the unscaled number
+            return max(stated, int(original * scaling.get("factor", 1)))
+        return stated
 
     @property
     def hidden_size(self) -> int:

@@ -1,11 +1,15 @@
 """Text on its way to and from the language model: tokenizer, template, BOS, end symbol, stop strings, pads; no weights.
 
-A prompt is put into the template, split at `<SpeechHere>`, and its two pieces are tokenised apart and without special
-tokens, as the SALMONN family does; BOS is added once, by id. A target is the answer's tokens and then the end symbol's.
+A prompt is put into the template, split at `<SpeechHere>`, and its two pieces are tokenised apart and without adding
+special tokens, as the SALMONN family does; BOS is added once, by id. A target is the answer's tokens and then the end
+symbol's. Special tokens come from the template and the end symbol alone: what a prompt, a question or a transcript
+spells is plain text (`plain_text.py`).
 """
 
 import json
+import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +21,27 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from configs.sections import ModelConfig
-from models.hub import loading_problem, split_revision
+from models.hub import loading_problem, require_real_files, split_revision
+from models.language.plain_text import PlainText
 from models.runtime.spans import spanned
 from support.command_line import UserError
 
 # Loader workers are forked after the tokenizer was used: its own threads would only print a warning and switch off.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+log = logging.getLogger(__name__)
+
 PLACEHOLDER = "<SpeechHere>"
 MARKED_PLACEHOLDER = f"<Speech>{PLACEHOLDER}</Speech>"
+ESCAPE = re.compile(r"\\[nrt]")
 UNDECODED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose others are still to come
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+)
 TOKENIZED_PROMPTS_KEPT = 4096  # prompts are few and repeat; a corpus of questions is not kept whole
 
 
@@ -93,8 +108,11 @@ class TextProcessor:
         max_txt_len: int = ModelConfig.max_txt_len,
         extra_eos_ids: Iterable[int] = (),
     ) -> None:
+        for key, value in (("prompt_template", prompt_template), ("end_sym", end_sym), ("stop_strings", stop_strings)):
+            _warn_of_escapes(key, value)
         self.tokenizer = tokenizer
-        self.prompt_template = prompt_template
+        self.plain = PlainText(tokenizer)
+        self.prompt_template = prompt_template or "{}"
         self.max_txt_len = max_txt_len
         self.end_sym = end_sym
         self.bos_ids = _bos_ids(tokenizer, bos_token)
@@ -136,9 +154,14 @@ class TextProcessor:
 
     def in_template(self, prompt: str) -> str:
         """The prompt inside the chat template; one that places the audio itself takes it over from the prompt."""
+        return "".join(self._template_pieces(prompt))
+
+    def _template_pieces(self, prompt: str) -> tuple[str, str, str]:
+        """The template before the prompt, the prompt, and the template after it."""
         if PLACEHOLDER in self.prompt_template:
             prompt = prompt.replace(MARKED_PLACEHOLDER, "").replace(PLACEHOLDER, "").strip()
-        return self.prompt_template.replace("{}", prompt, 1)
+        opening, slot, closing = self.prompt_template.partition("{}")
+        return opening, prompt if slot else "", closing
 
     @spanned("assemble")
     def batch(self, prompts: Sequence[str], texts: Sequence[str] | None = None) -> TextBatch:
@@ -183,6 +206,12 @@ class TextProcessor:
         cut = min((at for at in map(text.find, self.stop_strings) if at >= 0), default=len(text))
         return text[:cut]
 
+    def control_ids(self) -> frozenset[int]:
+        """The ids that the template, BOS and the end symbol put into a sequence."""
+        opening, _, closing = self.prompt_template.replace(PLACEHOLDER, " ").partition("{}")
+        template = [id for piece in (opening, closing) if piece for id in self.plain.ids_between(piece, "", "")]
+        return frozenset((*template, *self.bos_ids, *self.end_ids))
+
     def forget_prompts(self) -> None:
         """Tokenise every prompt again, as one that was not met before."""
         self._tokenized_prompts.clear()
@@ -196,21 +225,55 @@ class TextProcessor:
                     f"prompt {prompt!r} holds {count} {PLACEHOLDER}; expected exactly one, where the audio belongs. "
                     f"Write it as {MARKED_PLACEHOLDER}."
                 )
-            before, after = self.in_template(prompt).split(PLACEHOLDER)
+            before, after = _around_placeholder(self._template_pieces(prompt))
             ids = (self._ids(before, self.bos_ids), self._ids(after))
             if len(self._tokenized_prompts) >= TOKENIZED_PROMPTS_KEPT:
                 self._tokenized_prompts.clear()
             self._tokenized_prompts[prompt] = ids
         return self._tokenized_prompts[prompt]
 
-    def _ids(self, text: str, prefix: tuple[int, ...] = ()) -> Tensor:
-        ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
-        return torch.tensor([*prefix, *ids], dtype=torch.long)
+    def _ids(self, pieces: tuple[str, str, str], prefix: tuple[int, ...] = ()) -> Tensor:
+        return torch.tensor([*prefix, *self.plain.ids_between(*pieces)], dtype=torch.long)
 
     def _target_ids(self, text: str) -> Tensor:
         # The end symbol is tokenised apart, so that it neither merges with the answer nor falls to the length limit.
-        ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
-        return torch.tensor([*ids[: self.max_txt_len - len(self.end_ids)], *self.end_ids], dtype=torch.long)
+        return torch.tensor([*self.plain.ids(text)[: self.longest_answer], *self.end_ids], dtype=torch.long)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of an answer that `max_txt_len` leaves, without the end symbol."""
+        return self.max_txt_len - len(self.end_ids)
+
+    def cut_tokens(self, text: str) -> int:
+        """How many tokens of an answer `max_txt_len` cuts away."""
+        if len(text.encode()) < self.longest_answer:  # a token is at least a byte, plus one for a leading space
+            return 0
+        return max(0, len(self.plain.ids(text)) - self.longest_answer)
+
+
+def _warn_of_escapes(key: str, value: str | Sequence[str]) -> None:
+    """A `\\n` of two characters is valid, and hardly ever meant: YAML reads escapes in double quotes alone."""
+    for text in (value,) if isinstance(value, str) else value:
+        found = ESCAPE.search(text)
+        if found:
+            log.warning(
+                "model.%s, %r, holds a backslash and %r in place of a control character: write it in double quotes in "
+                "the YAML (single quotes and --options know no escapes)",
+                key, text, found[0][1],
+            )  # fmt: skip
+
+
+def _around_placeholder(pieces: tuple[str, str, str]) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
+    """The pieces of a filled template before and after the only placeholder in them."""
+    opening, prompt, closing = pieces
+    if PLACEHOLDER in opening:
+        left, right = opening.split(PLACEHOLDER)
+        return (left, "", ""), (right, prompt, closing)
+    if PLACEHOLDER in prompt:
+        left, right = prompt.split(PLACEHOLDER)
+        return (opening, left, ""), ("", right, closing)
+    left, right = closing.split(PLACEHOLDER)
+    return (opening, prompt, left), (right, "", "")
 
 
 def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenizerBase:
@@ -221,6 +284,7 @@ def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenize
     """
     name, revision = split_revision(path)
     options = {"revision": revision, "token": token}
+    require_real_files(path, TOKENIZER_FILES)
     try:
         exact = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options)
         loader = PreTrainedTokenizerFast if exact is not None else AutoTokenizer

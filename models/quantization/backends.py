@@ -229,6 +229,22 @@ def _torchao_type(backend: Backend, config: ModelConfig) -> object:
     )
 
 
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let a folder that was quantised before compute in `dtype`, whatever type its config.json names.
+
+    Such a folder keeps the type that it was made with, in the library's own loading; a V100 has no bfloat16.
+    """
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:  # bitsandbytes' 4 bits: the type of the weights once they are unpacked
+            state.dtype = module.compute_dtype = dtype
+            module.compute_type_is_set = True
+        for name, parameter in module.named_parameters(recurse=False):
+            is_packed = name == "weight" and (state is not None or type(module).__name__ == "Linear8bitLt")
+            if parameter.is_floating_point() and not is_packed:
+                parameter.data = parameter.data.to(dtype)
+
+
 def make_trainable(model: nn.Module) -> None:
     """Keep quantised layers in the form that has gradients.
 

@@ -73,6 +73,41 @@ def test_an_augmentation_may_be_kept_to_some_tasks() -> None:
     assert augment.tasks == {"audiocaption"}
 
 
+def test_amplitude_of_noise() -> None:
+    spec = {"AddGaussianNoise": {"p": 1, "min_amplitude": 0.01, "max_amplitude": 0.01}}
+    for waveform in (TONE, torch.zeros(16_000)):
+        assert (apply(spec, waveform=waveform) - waveform).std() == pytest.approx(0.01, rel=0.05)
+    drawn = [float((apply({"AddGaussianNoise": {"p": 1}}, seed) - TONE).std()) for seed in range(30)]
+    assert 0.001 <= min(drawn) < 0.005 < 0.01 < max(drawn) <= 0.0155
+
+
+def pitch(waveform: torch.Tensor) -> float:
+    """Radians a sample of the strongest tone."""
+    spectrum = torch.fft.rfft(waveform * torch.hann_window(len(waveform))).abs()
+    return float(spectrum.argmax()) * 2 * torch.pi / len(waveform)
+
+
+@pytest.mark.parametrize("rate", [0.8, 1.0, 1.25])
+def test_stretching_keeps_the_pitch(rate: float) -> None:
+    slower = apply({"TimeStretch": {"p": 1, "min_rate": rate, "max_rate": rate}})
+    assert len(slower) == round(16_000 / rate)
+    assert pitch(slower) == pytest.approx(0.17, abs=0.002)
+    assert slower[2000:-2000].std() == pytest.approx(float(TONE.std()), rel=0.1)
+
+
+@pytest.mark.parametrize("semitones", [-4, 2, 7])
+def test_shifting_the_pitch_keeps_the_length(semitones: float) -> None:
+    shifted = apply({"PitchShift": {"p": 1, "min_semitones": semitones, "max_semitones": semitones}})
+    assert len(shifted) == len(TONE)
+    assert pitch(shifted) == pytest.approx(0.17 * 2 ** (semitones / 12), rel=0.01)
+    assert shifted[2000:-2000].std() == pytest.approx(float(TONE.std()), rel=0.1)
+
+
+def test_clips_too_short_to_stretch_stay() -> None:
+    for size in (1, 100, 512):
+        assert torch.equal(apply({"TimeStretch": {"p": 1}}, waveform=TONE[:size]), TONE[:size])
+
+
 def test_probability() -> None:
     augment = Augment.from_config({"gain": {"p": 0.3}})
     rng = np.random.default_rng(0)

@@ -57,3 +57,15 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path: Path
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"run\.output_dir = .*file/deeper: .*file is a file; expected a folder"):
         require_writable(str(tmp_path / "file" / "deeper"), "run.output_dir")
+
+
+def test_the_home_folder_is_expanded_after_an_equals_sign_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--ckpt")
+    parser.add_argument("--texts", nargs="*")
+    seen = []
+    run(seen.append, parser, ["--out=~/report.json", "--ckpt=~", "--texts", "~5 words", "a~/b"])
+    assert (seen[0].out, seen[0].ckpt) == (tmp_path / "report.json", str(tmp_path))
+    assert seen[0].texts == ["~5 words", "a~/b"]

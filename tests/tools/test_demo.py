@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,7 @@ def test_it_may_be_started_from_any_folder(
         raise SystemExit(0)
 
     monkeypatch.setattr(demo, "make_corpus", started_in)
+    monkeypatch.setattr(demo, "require_recordings", lambda run, prefix: None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         demo.main([*arguments, "--output", "mine"])
@@ -83,6 +86,37 @@ def test_real_recordings_must_be_named(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         demo.main(["--recipe", "real"])
     assert "--prefix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["folder", "annotations", "weights"])
+def test_what_is_missing_is_one_sentence_and_nothing_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    monkeypatch.chdir(demo.ROOT)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.json").write_text("of an earlier run")
+    prefix = tmp_path / ("nowhere" if missing == "folder" else "empty")
+    arguments = ["--recipe", "real", "--prefix", str(prefix), "--short", "--output", str(tmp_path / "out")]
+    options = ["--options", "model.llama_path=nowhere/llm.bin/x"] if missing == "weights" else []
+    assert demo.main([*arguments, *options]) == 1
+    out, err = capsys.readouterr()
+    expected = {
+        "folder": f"--prefix {prefix}: no such folder",
+        "annotations": "train_ann_path",
+        "weights": "llama_path",
+    }
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and expected[missing] in err
+    assert (tmp_path / "out" / "summary.json").read_text() == "of an earlier run"
+
+
+@pytest.mark.slow
+def test_a_step_of_several_processes_fails_without_the_launchers_trace(tmp_path: Path) -> None:
+    words = ["--nproc-per-node", "2", "train.py", "--cfg-path", "absent.yaml"]
+    command = [sys.executable, "-m", "tools.launch", "--standalone", *words]
+    done = subprocess.run(command, cwd=demo.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "absent.yaml: no such file" in done.stderr
+    assert "Traceback" not in done.stderr and "ChildFailedError" not in done.stderr
 
 
 @pytest.mark.parametrize("backend", ["none", "gptq"])

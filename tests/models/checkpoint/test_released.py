@@ -195,6 +195,13 @@ def test_broken_files_change_nothing(model, tmp_path, kind, message):
     assert before.keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize("key", ["pruned_layers", "whisper_prune"])
+def test_a_checkpoint_of_a_model_with_layers_left_out_is_refused(model, tmp_path, key):
+    torch.save({"model": released_state(model), key: [1, 2]}, tmp_path / "pruned.pth")
+    with pytest.raises(CheckpointError, match=rf"trained with layers left out \({key}: 1, 2\)"):
+        load_legacy(model, tmp_path / "pruned.pth")
+
+
 def test_absent_files_and_wrong_pad_rows(model, file, tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         load_legacy(model, tmp_path / "nowhere.pth")

@@ -35,6 +35,8 @@ SEARCHES = {
     "penalties": {"repetition_penalty": 1.6, "min_length": 4},
     "sampling": {"do_sample": True, "seed": 3, "temperature": 0.8, "top_k": 40},
     "beams": {"num_beams": 3, "length_penalty": -1.0},
+    "no pair twice": {"no_repeat_ngram_size": 2},
+    "beams, no pair twice": {"num_beams": 2, "no_repeat_ngram_size": 2},
     "beams, penalties": {"num_beams": 2, "repetition_penalty": 1.4, "min_length": 4},
     "beams, sampling": {"num_beams": 2, "do_sample": True, "seed": 5},
 }

@@ -67,6 +67,11 @@ VARIANTS = {
     "beams, short": {"num_beams": 3, "length_penalty": -1.0},
     "greedy, penalty": {"num_beams": 1, "repetition_penalty": 1.7},
     "beams, penalty": {"num_beams": 2, "repetition_penalty": 1.7},
+    "greedy, no token twice": {"num_beams": 1, "no_repeat_ngram_size": 1},
+    "greedy, no pair twice": {"num_beams": 1, "no_repeat_ngram_size": 2},
+    "greedy, penalty, no triple twice": {"num_beams": 1, "repetition_penalty": 0.8, "no_repeat_ngram_size": 3},
+    "beams, no pair twice": {"num_beams": 3, "no_repeat_ngram_size": 2},
+    "beams, penalty, no token twice": {"num_beams": 2, "repetition_penalty": 1.7, "no_repeat_ngram_size": 1},
 }
 
 
@@ -286,6 +291,18 @@ def test_sampling_filters_are_those_of_the_library(llama):
         expected = warper(None, expected)
     history = torch.empty(4, 0, dtype=torch.long)
     torch.testing.assert_close(process_scores(scores, history, frozenset(), options), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_repeats_are_forbidden_as_in_the_library(size):
+    from transformers.generation import NoRepeatNGramLogitsProcessor
+
+    generator = torch.Generator().manual_seed(size)
+    for length in (0, 1, 2, size, 30):
+        history = torch.randint(0, 4, (3, length), generator=generator)
+        scores = torch.randn(3, 50, generator=generator)
+        got = process_scores(scores, history, frozenset(), GenerateOptions(no_repeat_ngram_size=size, min_length=0))
+        torch.testing.assert_close(got, NoRepeatNGramLogitsProcessor(size)(history, scores))
 
 
 def test_streamed_pieces_join_to_the_generated_text(llama):

@@ -209,3 +209,15 @@ def test_an_end_that_begins_with_a_special_token_ends_by_its_id(tmp_path, option
     text = text_processor(tokenizer, **options)
     assert end in text.eos_ids
     assert text.decode([*tokenizer.encode("one two", add_special_tokens=False), end, 7]) == "one two"
+
+
+@pytest.mark.parametrize("key", ["prompt_template", "end_sym", "stop_strings"])
+def test_an_escape_of_two_characters_is_named(tokenizer, caplog, key):
+    value = {"prompt_template": r"USER: {}\nASSISTANT:", "end_sym": r"\n###", "stop_strings": ("a", r"\t")}[key]
+    text_processor(tokenizer, **{key: value})
+    assert f"model.{key}" in caplog.text and "double quotes" in caplog.text
+
+
+def test_a_line_break_and_a_backslash_alone_are_not(tokenizer, caplog):
+    text_processor(tokenizer, prompt_template="USER: {}\nC:\\data ASSISTANT:")
+    assert not caplog.text

@@ -1,7 +1,9 @@
 """Quantised weights: the table's checks, gradients through them, and what stays unquantised."""
 
 import importlib.util
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -189,6 +191,32 @@ def test_a_folder_of_quantised_weights_is_recognised_and_loaded(config, tmp_path
     assert weights_fingerprint(loaded) == weights_fingerprint(source)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(loaded), logits_of(source))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8", "gptq"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+def test_a_folder_of_another_type_computes_in_the_one_asked_for(config, gptq_folder, tmp_path, kind, dtype):
+    """A ready 4-bit folder names bfloat16 in its config.json, which a V100 does not have."""
+    made = replace(with_backend(config, kind, gptq_folder), lora=False, dtype="bfloat16")
+    source = LanguageModel.from_config(made)
+    save = (
+        partial(save_folder, settings=GPTQSettings(group_size=32))
+        if kind == "gptq"
+        else type(source.model).save_pretrained
+    )
+    save(source.model, tmp_path / "folder")
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["dtype"] == "bfloat16"
+    asked = replace(made, llama_path=str(tmp_path / "folder"), quantization="none", dtype=dtype)
+    llm = LanguageModel.from_config(asked).eval()
+    wanted = getattr(torch, dtype)
+    assert llm.dtype == wanted and f"compute {dtype}" in llm.kernel
+    layers = [module for module in llm.model.modules() if type(module).__name__ == "Linear4bit"]
+    assert len(layers) == (14 if kind == "nf4" else 0)
+    assert all(module.compute_dtype == module.weight.quant_state.dtype == wanted for module in layers)
+    with torch.no_grad():
+        assert logits_of(llm).isfinite().all()
+        if kind == "nf4" and dtype == "bfloat16":
+            torch.testing.assert_close(logits_of(llm), logits_of(source.eval()))
 
 
 def test_the_layers_of_a_gptq_folder_name_their_kernels(config, gptq_folder):

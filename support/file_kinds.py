@@ -1,0 +1,77 @@
+"""What a file really is, where it is not what its name says: a pointer, a web page, an archive, another format."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+START_BYTES = 1024  # enough for every mark below
+SHORT_NOTE_BYTES = 300  # "Entry not found": what a server answers in place of a file
+
+_ARCHIVES = {
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "an empty zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\xfd7zXZ\x00": "an xz archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a rar archive",
+    b"BZh": "a bzip2 archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+}
+_FORMATS = {
+    b"GGUF": "a GGUF file (of llama.cpp); convert it to safetensors, or take the original model",
+    b"\x89HDF": "an HDF5 file (of Keras); take the model in safetensors",
+    b"\x93NUMPY": "a numpy array",
+    b"%PDF": "a PDF document",
+}
+_ANSWERS = ("not found", "access denied", "accessdenied", "unauthorized", "forbidden", "rate limit", "invalid username")
+
+
+def mistaken(path: str | Path, *, zip_is_right: bool = False, text_is_right: bool = False) -> str | None:
+    """'is …; what to do', where a file is something that often stands under another file's name; else None.
+
+    Args:
+        zip_is_right: the expected format is itself a zip (`torch.save`).
+        text_is_right: the expected format is text (JSON, YAML), of which only pointers and web pages are told apart.
+    """
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            start = file.read(START_BYTES)
+    except OSError:
+        return None  # opening it tells why
+    if not size:
+        return "is empty (0 bytes); copy or download it again"
+    text = start.decode("utf-8", errors="replace").lstrip("\ufeff \t\r\n")
+    lower = text.lower()
+    if lower.startswith("version https://git-lfs"):
+        return "is a git-lfs pointer, not the file itself; run 'git lfs pull' in its repository, or download the file"
+    if size < START_BYTES and "annex/objects/" in lower:
+        return "is a git-annex pointer, not the file itself; run 'git annex get' in its repository"
+    if lower.startswith(("<!doctype html", "<html", "<head", "<?xml", "<error")):
+        kind = "a web page (HTML)" if "html" in lower else "an XML answer of a server"
+        return f"is {kind}, often an error or a login page; download the file itself"
+    if size <= SHORT_NOTE_BYTES and "\ufffd" not in text and any(answer in lower for answer in _ANSWERS):
+        return f"holds only {text.strip()!r}, a server's answer; download it again"
+    for mark, what in _ARCHIVES.items():
+        if start.startswith(mark) and not (zip_is_right and mark.startswith(b"PK")):
+            return f"is {what}; unpack it and name the file inside"
+    if start[257:262] == b"ustar":
+        return "is a tar archive; unpack it and name the file inside"
+    for mark, what in _FORMATS.items():
+        if start.startswith(mark):
+            return f"is {what}"
+    if not text_is_right and size < START_BYTES and "\ufffd" not in text and "\x00" not in text:
+        first = text.strip().splitlines()[0][:60] if text.strip() else ""
+        return f"is a short text ({first!r}), not data; copy or download the file again"
+    return None
+
+
+def mistaken_in(folder: str | Path, names: Iterable[str]) -> str | None:
+    """'FILE is …; what to do' for the first of a folder's files (glob patterns) that is not what its name says."""
+    for pattern in names:
+        for file in sorted(Path(folder).glob(pattern)):
+            is_text = file.suffix in (".json", ".txt", ".jinja")
+            found = mistaken(file, zip_is_right=file.suffix in (".bin", ".pt", ".pth"), text_is_right=is_text)
+            if found and not (is_text and "0 bytes" in found):
+                return f"{file} {found}"
+    return None

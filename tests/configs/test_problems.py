@@ -1,0 +1,152 @@
+"""All that is wrong with a file, or missing, is in one error, each with its line or `--options`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.parsing import ConfigError
+from configs.schema import load_config
+
+FILE = """model:
+  lama_path: here
+  lora_runk: 4
+  max_epoch: 3
+  soft_prompts: true
+datasets:
+  augmentation:
+    AddGausianNoise: {use: true}
+    Gain: {p: 2}
+run:
+  sed: 1
+  batch_size_train: 0
+  optims:
+    init_lr: fast
+wrong: {}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> str:
+        Path("mine.yaml").write_text(text, encoding="utf-8")
+        return "mine.yaml"
+
+    return write
+
+
+def message(path: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_every_problem_has_its_line(write) -> None:
+    first, *lines = message(write(FILE), "run.max_epoch=1").split("\n  ")
+    assert first == "mine.yaml: 11 things to fix"
+    found = {line.split(": ")[1]: line.split(": ")[0] for line in lines}
+    assert found == {
+        "model.soft_prompts": "line 5",
+        "datasets.augmentation.AddGausianNoise": "line 8",
+        "datasets.augmentation.Gain": "line 9",
+        "model.lama_path": "line 2",
+        "model.lora_runk": "line 3",
+        "model.max_epoch": "line 4",
+        "run.sed": "line 11",
+        "run.batch_size_train": "line 12",
+        "run.optims.init_lr": "line 14",
+        "run.max_epoch": "--options",
+        "wrong": "line 15",
+    }
+    assert sum("Did you mean run.optims.max_epoch?" in line for line in lines) == 2
+    assert any("did you mean 'AddGaussianNoise'" in line for line in lines)
+
+
+def test_one_problem_is_one_line(write) -> None:
+    text = message(write("run: {seed: 1}"), "run.max_epoch=1")
+    expected = "--options (over mine.yaml): run.max_epoch: no such key of run (found a whole number)."
+    assert text == f"{expected} Did you mean run.optims.max_epoch?"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("run.max_epochs", "run.optims.max_epoch"),
+        ("run.init_lr", "run.optims.init_lr"),
+        ("model.num_beams", "generate.num_beams"),
+        ("datasets.same", "datasets.join_clips.same"),
+        ("run.labels", "distillation.labels"),
+        ("model.lora_ranks", "model.lora_rank"),
+        ("run.SEED", "run.seed"),
+        ("generate.no_repeat_ngram", "generate.no_repeat_ngram_size"),
+        ("num_beams", "generate.num_beams"),
+    ],
+)
+def test_the_nearest_name_may_be_in_another_section(write, key: str, meant: str) -> None:
+    assert f"{key}: no such" in (text := message(write("{}"), f"{key}=1"))
+    assert f"Did you mean {meant}?" in text
+
+
+def test_secrets_are_not_shown_among_others(write) -> None:
+    text = message(write("model: {tokn: hf_secret, lora_runk: 1}\nrun: {key: abc_secret}"))
+    assert "hf_secret" not in text and "abc_secret" not in text
+
+
+def test_every_missing_path_is_named_at_once(write) -> None:
+    config = load_config(
+        write(
+            "model:\n  gemma_path: a/b/c\n  whisper_path: ./no\n  beats_path: b.pt\n"
+            "datasets:\n  train_ann_path: [x.json, y.json]\n"
+        ),
+        ["datasets.valid_ann_path=z.json"],
+    )
+    with pytest.raises(ConfigError) as caught:
+        config.require_paths("datasets.train_ann_path", "datasets.valid_ann_path", "model.prompt_path", "model")
+    first, *lines = str(caught.value).split("\n  ")
+    assert first == "mine.yaml: 6 things to fix"
+    places = [line.split(" does not exist")[0] for line in lines]
+    assert places == [
+        "line 6: datasets.train_ann_path: 'x.json'",
+        "line 6: datasets.train_ann_path: 'y.json'",
+        "--options: datasets.valid_ann_path: 'z.json'",
+        "line 2: model.llama_path: 'a/b/c'",
+        "line 3: model.whisper_path: './no'",
+        "line 4: model.beats_path: 'b.pt'",
+    ]
+
+
+def test_one_missing_path_is_one_line(write) -> None:
+    config = load_config(write("model:\n  llama_path: org/name\n  whisper_path: ./no\n"))
+    with pytest.raises(ConfigError, match=r"^mine\.yaml, line 3: model\.whisper_path: '\./no' does not exist"):
+        config.require_paths()
+
+
+def test_prompts_of_the_familys_names_are_the_programs_own(write) -> None:
+    for path in ("prompts/train_prompt.json", "./prompts/train_prompt.json", "data/prompts/train_prompt.json"):
+        config = load_config(write(f"model: {{prompt_path: {path}, test_prompt_path: prompts/test_prompt.json}}"))
+        assert (config.model.prompt_path, config.model.test_prompt_path) == ("prompts/train.json", "prompts/test.json")
+        config.require_paths("model.prompt_path", "model.test_prompt_path")
+        assert len(config.notes) == 2 and all("the prompts that come with the program" in note for note in config.notes)
+
+
+def test_prompts_next_to_the_yaml_come_first(write, tmp_path: Path) -> None:
+    write("{}")
+    (tmp_path / "configs" / "prompts").mkdir(parents=True)
+    (tmp_path / "configs" / "prompts" / "train_prompt.json").write_text("{}")
+    (tmp_path / "configs" / "a.yaml").write_text("model: {prompt_path: prompts/train_prompt.json}")
+    config = load_config("configs/a.yaml")
+    assert config.model.prompt_path == "configs/prompts/train_prompt.json" and not config.notes
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "train_prompt.json").write_text("{}")
+    assert load_config("configs/a.yaml").model.prompt_path == "prompts/train_prompt.json"
+
+
+def test_other_prompts_are_not_replaced(write) -> None:
+    for path in ("prompts/my_prompt.json", "/data/prompts/train_prompt.json"):
+        config = load_config(write(f"model: {{prompt_path: {path}}}"))
+        assert config.model.prompt_path == path
+        with pytest.raises(ConfigError, match="does not exist"):
+            config.require_paths("model.prompt_path")

@@ -1,0 +1,60 @@
+"""Files that are not what their names say."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from support.file_kinds import mistaken, mistaken_in
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
+
+
+def archive(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as file:
+            file.writestr("model.bin", b"1234")
+    elif kind == "tar":
+        with tarfile.open(fileobj=buffer, mode="w") as file:
+            file.addfile(tarfile.TarInfo("model.bin"))
+    else:
+        buffer.write(gzip.compress(b"1234"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (POINTER, "git lfs pull"),
+        (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>" + b" " * 2000, "web page"),
+        (b"<html><head><title>404</title>", "web page"),
+        (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "answer of a server"),
+        (b"Entry not found", "Entry not found"),
+        (b"", "empty"),
+        (b"/annex/objects/SHA256E-s123--0123.wav\n", "git annex get"),
+        (b"../blobs/0123456789", "short text"),
+        (b"GGUF\x03\x00\x00\x00" + b"\x00" * 2000, "GGUF"),
+        (archive("zip"), "zip archive"),
+        (archive("gz"), "gzip archive"),
+        (archive("tar"), "tar archive"),
+    ],
+)
+def test_what_stands_under_another_name(tmp_path, content, words):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    assert words in mistaken(file)
+    assert mistaken_in(tmp_path, ["*.safetensors"]).startswith(f"{file} is ") or "holds only" in mistaken(file)
+
+
+def test_right_files_pass(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.bin")
+    np.savez(tmp_path / "arrays.npz", np.zeros(3))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    (tmp_path / "clip.wav").write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt ")
+    assert mistaken_in(tmp_path, ["*.bin", "*.json", "*.wav"]) is None
+    assert mistaken(tmp_path / "absent") is None

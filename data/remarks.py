@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 NAMED = 3
 CHANNELS, LENGTH, LEVEL, STATED, RATE = "channels", "length", "level", "stated", "rate"
 WHAT = {
-    CHANNELS: "have channels whose mean loses more than 6 dB, so the loudest channel is used alone",
-    LENGTH: "do not agree with their headers about the sound in them; all that is there is used",
-    LEVEL: "have float samples beyond full scale, and are scaled down to it",
+    CHANNELS: "with channels whose mean loses more than 6 dB, so that the loudest is used alone",
+    LENGTH: "with another length than in the header; all the sound that is there is used",
+    LEVEL: "with float samples beyond full scale, scaled down to it",
     STATED: (
-        "are not as long as their annotation's 'duration' states, and are used whole; correct or drop the field, or, "
+        "with another length than their annotation's 'duration' states, used whole; correct or drop the field, or, "
         "where it means a part, write 'offset' too (0 for the first part)"
     ),
-    RATE: "do not have the sample rate that their annotation states; the file's own is used",
+    RATE: "with another sample rate than their annotation states; the file's own is used",
 }
 """Kind -> what its clips have in common."""
 

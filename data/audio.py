@@ -1,4 +1,4 @@
-"""A path or bytes → the mono 16 kHz waveform, or an `AudioError` that names the clip.
+"""A path or bytes → the mono 16 kHz waveform of all the sound in it, or an `AudioError` that names the clip.
 
 libsndfile decodes (wav, flac, mp3, ogg, opus, aiff …), soxr resamples. Whole flac files are decoded by dr_flac
 (miniaudio) if it is installed: the same samples in two thirds of the time. Features are computed elsewhere, on the

@@ -1,4 +1,4 @@
-"""A path or bytes → the mono 16 kHz waveform, or an `AudioError` that names the clip.
+"""A path or bytes → the mono 16 kHz waveform of all the sound in it, or an `AudioError` that names the clip.
 
 libsndfile decodes (wav, flac, mp3, ogg, opus, aiff …), soxr resamples. Whole flac files are decoded by dr_flac
 (miniaudio) if it is installed: the same samples in two thirds of the time. Features are computed elsewhere, on the
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 EXPAND_SILENCE_S = 0.1
 EXPAND_SILENCE_SAMPLES = round(EXPAND_SILENCE_S * SAMPLE_RATE)  # between a clip and each clip of its `expand_wav`
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000  # outside, a header is wrong
-OVERSHOOT = 0.01  # so large a part of a lossy file's samples may be beyond full scale, and is clipped
+OVERSHOOT = 0.1  # so large a part of a lossy file of clipped sound may be beyond full scale; it is clipped again
 RESAMPLER_MARGIN_S = 0.1  # read past a cap, so that the filter's input does not end at the cut
 DECODER_MARGIN_S = 1.0  # read before a part where the decoder's state depends on what came before
 MP3_FROM_START_S = 60  # later parts of an mp3 differ from a whole read by a rounding of float32

@@ -27,14 +27,16 @@ from models.checkpoint.adapter_folder import load_adapter, save_adapter
 from models.encoders.frame_cache import FrameCache
 from models.released_rules import rules_of
 from models.salmonn import SALMONN
-from support.command_line import UserError
+from support.command_line import UserError, disk_problem
 from support.files import jsonable
+from support.folder_lock import FolderInUse, require_held
 from support.random_state import rng_state, set_rng_state
 from training.best_checkpoint import criterion, is_better, shown_scores
 from training.distillation import Distiller
 from training.precision import make_accelerator, prepare_trained_parameters
 from training.resuming import data_digest, describe_changes, prompts_digest, require_same_run
 from training.run_folder import Progress, RunFolder, RunFolderError, TrainerState
+from training.run_lock import lock_run
 from training.run_log import RunLog, draw_curve
 from training.schedule import build_optimizer, learning_rate
 from training.step import StepResult, TrainingStep
@@ -149,10 +151,15 @@ class Runner:
         """Train to the end, or to a signal; either way the newest checkpoint holds all that was done.
 
         Raises:
+            FolderInUse: another process works in the folder.
             NonFiniteError: too many non-finite steps in a row.
             TooManyBadClips: more clips than `datasets.max_bad_fraction` cannot be read.
             RunFolderError: a checkpoint cannot be written.
         """
+        with lock_run(self.folder, self.accelerator):
+            return self._train_in_folder()
+
+    def _train_in_folder(self) -> RunResult:
         notes = self._prepare_folder()
         self.log = RunLog(
             self.config,
@@ -349,7 +356,7 @@ class Runner:
         self.progress.seconds += now - self._clock
         self._clock = now
         rng = gather_object([rng_state()])
-        error: OSError | None = None
+        error: OSError | FolderInUse | None = None
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = TrainerState(
@@ -358,20 +365,23 @@ class Runner:
             metrics = jsonable(metrics or self._metrics())
             target = self.folder.checkpoint_path(self.progress.step)
             try:
+                require_held(self.folder.path)
                 save_adapter(self.model, target, config=self.config, metrics=metrics, extra=state.write)
                 self.folder.point("last", target)
                 if best:
                     self.folder.point("best", target)
                 self.folder.prune(self.run.keep_checkpoints)
-            except OSError as failure:
+            except (OSError, FolderInUse) as failure:
                 error = failure
         (failed,) = self._sum_over_processes(error is not None)
+        if isinstance(error, FolderInUse):
+            raise error
         if failed:
             last = self.folder.last()
             kept = f"{last} is complete; continue from it with --resume" if last else "no checkpoint was written before"
             raise RunFolderError(
                 f"step {self.progress.step}: the checkpoint could not be written to {self.folder.path} "
-                f"({error or 'on the first process'}); {kept}, once there is room."
+                f"({disk_problem(error) if error else 'on the first process'}); {kept}, once there is room."
             ) from error
         self._saved_step = self.progress.step
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from models.salmonn import SALMONN
     from runner import Runner, RunResult
     from training.distillation import Distiller
+    from training.run_folder import RunFolder
 
 PRECISION_WORDS = {"fp16": "fp16 with loss scaling", "bf16": "bf16"}
 STAGE_OPTIONS = ("run.output_dir", "run.auto_second", "run.second_stage_config", "run.resume", "model.ckpt")
@@ -181,21 +182,45 @@ def _train_stage(
     config: Config, accelerator: Accelerator, resume_argument: str | None, dryrun: bool
 ) -> RunResult | None:
     """Train one stage; returns its RunResult, or None after a dry run."""
-    from training.run_folder import RunFolder, RunFolderError, find_resume
+    from training.run_folder import RunFolder, find_resume
+    from training.run_lock import lock_run
 
     folder = RunFolder(config.run.output_dir)
-    resume = find_resume(resume_argument, folder) if resume_argument else None
-    if folder.checkpoints() and not (dryrun or (resume is not None and folder.holds(resume))):
+    if dryrun:
+        if resume_argument:
+            find_resume(resume_argument, folder)
+        _print_remarks(config, accelerator)
+        _dry_run(config, accelerator)
+        return None
+    command_line.require_writable(config.run.output_dir, "run.output_dir")
+    with lock_run(folder, accelerator):  # until the end: nobody may start, or continue, between check and first save
+        resume = _checkpoint_to_resume(folder, resume_argument, accelerator)
+        _print_remarks(config, accelerator)
+        return _train_in(config, accelerator, resume)
+
+
+def _checkpoint_to_resume(folder: RunFolder, argument: str | None, accelerator: Accelerator) -> Path | None:
+    """The checkpoint that the run continues from; an error where the folder's own checkpoints would be in the way."""
+    from training.run_folder import RunFolderError, find_resume
+
+    resume = find_resume(argument, folder) if argument else None
+    if folder.checkpoints() and not (resume is not None and folder.holds(resume)):
         raise RunFolderError(
             f"{folder.path} already holds checkpoints (the newest: {folder.last().name}). Continue from there with "
             "--resume, choose another run.output_dir, or delete the folder."
         )
+    if argument and resume is None:
+        accelerator.print(f"{folder.path}: no checkpoint to resume from yet, so this run starts from the beginning")
+    return resume
+
+
+def _print_remarks(config: Config, accelerator: Accelerator) -> None:
     for note in config.remarks:
         accelerator.print(note)
-    if dryrun:
-        _dry_run(config, accelerator)
-        return None
-    command_line.require_writable(config.run.output_dir, "run.output_dir")
+
+
+def _train_in(config: Config, accelerator: Accelerator, resume: Path | None) -> RunResult:
+    """Train in the run's folder, which is this run's alone."""
     config.require_paths(*_data_paths(config), *_model_paths(config))  # all that is missing, in one error
     train_data, valid_data = load_data(config)
     train_data = _without_long_clips(config, train_data, accelerator)

@@ -150,7 +150,7 @@ def _sounds(
     finally:
         if sound is not None:
             sound.close()
-    if finding.note and not repairs:
+    if finding.note and not any(remark.kind == LENGTH and remark.clip == name for remark in remarks):
         remarks.append(Remark(LENGTH, name, finding.note))
     for piece in finding.pieces:
         yield from _sounds(piece, name, remarks, repairs + 1)

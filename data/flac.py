@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from data.integrity import find_damage
+from data.audio import AudioError, probe_duration_s
 from support.command_line import UserError
 from support.files import write_whole
 
+LENGTH_ROUNDING_S = 1e-6
 SUBTYPES = {
     "PCM_U8": "PCM_S8",
     "PCM_S8": "PCM_S8",
@@ -105,15 +106,25 @@ def convert(wav: Path, flac: Path, *, rounded: bool = False) -> None:
             24 bits).
     """
     try:
-        with wav.open("rb") as file:
-            damage = find_damage(file)
-        if damage:
-            raise ConversionError(f"{wav}: {damage}; copy or encode it again")
+        _require_true_header(wav)
         subtype, dtype = _samples_of(wav, rounded)
         flac.parent.mkdir(parents=True, exist_ok=True)
         write_whole(flac, lambda draft: _write(wav, draft, subtype, dtype))
     except soundfile.LibsndfileError as error:
         raise ConversionError(f"{wav}: not converted: {error.error_string.strip().rstrip('.')}") from None
+
+
+def _require_true_header(wav: Path) -> None:
+    """Raise ConversionError for a damaged file, and for one whose header tells less than it holds: nothing is lost."""
+    try:
+        there_s = probe_duration_s(wav)
+    except AudioError as error:
+        raise ConversionError(str(error)) from None
+    stated_s = soundfile.info(wav).duration
+    if abs(there_s - stated_s) > LENGTH_ROUNDING_S:
+        raise ConversionError(
+            f"{wav}: its header gives {stated_s:g} s, the file holds {there_s:g} s; write the true length into it first"
+        )
 
 
 def _samples_of(wav: Path, rounded: bool) -> tuple[str, str]:

@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 NAMED = 3
 CHANNELS, LENGTH, LEVEL = "channels", "length", "level"
 WHAT = {
-    CHANNELS: "have channels whose mean loses more than 6 dB, so the loudest channel is used alone",
-    LENGTH: "do not agree with their headers about the sound in them; all that is there is used",
-    LEVEL: "have float samples beyond full scale, and are scaled down to it",
+    CHANNELS: "with channels whose mean loses more than 6 dB, so that the loudest is used alone",
+    LENGTH: "with another length than in the header; all the sound that is there is used",
+    LEVEL: "with float samples beyond full scale, scaled down to it",
 }
 """Kind -> what its clips have in common."""
 

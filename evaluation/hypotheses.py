@@ -81,12 +81,15 @@ def evaluate_annotations(
     started = time.monotonic()
     processes = processes or Processes.current()
     clips = [dataclasses.replace(annotation, index=position) for position, annotation in enumerate(annotations)]
-    found = store.done(len(clips)) if store else {}
+    found = store.done() if store else {}
     # A store's files change once a process appends: all must have read them first.
     processes.wait()
     pending = [index for index in range(len(clips)) if index not in found]
     dataset = prompts_for(clips, prompts, config)
-    seconds = _clip_lengths(clips, pending, processes)
+    rules = rules_of(config.model)
+    # Where texts depend on the batch, each is that of a run without interruption, with clips that are done already.
+    encoded = range(len(clips)) if rules.encoders.depends_on_batch else pending
+    seconds = _clip_lengths(clips, encoded, processes)
     longest_s = config.datasets.max_audio_s or float("inf")
     require_positions(
         model,
@@ -96,10 +99,13 @@ def evaluate_annotations(
         training=False,
         new_tokens=config.generate.max_new_tokens,
     )
-    batches = _batches_by_length(pending, seconds, config.run.batch_size_eval)
+    batches = _batches_by_length(encoded, seconds, config.run.batch_size_eval)
+    batches = [batch for batch in batches if not found.keys() >= set(batch)]
     feed = ClipFeed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
-    keep_special = rules_of(config.model).keep_special_tokens
-    describe = PredictionMaker(model, clips, original_annotations or clips, dataset, keep_special_tokens=keep_special)
+    describe = PredictionMaker(
+        model, clips, original_annotations or clips, dataset, keep_special_tokens=rules.keep_special_tokens
+    )
+    found = {index: describe.again(index, prediction) for index, prediction in found.items()}
     options = dataclasses.asdict(config.generate)
     if config.generate.do_sample:
         options["seed"] = config.run.seed
@@ -264,6 +270,11 @@ class PredictionMaker:
             tokens=len(generation.tokens),
             stop_reason=generation.stop_reason,
         )
+
+    def again(self, index: int, before: Prediction) -> Prediction:
+        """An earlier run's answer, with what the annotations say now."""
+        kept = ("prompt", "hypothesis", "seconds", "cut", "tokens", "stop_reason")
+        return self._prediction(index, **{name: getattr(before, name) for name in kept})
 
     def failed(self, bad: BadClip) -> Prediction:
         clip = self._clips[bad.index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import torch
@@ -16,9 +17,9 @@ from data.prompts import load_prompts
 from data.quarantine import Quarantine
 from evaluation.hypotheses import EvaluationResult, evaluate_annotations, frames_from_cache, prompts_for
 from evaluation.modes import annotation_keys, select_annotations
-from evaluation.predictions import PREDICTIONS, SCORES, SUBMISSION, PredictionStore
+from evaluation.predictions import PREDICTIONS, QUARANTINE, SCORES, SUBMISSION, PredictionStore
 from evaluation.processes import Processes
-from evaluation.restart import run_hashes
+from evaluation.restart import digests
 from evaluation.scores import named_scores, scores_by_file
 from evaluation.swapped_audio import swap_audio
 from models.build import build_model
@@ -26,7 +27,9 @@ from models.device import pick_device
 from models.salmonn import SALMONN
 from support import provenance
 from support.command_line import require_writable
+from support.content_hash import ContentHashes
 from support.files import write_json
+from support.folder_lock import locked_by_first
 from training.dated_folder import dated, moment_to_evaluate, with_moment
 
 
@@ -45,7 +48,7 @@ def evaluate_modes(
         UserError: what a mode needs is absent or broken, which is found before the model is loaded; or the model
             cannot be built.
     """
-    with Processes.joined() as processes, config.named():
+    with Processes.joined() as processes, config.named(), ExitStack() as locks:
         files = dict.fromkeys(key for mode in modes for key in annotation_keys(config, mode))
         config.require_paths("model", "model.test_prompt_path", *files)
         if dated(config):
@@ -55,9 +58,28 @@ def evaluate_modes(
         prompts = load_prompts(config.model.test_prompt_path)
         for mode in modes:
             prompts_for(select_annotations(config, mode), prompts, config)
-        model = _load(config, processes, device or config.run.device)
         for mode in modes:
-            evaluate_mode(model, config, mode, processes, swapped=swapped, scoring=scoring, java=java)
+            locks.enter_context(_lock(_folder(config, mode, swapped=swapped), processes))
+        model = _load(config, processes, device or config.run.device)
+        contents = ContentHashes()
+        for mode in modes:
+            evaluate_mode(
+                model, config, mode, processes, swapped=swapped, scoring=scoring, java=java, contents=contents
+            )
+
+
+def _folder(config: Config, mode: str, *, swapped: bool) -> Path:
+    return Path(config.run.output_dir) / "eval" / (f"{mode}_swapped" if swapped else mode)
+
+
+def _lock(folder: Path, processes: Processes) -> AbstractContextManager[None]:
+    return locked_by_first(
+        folder,
+        "evaluation",
+        "wait until it has ended, or choose another run.output_dir",
+        first=processes.is_main,
+        exchange=processes.gather,
+    )
 
 
 def _load(config: Config, processes: Processes, device: str) -> SALMONN:
@@ -87,20 +109,19 @@ def evaluate_mode(
     swapped: bool = False,
     scoring: bool = True,
     java: bool = True,
+    contents: ContentHashes | None = None,
 ) -> dict[str, object] | None:
     """Evaluate one mode and write its three files; returns the content of scores.json (None but in process 0)."""
     annotations = select_annotations(config, mode, announce=processes.is_main)
     prompts = load_prompts(config.model.test_prompt_path)
     swap = swap_audio(annotations, config.run.seed) if swapped else None
-    folder = Path(config.run.output_dir) / "eval" / (f"{mode}_swapped" if swapped else mode)
-    store = PredictionStore(folder, processes.rank)
+    folder = _folder(config, mode, swapped=swapped)
     evaluated = swap.annotations if swap else annotations
-    hashes = run_hashes(model, config, evaluated, prompts)
+    hashes = digests(model, config, evaluated, prompts, contents=contents, processes=processes)
+    store = PredictionStore(folder, hashes.lines, processes.rank)
     if processes.is_main:
-        changed = store.open_run(hashes)
-        if changed:
-            made_by = " and another ".join(changed)
-            print(f"{folder}: starting from the beginning; the predictions there were made with another {made_by}")
+        for note in store.open_run(hashes.parts, config.model.ckpt):
+            print(note)
     processes.wait()
     started = time.monotonic()
     result = evaluate_annotations(
@@ -118,16 +139,19 @@ def evaluate_mode(
     )
     if not processes.is_main:
         return None
-    store.finish(result.predictions)
-    _quarantine(folder / "quarantine.jsonl", result)
-    report = _report(config, mode, result, hashes, seconds=time.monotonic() - started)
+    lines = store.finish(result.predictions)
+    with store.writing():
+        _quarantine(folder / QUARANTINE, result)
+    report = _report(config, mode, result, hashes.parts, seconds=time.monotonic() - started)
+    report["predictions_sha256"] = lines
     by_file = scores_by_file(mode, result.predictions, annotations, scoring=scoring)
     if len(by_file) > 1:
         report["by_file"] = by_file
     report["device"] = provenance.machine(model.device)
     if swap:
         report["swap"] = {"seed": config.run.seed, "clips_with_a_common_reference": swap.same_reference}
-    write_json(folder / SCORES, report)
+    with store.writing():
+        write_json(folder / SCORES, report)
     print(_summary(folder, report))
     return report
 

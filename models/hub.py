@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from support.command_line import UserError
 from support.file_kinds import mistaken_in
@@ -24,6 +25,16 @@ def split_revision(name: str) -> tuple[str, str | None]:
         return name, None
     base, _, revision = name.rpartition("@")
     return base, revision or None
+
+
+def cached_folder(path: str, token: str | None) -> Path | None:
+    """The folder that the hub's cache has for a hub name; None where it has none."""
+    name, revision = split_revision(path)
+    try:
+        file = cached_file(name, "config.json", revision=revision, token=token, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return Path(file).parent if file else None
 
 
 def load_config(kind: type[PreTrainedConfig], path: str, token: str | None) -> PreTrainedConfig:

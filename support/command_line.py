@@ -36,6 +36,21 @@ DISK_ERRORS = frozenset(
 )
 
 
+PROBLEMS = {
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EDQUOT: "the disk quota is used up; make room, then run it again",
+    errno.EEXIST: "it exists already, and is of another kind",
+    errno.EISDIR: "it is a folder; expected a file",
+    errno.ELOOP: "its links lead in a circle",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOENT: "no such file or folder",
+    errno.ENOSPC: "no space left on the disk; make room, then run it again",
+    errno.ENOTDIR: "a part of this path is a file; expected a folder",
+    errno.EROFS: "this file system cannot be written",
+}
+
+
 class UserError(ValueError):
     """What a user can fix: the message names the file, key or clip, what was found, what was expected, and the fix."""
 
@@ -52,6 +67,7 @@ def run(
     A `UserError`, and an error of the disk, is one line on stderr and `error_status`; with `--traceback` it keeps its
     traceback. Any other exception is a fault of this program and always keeps it.
     """
+    never_fail_to_print()
     add_traceback(parser)
     arguments = parser.parse_args(argv)
     _expand_home(arguments)
@@ -59,12 +75,51 @@ def run(
     try:
         read_environment_file()
         return work(arguments) or 0
-    except (UserError, OSError) as error:
-        fault = isinstance(error, OSError) and error.errno not in DISK_ERRORS
-        if fault or getattr(arguments, "traceback", False):
+    except (UserError, OSError, UnicodeEncodeError) as error:
+        message = _in_one_line(error)
+        if message is None or getattr(arguments, "traceback", False):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return error_status
+
+
+def _in_one_line(error: Exception) -> str | None:
+    """What the user is told; None for a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return _unnameable(error)
+    return disk_problem(error) if error.errno in DISK_ERRORS else None
+
+
+def disk_problem(error: OSError) -> str:
+    """An error of the disk in words: the file, what is wrong with it, and what helps."""
+    if error.errno not in PROBLEMS:
+        return str(error)
+    files = [str(file) for file in (error.filename, error.filename2) if file is not None]
+    return ": ".join([" -> ".join(files), PROBLEMS[error.errno]] if files else [PROBLEMS[error.errno]])
+
+
+def _unnameable(error: UnicodeEncodeError) -> str | None:
+    """Why a file's name cannot be used; None where the text is no such name."""
+    if error.encoding.lower().replace("_", "-") != "utf-8":  # the locale's, as files are all in UTF-8
+        return (
+            f"{error.object!r} cannot be written in this terminal's encoding, {error.encoding}: set the environment "
+            "variable PYTHONUTF8=1, or LC_ALL to a locale of UTF-8 such as C.UTF-8"
+        )
+    if any("\udc80" <= character <= "\udcff" for character in error.object[error.start : error.end]):
+        return (
+            f"{error.object[:200]!r} holds a name that is no UTF-8: set the environment variable PYTHONUTF8=1 if "
+            "LC_ALL is no locale of UTF-8, else rename the file"
+        )
+    return None
+
+
+def never_fail_to_print() -> None:
+    """Where the terminal, or the log that output is sent to, has no UTF-8, other characters are shown as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a notebook or a test has put something else in its place
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _expand_home(arguments: argparse.Namespace) -> None:

@@ -11,6 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+NO_REPLACING = (errno.EEXIST, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""How file systems that cannot replace a file say so."""
+LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+"""What syncing fails with where content has not reached the disk; with anything else, it is not offered there."""
+
 
 def write_whole(path: Path, content: str | bytes | Callable[[Path], object], *, in_cache: bool = False) -> None:
     """Write a file so that a reader finds the old or the new content, never half of it, whenever this process ends.
@@ -29,7 +34,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], object], *, 
         _fill(draft, content)
         if not in_cache:
             _sync(draft)
-        os.replace(draft, path)
+        replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -39,6 +44,24 @@ def _fill(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
         content(path)
     else:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def replace(draft: Path, path: Path) -> None:
+    """Give a file its name, in the place of the file that has it."""
+    try:
+        os.replace(draft, path)
+    except OSError as error:
+        if error.errno not in NO_REPLACING or not os.path.lexists(path) or path.is_dir():
+            raise
+        before = path.with_name(f".{path.name}.before")  # some mounted drives rename to free names only
+        before.unlink(missing_ok=True)
+        os.rename(path, before)
+        try:
+            os.rename(draft, path)
+        except OSError:
+            os.rename(before, path)
+            raise
+        before.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -105,9 +128,13 @@ def _previous(folder: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or a folder's list of names, on disk before what follows."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have a file, or a folder's list of names, on disk before what follows, where the file system can do that."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in LOST:
+            raise

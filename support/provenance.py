@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -16,7 +17,20 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "torchao",
+    "numpy",
+    "soundfile",
+    "soxr",
+    "miniaudio",
+)
 
 
 @functools.cache
@@ -32,6 +46,17 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{head}+changes" if changed else head
+
+
+@functools.cache
+def source_digest(rooms: tuple[str, ...]) -> str:
+    """Hash of the source of rooms and files of this program: unlike a commit, it knows changes that are not committed,
+    and those that touch other rooms do not count."""
+    digest = hashlib.sha256()
+    for room in rooms:
+        for file in sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / room]:
+            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 @functools.cache

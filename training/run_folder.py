@@ -3,7 +3,7 @@
     <output_dir>/
         checkpoint_000300/      adapter.safetensors, config.yaml, metrics.json
             trainer_state/      progress.json, optimizer.pt, rng.pt
-        last -> checkpoint_000300
+        last -> checkpoint_000300           a link, or a small file where there are none
         best -> checkpoint_000200
         abandoned_checkpoint_000400/    set aside: the run continued from an older checkpoint
         log.jsonl, loss.png, quarantine.jsonl, wandb_run_id
@@ -24,6 +24,7 @@ import torch
 
 from support.command_line import UserError
 from support.files import recover, write_whole
+from support.pointers import point, pointed
 
 STATE_FOLDER = "trainer_state"
 ABANDONED = "abandoned_"  # before the name of a checkpoint that the run has left behind
@@ -173,7 +174,7 @@ class RunFolder:
 
     def holds(self, checkpoint: Path) -> bool:
         """Whether this is a checkpoint of the folder, not another run's nor one set aside."""
-        return checkpoint.resolve() in [own.resolve() for own in self.checkpoints()]
+        return pointed(checkpoint) in [own.resolve() for own in self.checkpoints()]
 
     def last(self) -> Path | None:
         """The newest whole checkpoint: found by its name, since a kill may fall between save and pointer."""
@@ -181,24 +182,24 @@ class RunFolder:
         return checkpoints[-1] if checkpoints else None
 
     def best(self) -> Path | None:
-        pointer = self.path / "best"
-        recover(pointer.resolve())
-        return pointer.resolve() if pointer.is_dir() else None
+        target = pointed(self.path / "best")
+        recover(target)
+        return target if target.is_dir() else None
 
     def point(self, name: str, checkpoint: Path) -> None:
-        """Set the pointer `name` (a relative link) to `checkpoint`, in one rename."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(checkpoint.name, target_is_directory=True)
-        os.replace(temporary, self.path / name)
+        """Set the pointer `name` to `checkpoint`, in one rename."""
+        pointer = self.path / name
+        if pointer.is_dir() and not pointer.is_symlink():  # a copy of the run that has the folder itself there
+            os.replace(pointer, self._free_name(f"{ABANDONED}{name}"))
+        point(pointer, checkpoint)
 
     def prune(self, keep: int | None) -> None:
         """Delete all but the `keep` newest checkpoints and those that pointers point to (None: keep all)."""
         if keep is None:
             return
-        pointed = {(self.path / name).resolve() for name in ("last", "best")}
+        kept = {pointed(self.path / name) for name in ("last", "best")}
         for checkpoint in self.checkpoints()[: -max(keep, 1)]:
-            if checkpoint.resolve() not in pointed:
+            if checkpoint.resolve() not in kept:
                 doomed = checkpoint.with_name(f".deleted_{checkpoint.name}")  # half a checkpoint must not keep its name
                 os.replace(checkpoint, doomed)
                 shutil.rmtree(doomed)
@@ -244,18 +245,23 @@ class RunFolder:
         for number, checkpoint in reversed(self._by_step()):
             if number <= step:
                 break
-            name = f"{ABANDONED}{checkpoint.name}"
-            names = (name, *(f"{name}_{count}" for count in range(2, 1_000_000)))
-            target = next(path for other in names if not (path := self.path / other).exists())
+            target = self._free_name(f"{ABANDONED}{checkpoint.name}")
             os.replace(checkpoint, target)
             renamed.insert(0, target)
         return renamed
 
+    def _free_name(self, name: str) -> Path:
+        names = (name, *(f"{name}_{count}" for count in range(2, 1_000_000)))
+        return next(path for other in names if not (path := self.path / other).exists())
+
     def _point_or_remove(self, name: str, checkpoint: Path | None) -> None:
-        if checkpoint is None:
-            (self.path / name).unlink(missing_ok=True)
-        else:
+        pointer = self.path / name
+        if checkpoint is not None:
             self.point(name, checkpoint)
+        elif pointer.is_dir() and not pointer.is_symlink():
+            os.replace(pointer, self._free_name(f"{ABANDONED}{name}"))
+        else:
+            pointer.unlink(missing_ok=True)
 
     def cut_log(self, step: int) -> None:
         """Drop log lines after `step`: the run continues from there and will write them again."""
@@ -278,10 +284,10 @@ def find_resume(argument: str, folder: RunFolder) -> Path | None:
     """
     if argument == "auto":
         return folder.last()
-    path = Path(argument)
-    recover(path.resolve())
+    path = pointed(Path(argument))
+    recover(path)
     if (path / STATE_FOLDER).is_dir():
-        return path.resolve()
+        return path
     newest = RunFolder(path).last()
     if newest is None:
         raise RunFolderError(

@@ -36,6 +36,7 @@ from models.checkpoint.pad_rows import append_pad_rows, split_pad_rows
 from models.checkpoint.released import own_entries, read_released
 from support.file_kinds import mistaken
 from support.files import new_folder, recover
+from support.pointers import pointed
 
 logger = logging.getLogger(__name__)
 
@@ -183,12 +184,15 @@ def _adapter_file(source: Path) -> Path:
 def checkpoint_of(source: Path) -> Path:
     """The checkpoint that `source` names: itself, or in a run's folder its `best`, else its `last`."""
     recover(source.resolve())
+    if not source.is_dir():  # a pointer on a file system without links
+        source = pointed(source) if pointed(source).is_dir() else source
     if source.is_dir() and not (source / ADAPTER_FILE).exists():
         for name in RUN_POINTERS:
-            recover((source / name).resolve())
-            if (source / name / ADAPTER_FILE).is_file():
+            checkpoint = pointed(source / name)
+            recover(checkpoint)
+            if (checkpoint / ADAPTER_FILE).is_file():
                 logger.info("%s is a run's folder: taking its %s checkpoint", source, name)
-                return source / name
+                return source / name if (source / name).is_dir() else checkpoint
     return source
 
 

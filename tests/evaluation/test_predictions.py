@@ -15,7 +15,7 @@ def test_an_annotations_nan_is_null_in_its_line(tmp_path):
     """Python reads NaN from an annotation file; what it writes must be read by others."""
     extra = {"score": float("nan"), "levels": [1.0, float("inf")]}
     prediction = Prediction(index=0, id="a", path="a.wav", task="asr", prompt="p", hypothesis="h", extra=extra)
-    store = PredictionStore(tmp_path)
+    store = PredictionStore(tmp_path, ["d"])
     store.append([prediction])
     for write in (lambda: None, lambda: store.finish([prediction])):
         write()
@@ -27,18 +27,18 @@ def test_other_processes_lines_are_read_too(tmp_path: Path) -> None:
     def prediction(index: int, **fields) -> Prediction:
         return Prediction(index=index, id=str(index), path="a.wav", task="asr", prompt="p", hypothesis="h", **fields)
 
-    first, second = PredictionStore(tmp_path), PredictionStore(tmp_path, rank=1)
+    digests = ["d0", "d1", "d2"]
+    first, second = PredictionStore(tmp_path, digests), PredictionStore(tmp_path, digests, rank=1)
     assert first.open_run({"adapter": "1"}) == []
     first.append([prediction(0, references=("a", "b"), extra={"speaker": "x"})])
     second.append([prediction(1), prediction(2, error="broken")])
     first.close(), second.close()
-    again = PredictionStore(tmp_path)
+    again = PredictionStore(tmp_path, digests)
     assert again.open_run({"adapter": "1"}) == []
-    done = again.done(3)
+    done = again.done()
     assert sorted(done) == [0, 1] and done[0].extra == {"speaker": "x"} and done[0].references == ("a", "b")
-    assert again.done(1).keys() == {0}
-    assert again.open_run({"adapter": "2"}) == ["adapter"]
-    assert again.done(3) == {}
+    assert PredictionStore(tmp_path, ["d0"]).done().keys() == {0}
+    assert PredictionStore(tmp_path, ["other", "d1", "d0", "d0"]).done().keys() == {1, 2, 3}  # another order
 
 
 def test_an_annotations_own_audio_path_stays_its_own() -> None:

@@ -26,11 +26,21 @@ def test_the_status_is_that_of_the_work() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [UserError("run.sed: unknown"), OSError(errno.ENOSPC, "No space left on device", "x")]
+    ("error", "message"),
+    [
+        (UserError("run.sed: unknown"), "run.sed: unknown"),
+        (OSError(errno.ENOSPC, "No space left", "x"), "x: no space left on the disk; make room, then run it again"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "nix.csv"), "nix.csv: no such file or folder"),
+        (OSError(errno.EISDIR, "Is a directory", "a", None, "b"), "a -> b: it is a folder; expected a file"),
+        (OSError("a library's own words"), "a library's own words"),
+        (UnicodeEncodeError("ascii", "caf\xe9.wav", 3, 4, "ordinal not in range"), "PYTHONUTF8=1"),
+        (UnicodeEncodeError("utf-8", "caf\udce9.wav", 3, 4, "surrogates not allowed"), "rename the file"),
+    ],
 )
-def test_what_a_user_can_fix_is_one_line(error: Exception, capsys: pytest.CaptureFixture) -> None:
+def test_what_a_user_can_fix_is_one_line(error: Exception, message: str, capsys: pytest.CaptureFixture) -> None:
     assert command(error) == 1
-    assert capsys.readouterr().err == f"error: {error}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.endswith(message) if "PYTHON" not in message else message in line
     with pytest.raises(type(error)):
         command(error, None, "--traceback")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
@@ -161,3 +162,86 @@ def test_links_stay_and_pipes_are_written_to(tmp_path: Path) -> None:
     write_whole(tmp_path / "pipe", "through")
     assert os.read(reader, 100) == b"through" and (tmp_path / "pipe").is_fifo()
     os.close(reader)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF])
+def test_a_file_system_that_cannot_sync_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_whole(tmp_path / "file", "text")
+    write_folder(tmp_path / "folder", "text")
+    assert (tmp_path / "file").read_text() == "text" and texts_in(tmp_path / "folder") == {"text"}
+
+
+def test_a_folder_that_cannot_be_opened_for_syncing_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse(path, *rest) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with new_folder(tmp_path / "folder") as draft:
+            (draft / "file").write_text("text")
+    assert (tmp_path / "folder" / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_what_did_not_reach_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    write_whole(tmp_path / "file", "old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        write_whole(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def only_free_names(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A file system that renames to names which nothing has."""
+    real = os.rename
+
+    def rename(source, target) -> None:
+        if os.path.lexists(target):
+            raise OSError(number, os.strerror(number), str(source), None, str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(os, "rename", rename)
+
+
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.EPERM, errno.EACCES])
+def test_a_file_is_replaced_where_renaming_does_not_replace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    only_free_names(monkeypatch, number)
+    for text in ("first", "second", "third"):
+        write_whole(tmp_path / "file", text)
+        assert (tmp_path / "file").read_text() == text and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_was_there_stays_where_its_successor_cannot_get_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_whole(tmp_path / "file", "old")
+    only_free_names(monkeypatch, errno.EEXIST)
+    free = os.rename
+
+    def rename(source, target) -> None:
+        if str(source).endswith(".tmp"):
+            raise OSError(errno.EIO, "Input/output error")
+        free(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        write_whole(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1

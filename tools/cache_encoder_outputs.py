@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from configs import augmentation
 from configs.parsing import ConfigError
 from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.annotations import load_annotations
-from data.augment import Augment
 from data.parts import Part
 from support import command_line
 
@@ -101,7 +101,7 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
     datasets = config.datasets
     if not datasets.cache_encoder_outputs:
         raise ConfigError(f"{config.path}: datasets.cache_encoder_outputs is null; give it a folder to fill")
-    if Augment.from_config(datasets.augmentation) is not None:
+    if augmentation.read(datasets.augmentation or {}).steps:
         raise ConfigError(
             f"{config.path}: datasets.augmentation makes another clip of each clip every time, so the cache would not "
             "be used; drop one of the two"

@@ -27,6 +27,7 @@ from data.augment import Augment
 from data.batch import BadClip, Batch, Sample
 from data.join import Joiner
 from data.prompts import PromptError, Prompts, fill_prompt
+from data.remarks import Remark, Remarks
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -148,12 +149,14 @@ class AudioTextDataset(Dataset):
         rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, SAMPLE_STREAM])
         choices = self._choices(annotation)
         prompt = choices[rng.integers(len(choices))]
+        remarks: list[Remark] = []
         try:
             waveform, capped = load_clip(
                 annotation.path,
                 expand=annotation.expand_wav,
                 max_audio_s=self.max_audio_s,
                 first_channel=self.first_channel,
+                remarks=remarks,
             )
         except AudioError as error:
             reason = error.reason if error.clip == annotation.path else str(error)
@@ -166,7 +169,7 @@ class AudioTextDataset(Dataset):
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
         text = self._reference(annotation, key)
         if self.joiner is not None:
-            waveform, text = self._joined(waveform, text, annotation, key)
+            waveform, text = self._joined(waveform, text, annotation, key, remarks)
         if self.training and self.augment is not None:
             waveform = self.augment(waveform, rng, annotation.task)
         if self.training and self.max_audio_s is not None:
@@ -178,20 +181,23 @@ class AudioTextDataset(Dataset):
             prompt=self.filled(prompt, annotation),
             text=text,
             capped=capped,
+            remarks=tuple(remarks),
         )
 
     def filled(self, prompt: str, annotation: Annotation) -> str:
         """The prompt with the annotation's question; `PromptError` where it needs one that is not there."""
         return fill_prompt(prompt, annotation, self.prompts.source) if self.fill_questions else prompt
 
-    def _joined(self, waveform: Tensor, text: str, annotation: Annotation, key: SampleKey) -> tuple[Tensor, str]:
+    def _joined(
+        self, waveform: Tensor, text: str, annotation: Annotation, key: SampleKey, remarks: list[Remark]
+    ) -> tuple[Tensor, str]:
         """The clip and others after it, as `join_clips` says, and their texts."""
         rng = np.random.default_rng([self.seed, key.epoch, annotation.index, key.repeat, JOIN_STREAM])
         waveforms, texts = [waveform], [text]
         for position in self.joiner.draw(annotation, rng):
             further = self.annotations[position]
             try:
-                waveforms.append(load_clip(further.path, expand=further.expand_wav)[0])
+                waveforms.append(load_clip(further.path, expand=further.expand_wav, remarks=remarks)[0])
             except AudioError:
                 continue  # it is named when it is drawn itself
             texts.append(further.text)
@@ -253,6 +259,7 @@ def collate(
         text_batch=text_batch,
         bad=tuple(sample for sample in samples if isinstance(sample, BadClip)),
         cut=tuple(sample.capped for sample in good),
+        remarks=tuple(remark for sample in good for remark in sample.remarks),
     )
 
 
@@ -272,7 +279,7 @@ class LoaderError(UserError):
 
 
 class BatchLoader:
-    """Batches of one pass after another; made by `build_loader`.
+    """Batches of one pass after another; made by `build_loader`. At a pass's end, remarks on its clips are listed once.
 
     Each `iter()` gives the rest of the sampler's current epoch. With a shuffling sampler, `sampler.consumed` counts the
     batches that were yielded (not those that workers have read ahead), so a pass that was left continues where it
@@ -282,6 +289,7 @@ class BatchLoader:
     def __init__(self, loader: DataLoader, sampler: GlobalBatchSampler) -> None:
         self.torch_loader = loader
         self.sampler = sampler
+        self.remarks = Remarks()
         self.capped = 0
         """Clips of this process that `max_audio_s` has cut so far."""
 
@@ -298,6 +306,7 @@ class BatchLoader:
                 if self.sampler.shuffle:
                     self.sampler.consumed = self.sampler.advanced(self.sampler.state_dict())["consumed"]
                 self._note_capped(batch)
+                self.remarks.add(batch.remarks)
                 yield batch
         except RuntimeError as error:
             if not any(sign in str(error) for sign in WORKER_DEATH_SIGNS):
@@ -307,6 +316,8 @@ class BatchLoader:
                 "(or of shared memory: enlarge /dev/shm, in docker --shm-size): lower run.num_workers or the batch "
                 "size. run.num_workers=0 loads in the main process and shows the error itself."
             ) from error
+        finally:
+            self.remarks.report()
 
     def _note_capped(self, batch: Batch) -> None:
         if any(batch.cut) and not self.capped:

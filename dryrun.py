@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from configs import augmentation
 from configs.paths import PROGRAM, program_file
 from configs.schema import Config, load_config
 from configs.sections import GenerateConfig, ModelConfig
@@ -103,12 +104,22 @@ def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> 
         sections.append(
             _training(plan_training(training, workload, batch=config.run.batch_size_train, amp=amp), workload)
         )
+        sections.append(_augmentation(config))
     published = published_for(config)
     if published is None:
         sections.append("no figure is published for these networks")
     else:
         sections.append(_beside_published(published, config, workload, serving_plan))
     return "\n\n".join(sections)
+
+
+def _augmentation(config: Config) -> str:
+    """What is done to waveforms in training, in the order in which it is done; the file's loading has checked it."""
+    lines = []
+    for step in augmentation.read(config.datasets.augmentation or {}).steps:
+        settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(step).items() if value != ())
+        lines.append(f"  {augmentation.name_of(step)}: {settings}")
+    return "\n".join(["augmentation:", *lines]) if lines else "augmentation: none"
 
 
 def describe(model: SALMONN, train_data: AudioTextDataset, valid_data: AudioTextDataset | None, first: Batch) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,14 @@ import soxr
 import torch
 from torch import Tensor
 
-from data.integrity import find_damage
+from data.channels import mix_down
+from data.chunks import stated_rate_hz
+from data.findings import Decoded, Finding
+from data.integrity import HEAD_BYTES, inspect
+from data.remarks import CHANNELS, LENGTH, LEVEL, Remark
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
+from support.waveforms import problem_with
 
 try:
     import miniaudio
@@ -32,11 +37,16 @@ log = logging.getLogger(__name__)
 
 EXPAND_SILENCE_S = 0.1
 EXPAND_SILENCE_SAMPLES = round(EXPAND_SILENCE_S * SAMPLE_RATE)  # between a clip and each clip of its `expand_wav`
-INT16_SCALE = np.float32(1 / 32_768)
-MAX_PEAK = 10.0  # float files a little over full scale are clipped; beyond this they were never in [-1, 1]
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000  # outside, a header is wrong
+OVERSHOOT = 0.01  # so large a part of a lossy file's samples may be beyond full scale, and is clipped
 RESAMPLER_MARGIN_S = 0.1  # read past a cap, so that the filter's input does not end at the cut
-MP3_GUESS_FRAMES = 2 * 1152  # without a length header the decoder estimates; `find_damage` counted before
+MP3_GUESS_FRAMES = 2 * 1152  # without a length header the decoder estimates; `inspect` counted before
 UNKNOWN_LENGTH_FRAMES = 1 << 62  # libsndfile's answer where a header gives no length is 2^63 - 1
+MOST_REPAIRS = 3  # a piece of a file may need one itself
+SAMPLE_BYTES = {
+    "PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1,
+}  # fmt: skip
+"""Of a sample, by libsndfile's name of its type; compressed ones are absent."""
 
 Source = str | Path | bytes
 
@@ -61,13 +71,17 @@ class AudioError(UserError):
 def load_waveform(source: Source, *, expand: Sequence[str | Path] = (), max_audio_s: float | None = None) -> Tensor:
     """The clip as a waveform `[T]`: mono, 16 kHz, float32 in [-1, 1].
 
-    Channels are averaged. Each clip of `expand` is appended after 0.1 s of silence. `max_audio_s` cuts the result,
-    with a warning.
+    Channels are averaged, unless they cancel (`data.channels`). Each clip of `expand` is appended after 0.1 s of
+    silence. All sound of the file is used, whatever its header says. `max_audio_s` cuts the result, with a warning;
+    there is one as well where header and sound disagree, channels cancel, or float samples are beyond full scale.
 
     Raises:
         AudioError: missing, empty, truncated or non-audio file, no samples, samples that are not finite.
     """
-    waveform, capped = load_clip(source, expand=expand, max_audio_s=max_audio_s)
+    remarks: list[Remark] = []
+    waveform, capped = load_clip(source, expand=expand, max_audio_s=max_audio_s, remarks=remarks)
+    for remark in remarks:
+        log.warning("%s", remark)
     if capped:
         log.warning("%s: cut to max_audio_s = %g s", clip_name(source), max_audio_s)
     return waveform
@@ -79,20 +93,23 @@ def load_clip(
     expand: Sequence[str | Path] = (),
     max_audio_s: float | None = None,
     first_channel: bool = False,
+    remarks: list[Remark] | None = None,
 ) -> tuple[Tensor, bool]:
-    """As `load_waveform`, without the warning: (waveform `[T]`, whether `max_audio_s` cut it).
+    """As `load_waveform`, without the warnings: (waveform `[T]`, whether `max_audio_s` cut it).
 
-    `first_channel` uses the first of several channels instead of their mean.
+    `first_channel` uses the first of several channels instead of their mean. What `load_waveform` warns of is appended
+    to `remarks`.
     """
+    remarks = [] if remarks is None else remarks
     limit = None if max_audio_s is None else round(max_audio_s * SAMPLE_RATE)
-    waveform = _decode(source, limit, first_channel)
+    waveform = _decode(source, limit, first_channel, remarks)
     if expand:
         parts = [waveform]
         total = len(waveform)
         for extra in expand:
             if limit is not None and total > limit:
                 break
-            further = _decode(extra, limit, first_channel)
+            further = _decode(extra, limit, first_channel, remarks)
             parts += [np.zeros(EXPAND_SILENCE_SAMPLES, np.float32), further]
             total += EXPAND_SILENCE_SAMPLES + len(further)
         waveform = np.concatenate(parts)
@@ -101,10 +118,16 @@ def load_clip(
 
 
 def probe_duration_s(source: Source) -> float:
-    """Length in seconds, from the header alone; raises `AudioError` if it cannot be read."""
-    with _open(source) as sound:
-        _check_length(source, sound)
-        return sound.frames / sound.samplerate
+    """Length in seconds of the sound that is there, without decoding it; raises `AudioError` if it cannot be read."""
+    return sum(sound.frames / sound.samplerate for _, sound in _sounds(source, clip_name(source), []))
+
+
+def open_sounds(source: Source, remarks: list[Remark] | None = None) -> Iterator[soundfile.SoundFile]:
+    """The open file, or in its place the pieces that hold all its sound, each closed when the next is asked for; what
+    was found is appended to `remarks`. Raises `AudioError` if it cannot be read."""
+    for _, sound in _sounds(source, clip_name(source), [] if remarks is None else remarks):
+        with sound:
+            yield sound
 
 
 def clip_name(source: Source) -> str:
@@ -112,9 +135,37 @@ def clip_name(source: Source) -> str:
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 
 
-def _open(source: Source) -> soundfile.SoundFile:
-    """Open by content, not by suffix; every failure becomes an `AudioError`."""
-    name = clip_name(source)
+def _sounds(
+    source: Source, name: str, remarks: list[Remark], repairs: int = 0
+) -> Iterator[tuple[Source, soundfile.SoundFile]]:
+    """The open file, after the checks; in its place, where it would be read in part, pieces that hold all its sound."""
+    _check_there(source, name)
+    try:
+        sound = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+        failure = ""
+    except (RuntimeError, TypeError) as error:  # LibsndfileError is a RuntimeError; TypeError: '*.raw' has no header
+        sound, failure = None, _detail(error)
+    try:
+        finding = _inspect(source, name, sound)
+        if finding.damage:
+            raise AudioError(name, f"{finding.damage}; copy or encode it again")
+        if not finding.pieces or repairs == MOST_REPAIRS:
+            if sound is None:
+                raise AudioError(name, _not_opened(source, failure))
+            _check_header(name, sound)
+            yield finding.content or source, sound
+            return
+    finally:
+        if sound is not None:
+            sound.close()
+    if finding.note and not repairs:
+        remarks.append(Remark(LENGTH, name, finding.note))
+    for piece in finding.pieces:
+        yield from _sounds(piece, name, remarks, repairs + 1)
+
+
+def _check_there(source: Source, name: str) -> None:
+    """Whether there is a file with something in it."""
     try:
         if isinstance(source, bytes):
             size = len(source)
@@ -131,54 +182,83 @@ def _open(source: Source) -> soundfile.SoundFile:
         raise AudioError(name, f"cannot be opened ({error}); check its path and permissions") from None
     if size == 0:
         raise AudioError(name, "is empty (0 bytes); copy or download it again")
-    try:
-        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
-    except (RuntimeError, TypeError) as error:  # LibsndfileError is a RuntimeError; TypeError: '*.raw' has no header
-        _check_whole(source)
-        detail = str(getattr(error, "error_string", error)).strip().rstrip(".")
-        raise AudioError(
-            name,
-            f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({detail}); "
-            "expected wav, flac, mp3, ogg or opus",
-        ) from None
 
 
-def _check_whole(source: Source, decoder_frames: int | None = None) -> None:
+def _inspect(source: Source, name: str, sound: soundfile.SoundFile | None) -> Finding:
+    decoded = None
+    if sound is not None:
+        sample_bytes = SAMPLE_BYTES.get(sound.subtype)
+        decoded = Decoded(sound.frames, sample_bytes and sample_bytes * sound.channels)
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb", buffering=0) as file:
-            damage = find_damage(file, decoder_frames)
+            return inspect(file, decoded)
     except OSError as error:
-        raise AudioError(clip_name(source), f"cannot be read ({error}); check its permissions and the disk") from None
-    if damage:
-        raise AudioError(clip_name(source), f"{damage}; copy or encode it again")
+        raise AudioError(name, f"cannot be read ({error}); check its permissions and the disk") from None
 
 
-def _check_length(source: Source, sound: soundfile.SoundFile) -> None:
+def _not_opened(source: Source, failure: str) -> str:
+    """Why libsndfile does not open a file that is there and is not damaged."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        rate_hz = stated_rate_hz(file.read(HEAD_BYTES))
+    if rate_hz is not None and not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
+        return _wrong_rate(rate_hz)
+    return (
+        f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({failure}); "
+        "expected wav, flac, mp3, ogg or opus"
+    )
+
+
+def _check_header(name: str, sound: soundfile.SoundFile) -> None:
     if sound.frames == 0:
-        raise AudioError(clip_name(source), "has 0 samples; remove it or record it again")
+        raise AudioError(name, "has 0 samples; remove it or record it again")
     if sound.frames >= UNKNOWN_LENGTH_FRAMES:
-        raise AudioError(clip_name(source), "its header has no length; encode it again from a file")
+        raise AudioError(name, "its header has no length; encode it again from a file")
+    if not LOWEST_RATE_HZ <= sound.samplerate <= HIGHEST_RATE_HZ:
+        raise AudioError(name, _wrong_rate(sound.samplerate))
 
 
-def _decode(source: Source, limit: int | None, first_channel: bool) -> np.ndarray:
+def _wrong_rate(rate_hz: int) -> str:
+    return (
+        f"its header gives a rate of {rate_hz} Hz; expected {LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz: write the true "
+        "rate into it, or convert it again"
+    )
+
+
+def _detail(error: Exception) -> str:
+    return str(getattr(error, "error_string", error)).strip().rstrip(".")
+
+
+def _decode(source: Source, limit: int | None, first_channel: bool, remarks: list[Remark]) -> np.ndarray:
     """One file as float32 `[T]`, mono, 16 kHz; with `limit` (in 16 kHz samples), at least limit + 1 samples of it."""
     name = clip_name(source)
-    with _open(source) as sound:
-        _check_whole(source, sound.frames)
-        _check_length(source, sound)
-        rate_hz = sound.samplerate
-        wanted = sound.frames
-        if limit is not None:
-            wanted = min(wanted, math.ceil((limit / SAMPLE_RATE + RESAMPLER_MARGIN_S) * rate_hz))
-        samples = _read(source, sound, wanted)
+    parts: list[np.ndarray] = []
+    for readable, sound in _sounds(source, name, remarks):
+        rest = None if limit is None else limit - sum(map(len, parts))
+        if rest is not None and rest < 0:
+            break
+        parts.append(_decode_sound(readable, name, sound, rest, first_channel, remarks))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _decode_sound(
+    source: Source, name: str, sound: soundfile.SoundFile, limit: int | None, first_channel: bool, remarks: list[Remark]
+) -> np.ndarray:
+    """An open file, as `_decode` gives it."""
+    rate_hz = sound.samplerate
+    wanted = sound.frames
+    if limit is not None:
+        wanted = min(wanted, math.ceil((limit / SAMPLE_RATE + RESAMPLER_MARGIN_S) * rate_hz))
+    samples = _read(source, name, sound, wanted)
     if len(samples) < wanted - (MP3_GUESS_FRAMES if sound.format == "MP3" else 0) or len(samples) == 0:
         raise AudioError(
             name, f"truncated: its header says {wanted} samples, {len(samples)} were read; copy or encode it again"
         )
-    waveform = _mix_down(samples[:, 0].copy() if first_channel and samples.ndim > 1 else samples)
+    waveform, cancelled = mix_down(samples[:, 0].copy() if first_channel and samples.ndim > 1 else samples)
+    if cancelled:
+        remarks.append(Remark(CHANNELS, name, cancelled))
     is_int16 = samples.dtype == np.int16  # cannot be out of range
     if not is_int16:
-        _check_finite(name, waveform)
+        waveform = _in_range(name, waveform, sound.subtype, remarks)
     if rate_hz != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate_hz, SAMPLE_RATE, quality="HQ")
         if len(waveform) == 0:
@@ -188,7 +268,7 @@ def _decode(source: Source, limit: int | None, first_channel: bool) -> np.ndarra
     return np.clip(waveform, -1.0, 1.0, out=waveform)  # filters and lossy codecs overshoot a little
 
 
-def _read(source: Source, sound: soundfile.SoundFile, frames: int) -> np.ndarray:
+def _read(source: Source, name: str, sound: soundfile.SoundFile, frames: int) -> np.ndarray:
     """The first `frames` of an open file, `[T]` or `[T, channels]`: int16 of a 16-bit wav, else float32."""
     if sound.format == "FLAC" and frames == sound.frames and miniaudio is not None:
         try:
@@ -203,30 +283,26 @@ def _read(source: Source, sound: soundfile.SoundFile, frames: int) -> np.ndarray
     try:
         return sound.read(frames, dtype="int16" if is_int16 else "float32")
     except (RuntimeError, MemoryError) as error:
-        detail = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(
-            clip_name(source), f"truncated or damaged: decoding failed ({detail}); copy or encode it again"
+            name, f"truncated or damaged: decoding failed ({_detail(error)}); copy or encode it again"
         ) from None
 
 
-def _mix_down(samples: np.ndarray) -> np.ndarray:
-    """`[T]` or `[T, channels]`, int16 or float32 → float32 `[T]`, the mean over channels."""
-    scale = INT16_SCALE if samples.dtype == np.int16 else np.float32(1)
-    if samples.ndim == 1:
-        return samples if samples.dtype == np.float32 else np.multiply(samples, scale, dtype=np.float32)
-    if samples.shape[1] == 2:  # several times faster than a mean over an axis of two
-        mixed = np.add(samples[:, 0], samples[:, 1], dtype=np.float32)
-        mixed *= scale / 2
-        return mixed
-    return samples.mean(axis=1, dtype=np.float32) * scale
+def _in_range(name: str, waveform: np.ndarray, subtype: str, remarks: list[Remark]) -> np.ndarray:
+    """Float samples within [-1, 1].
 
-
-def _check_finite(name: str, waveform: np.ndarray) -> None:
+    A float file beyond full scale is scaled down: clipped, its waveform would be another one. A lossy codec overshoots
+    a little, which is clipped later.
+    """
     low, high = float(waveform.min()), float(waveform.max())  # NaN propagates through both
-    if not math.isfinite(low + high):
-        count = int(np.count_nonzero(~np.isfinite(waveform)))
-        raise AudioError(name, f"{count} of {len(waveform)} samples are NaN or infinite; record or convert it again")
-    if max(-low, high) > MAX_PEAK:
-        raise AudioError(
-            name, f"float samples reach {max(-low, high):.4g}; expected [-1, 1]: divide them by full scale (32768?)"
-        )
+    peak = max(-low, high)
+    if peak <= 1.0:
+        return waveform
+    if problem := problem_with(low, high):
+        if not math.isfinite(low + high):
+            problem = f"{np.count_nonzero(~np.isfinite(waveform))} of {len(waveform)} {problem}"
+        raise AudioError(name, problem)
+    if subtype in ("FLOAT", "DOUBLE") or np.count_nonzero(np.abs(waveform) > 1) > OVERSHOOT * len(waveform):
+        remarks.append(Remark(LEVEL, name, f"its float samples reach {peak:.4g}; it is scaled down to [-1, 1]"))
+        return waveform * np.float32(1 / peak)
+    return waveform

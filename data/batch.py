@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.annotations import Annotation
+from data.remarks import Remark
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Sample:
     text: str
     capped: bool = False
     """Whether `max_audio_s` cut it."""
+    remarks: tuple[Remark, ...] = ()
+    """What was not as it should be about its files."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Batch:
     """Clips of this batch that could not be loaded."""
     cut: tuple[bool, ...] = ()
     """Which of them `max_audio_s` cut."""
+    remarks: tuple[Remark, ...] = ()
+    """What was not as it should be about their files."""
 
     def __len__(self) -> int:
         return len(self.ids)

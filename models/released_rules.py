@@ -48,9 +48,10 @@ from models.frames import Frames, length_mask
 from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import span, spanned
-from models.salmonn import IGNORED, SALMONN, Clips, check_clips, halving_on_oom
+from models.salmonn import IGNORED, SALMONN, Clips, halving_on_oom
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
+from support.waveforms import as_clips
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class ExactSALMONN(SALMONN):
     def encode_frames(
         self, waveforms: Tensor, lengths: LongTensor, feature_source: FeatureSource | None = None
     ) -> list[Frames]:
-        check_clips(waveforms, lengths)
+        waveforms, lengths = as_clips(waveforms, lengths)
         waveforms, lengths = waveforms.to(self.device), lengths.to(self.device)
         longest = int(lengths.max())
         if longest > MAX_SAMPLES and not self._named_cut:

@@ -28,6 +28,7 @@ from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import spanned
 from support.command_line import UserError
+from support.waveforms import as_clips, as_waveform
 
 IGNORED = -100  # the label that the loss skips
 
@@ -53,8 +54,8 @@ class LossOutput:
 class SALMONN(nn.Module):
     """Encoders, connector and LLM as one model.
 
-    Waveforms are `[B, T]` float32 mono at 16 kHz in [-1, 1], `lengths` `[B]` in samples; prompts hold one
-    `<SpeechHere>` each and are not yet in the template.
+    Waveforms are `[B, T]` float32 mono at 16 kHz in [-1, 1], `lengths` `[B]` in samples; other forms of both are read
+    or refused by `support.waveforms`. Prompts hold one `<SpeechHere>` each and are not yet in the template.
     """
 
     merges_lora: bool = True
@@ -101,10 +102,11 @@ class SALMONN(nn.Module):
         """The encoders' outputs, a `Frames` each; without gradients where an encoder is frozen.
 
         Raises:
-            ValueError: shapes that do not belong together, or lengths that are not within the waveforms (the latter
-                where `lengths` is on the CPU: looking at it elsewhere would wait for the device).
+            ValueError: shapes that do not belong together; lengths that are not within the waveforms, or samples that
+                are not finite or not in [-1, 1] (these where they are on the CPU: looking at them elsewhere would
+                wait for the device).
         """
-        check_clips(waveforms, lengths)
+        waveforms, lengths = as_clips(waveforms, lengths)
         return self.encoders(waveforms.to(self.device), lengths.to(self.device), feature_source)
 
     def encode_audio(
@@ -185,6 +187,8 @@ class SALMONN(nn.Module):
         if text_batch is None:
             if prompts is None or texts is None:
                 raise ValueError("the loss needs prompts and texts, or a text_batch; got neither.")
+            if frames is None:
+                waveforms, lengths = as_clips(waveforms, lengths)
             check_prompts(waveforms, prompts, frames)
             text_batch = self.text.batch(prompts, texts)
         tokens, mask = self.encode_audio(waveforms, lengths, frames)
@@ -260,8 +264,9 @@ class SALMONN(nn.Module):
         `generate_defaults` says of these."""
         settings = self._options({"num_beams": 1, **options})
         with self._evaluating():
-            lengths = torch.tensor([waveform.shape[-1]])
-            assembled = self._prompted(waveform[None], lengths, [prompt], None, settings.max_new_tokens)
+            samples = as_waveform(waveform)[None]
+            lengths = torch.tensor([samples.shape[-1]])
+            assembled = self._prompted(samples, lengths, [prompt], None, settings.max_new_tokens)
             yield from stream(self.engine, assembled, self.text, settings)
 
     def _prompted(
@@ -272,6 +277,8 @@ class SALMONN(nn.Module):
         frames: list[Frames] | None,
         new_tokens: int,
     ) -> Assembled:
+        if frames is None:
+            waveforms, lengths = as_clips(waveforms, lengths)
         check_prompts(waveforms, prompts, frames)
         tokens, mask = self.encode_audio(waveforms, lengths, frames)
         assembled = self.assemble(tokens, mask, self.text.batch(prompts))
@@ -349,28 +356,12 @@ def halving_on_oom(
         if len(prompts) == 1:
             raise
     torch.cuda.empty_cache()
-    half = len(prompts) // 2
+    half, lengths = len(prompts) // 2, torch.as_tensor(lengths)
     results: list[Result] = []
     for rows in (slice(0, half), slice(half, None)):
         longest = int(lengths[rows].max())
         results += halving_on_oom(work, waveforms[rows, :longest], lengths[rows], prompts[rows])
     return results
-
-
-def check_clips(waveforms: Tensor, lengths: Tensor) -> None:
-    """Raise ValueError for whole numbers in place of samples in [-1, 1], shapes that do not belong together, or lengths
-    that are not within the waveforms."""
-    if not waveforms.is_floating_point():
-        raise ValueError(
-            f"waveforms are {waveforms.dtype}; expected float32 in [-1, 1]. Divide by full scale (32768 for int16)."
-        )
-    shapes = f"waveforms {list(waveforms.shape)} and lengths {list(lengths.shape)}"
-    if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1] or not len(lengths):
-        raise ValueError(f"expected waveforms [B, T] and lengths [B] with B of 1 or more; got {shapes}.")
-    if lengths.device.type == "cpu" and not 1 <= int(lengths.min()) <= int(lengths.max()) <= waveforms.shape[1]:
-        raise ValueError(
-            f"lengths are {lengths.tolist()}; expected samples of each clip, 1 to {waveforms.shape[1]}: got {shapes}."
-        )
 
 
 def check_prompts(waveforms: Tensor | None, prompts: list[str], frames: list[Frames] | None) -> None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from configs.parsing import ConfigError
 from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.annotations import load_annotations
+from data.augment import Augment
 from support import command_line
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def fill_cache(config: Config, processes: int) -> tuple[int, int]:
     datasets = config.datasets
     if not datasets.cache_encoder_outputs:
         raise ConfigError(f"{config.path}: datasets.cache_encoder_outputs is null; give it a folder to fill")
-    if datasets.augmentation:
+    if Augment.from_config(datasets.augmentation) is not None:
         raise ConfigError(
             f"{config.path}: datasets.augmentation makes another clip of each clip every time, so the cache would not "
             "be used; drop one of the two"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -184,9 +185,46 @@ def test_clips_and_lengths_that_do_not_fit_are_refused(model, shape, lengths):
         model.encode_audio(torch.zeros(shape), torch.tensor(lengths))
 
 
-def test_samples_that_are_whole_numbers_are_refused(model):
-    with pytest.raises(ValueError, match="int16; expected float32 in"):
-        model.generate(torch.zeros(1, 800, dtype=torch.int16), torch.tensor([800]), ["<SpeechHere>"])
+def test_samples_and_lengths_in_other_forms(model):
+    """numpy, int16, float64, a whole number or a list for lengths: the same text as for float32 tensors."""
+    clip = (0.5 * torch.sin(torch.arange(8000) * 0.1)).mul(32768).round()[None]
+    options = {"num_beams": 1, "max_new_tokens": 4}
+    expected = model.generate(clip / 32768, torch.tensor([8000]), ["<SpeechHere>"], **options)
+    for waveforms, lengths in (
+        (clip.to(torch.int16), 8000),
+        (clip.to(torch.int16).numpy(), [8000]),
+        (clip.to(torch.int32) * 65536, None),
+        ((clip / 32768).numpy(), np.array([8000])),
+        ((clip / 32768).double().numpy(), np.int64(8000)),
+    ):
+        assert model.generate(waveforms, lengths, ["<SpeechHere>"], **options) == expected
+        texts = dict(model.generate_each([(waveforms, lengths, ["<SpeechHere>"])], at_once=1, **options))
+        assert [texts[0].text] == expected
+        assert model(waveforms, lengths, ["<SpeechHere>"], ["red"]).loss.isfinite()
+    pieces = model.stream(clip[0].to(torch.int16).numpy(), "<SpeechHere>", max_new_tokens=4)
+    assert "".join(pieces).strip() == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("waveforms", "lengths", "message"),
+    [
+        (torch.full((1, 800), float("nan")), 800, "NaN or infinite"),
+        (np.full((2, 800), 900.0), [800, 800], "clip 0: float samples reach 900"),
+        (torch.zeros(1, 800, dtype=torch.uint8), 800, "uint8; expected float32"),
+        ([0.0] * 800, 800, "is a list; expected a torch tensor or numpy array|are a list"),
+        (torch.zeros(1, 800), 0.05, "whole numbers of samples, not seconds"),
+        (torch.zeros(1, 800), "800", "expected the number of samples"),
+        (torch.zeros(1, 800), 801, "1 to 800"),
+        (torch.zeros(1, 2, 800), 800, r"waveforms \[B, T\]"),
+        (None, None, "NoneType"),
+    ],
+)
+def test_samples_and_lengths_that_are_wrong_are_refused(model, waveforms, lengths, message):
+    count = 1 if waveforms is None or len(waveforms) > 2 else len(waveforms)
+    with pytest.raises(ValueError, match=message):
+        model.generate(waveforms, lengths, ["<SpeechHere>"] * count)
+    with pytest.raises(ValueError, match=message):
+        model(waveforms, lengths, ["<SpeechHere>"] * count, ["red"] * count)
 
 
 def test_reduced_precision_needs_no_autocast(config):

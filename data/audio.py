@@ -139,6 +139,14 @@ def probe_rate_hz(source: Source) -> int:
     return next(sound.samplerate for _, sound in _sounds(source, clip_name(source), []))
 
 
+def open_sounds(source: Source, remarks: list[Remark] | None = None) -> Iterator[soundfile.SoundFile]:
+    """The open file, or in its place the pieces that hold all its sound, each closed when the next is asked for; what
+    was found is appended to `remarks`. Raises `AudioError` if it cannot be read."""
+    for _, sound in _sounds(source, clip_name(source), [] if remarks is None else remarks):
+        with sound:
+            yield sound
+
+
 def clip_name(source: Source) -> str:
     """The clip's name in errors."""
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)

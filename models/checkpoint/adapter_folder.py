@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from configs.recorded import CONFIG_FILE, RUN_POINTERS
 from configs.schema import Config, dump_config
 from models.checkpoint.adapter_tensors import (
     CheckpointError,
@@ -41,10 +42,8 @@ from support.pointers import pointed
 logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter.safetensors"
-CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
 MANIFEST_FILE = "manifest.json"
-RUN_POINTERS = ("best", "last")  # links in a run's folder, in the order of preference
 LEGACY_SUFFIXES = (".pth", ".pt", ".bin")
 FORMAT = {"format": "smolt-adapter", "version": "1"}
 

@@ -104,7 +104,7 @@ def _unnameable(error: UnicodeEncodeError) -> str | None:
     """Why a file's name cannot be used; None where the text is no such name."""
     if error.encoding.lower().replace("_", "-") != "utf-8":  # the locale's, as files are all in UTF-8
         return (
-            f"{error.object!r} cannot be written in this terminal's encoding, {error.encoding}: set the environment "
+            f"{error.object!r} cannot be written in this system's encoding, {error.encoding}: set the environment "
             "variable PYTHONUTF8=1, or LC_ALL to a locale of UTF-8 such as C.UTF-8"
         )
     if any("\udc80" <= character <= "\udcff" for character in error.object[error.start : error.end]):

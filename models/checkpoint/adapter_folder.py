@@ -183,8 +183,8 @@ def _adapter_file(source: Path) -> Path:
 def checkpoint_of(source: Path) -> Path:
     """The checkpoint that `source` names: itself, or in a run's folder its `best`, else its `last`."""
     recover(source.resolve())
-    if not source.is_dir():  # a pointer on a file system without links
-        source = pointed(source) if pointed(source).is_dir() else source
+    if not source.is_dir() and (not source.exists() or pointed(source).is_dir()):
+        source = pointed(source) if pointed(source).exists() else source  # a file in place of a link, or below one
     if source.is_dir() and not (source / ADAPTER_FILE).exists():
         for name in RUN_POINTERS:
             checkpoint = pointed(source / name)

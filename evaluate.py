@@ -10,7 +10,9 @@ scripts' `--task asr --skip_scoring` is `submission_asr`, `--task asr` is `valid
 every test file that the YAML names.
 
 Into `<output_dir>/eval/<mode>/` go `submission.csv`, `predictions.jsonl` and `scores.json`. A run that was killed
-continues where it stopped if adapter, generation settings, prompts and annotations are the same, else it starts again.
+continues where it stopped. Lines whose digest is not that of what their text depends on now (clip, entry, prompt,
+adapter, model files, settings, program: `evaluation/restart.py`) are made again. Results of another adapter are put
+aside, in `adapter_<digest>/`, and come back with it. `predictions_sha256` in `scores.json` says which lines it is of.
 
 In `scores.json`, `scores` names every figure `task.metric`, as `asr.wer`, `audiocaption.cider_d`, `QA.token_f1`. A
 mode of one family has the figures of the family's own task (`asr`, `audiocaption`) under the plain name of the metric

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from configs import augmentation
 from configs.paths import PROGRAM, program_file
 from configs.schema import Config, load_config
 from configs.sections import GenerateConfig, ModelConfig
@@ -64,7 +65,7 @@ def missing_data(config: Config) -> list[str]:
         value = getattr(datasets, key) or ()
         for path in (value,) if isinstance(value, str) else value:
             places = [Path(path).expanduser(), Path(datasets.prefix or "").expanduser() / path]
-            if not any(place.is_file() for place in places):
+            if not any(place.exists() for place in places):
                 absent.append(f"datasets.{key} = {path}")
     if config.model.prompt_path and not program_file(config.model.prompt_path).is_file():
         absent.append(f"model.prompt_path = {config.model.prompt_path}")
@@ -103,12 +104,22 @@ def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> 
         sections.append(
             _training(plan_training(training, workload, batch=config.run.batch_size_train, amp=amp), workload)
         )
+        sections.append(_augmentation(config))
     published = published_for(config)
     if published is None:
         sections.append("no figure is published for these networks")
     else:
         sections.append(_beside_published(published, config, workload, serving_plan))
     return "\n\n".join(sections)
+
+
+def _augmentation(config: Config) -> str:
+    """What is done to waveforms in training, in the order in which it is done; the file's loading has checked it."""
+    lines = []
+    for step in augmentation.read(config.datasets.augmentation or {}).steps:
+        settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(step).items() if value != ())
+        lines.append(f"  {augmentation.name_of(step)}: {settings}")
+    return "\n".join(["augmentation:", *lines]) if lines else "augmentation: none"
 
 
 def describe(model: SALMONN, train_data: AudioTextDataset, valid_data: AudioTextDataset | None, first: Batch) -> str:
@@ -129,7 +140,9 @@ def describe_data(train_data: AudioTextDataset, valid_data: AudioTextDataset | N
         if data is not None:
             tasks = Counter(annotation.task for annotation in data.annotations)
             counts = ", ".join(f"{task} {count:,}" for task, count in tasks.most_common())
-            lines.append(f"{name}: {len(data):,} clips ({counts})")
+            parts = sum(annotation.part is not None for annotation in data.annotations)
+            also = f", {parts:,} of them parts of recordings" if parts else ""
+            lines.append(f"{name}: {len(data):,} clips ({counts}){also}")
     return "\n".join(lines)
 
 

@@ -6,8 +6,9 @@
 
 Modes: `submission_asr`, `submission_aac` (test files; scored where every clip has a reference), `valid_asr`,
 `valid_aac` (validation file, the tasks of that family), `valid_all`, `test_all` (every task, a table each). Older
-scripts' `--task asr --skip_scoring` is `submission_asr`, `--task asr` is `valid_asr`. Without a mode: a submission for
-every test file that the YAML names.
+scripts' `--task asr --skip_scoring` is `submission_asr`, `--task asr` is `valid_asr`. Without `datasets.valid_ann_path`
+a validation mode scores the test files, which then need texts, as the baseline's evaluator does. Without a mode: a
+submission for every test file that the YAML names (the baseline's evaluator: `valid_aac`).
 
 Into `<output_dir>/eval/<mode>/` go `submission.csv`, `predictions.jsonl` and `scores.json`. A run that was killed
 continues where it stopped. Lines whose digest is not that of what their text depends on now (clip, entry, prompt,

@@ -143,6 +143,11 @@ KINDS: dict[str, type[Augmentation]] = {
 """Name in a YAML -> settings, in the order in which they run: noise last, so that it is never resampled."""
 
 
+def name_of(step: Augmentation) -> str:
+    """The name in a YAML."""
+    return next(name for name, kind in KINDS.items() if kind is type(step))
+
+
 @dataclass(frozen=True)
 class Library:
     """A class of audiomentations: the augmentation that does the same, its names of settings, its own defaults."""

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs import family_programs as programs
-from configs.family_keys import IGNORED, RENAMED
+from configs.family_keys import ABSENT, IGNORED, RENAMED
 from configs.family_programs import TEACHER
 from configs.family_reading import MODELS, Reading
 from configs.parsing import ConfigError, shown
+
+__all__ = ["ABSENT", "IGNORED", "RENAMED", "STUDENT_AND_TEACHER", "Translation", "our_key", "translate"]
 
 PLACEHOLDERS = ("<hf_token>", "")
 """Values in the family's files where a secret was removed."""
@@ -35,14 +37,14 @@ class Translation:
     notes: list[str]
     """What else a reader of the file should know."""
     problems: list[tuple[str, str]]
-    """Keys that a user must change, as written, each with a sentence."""
+    """Keys that a user must change, as written, each with a sentence that names it."""
 
 
 def translate(given: dict[str, Any], file: str, overridden: frozenset[str]) -> Translation:
     """Rename and drop the family's keys, in place.
 
     Raises:
-        ConfigError: two names of one key hold different values.
+        ConfigError: a section that is none, or a stage or a student that contradicts itself.
     """
     reading = Reading(given, file, overridden)
     _student_and_teacher(reading)

@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.family_keys import ABSENT, is_off
 from configs.family_reading import Reading
-from configs.parsing import ConfigError, shown
+from configs.parsing import shown
 
 TEACHER = "distillation.teacher"
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -103,7 +103,7 @@ def _make_teacher(reading: Reading, model: dict[str, Any], taken: dict[str, Any]
         distillation.setdefault("logits", round(1 - alpha, 12))
         reading.origins.update({f"distillation.{name}": "model.alpha" for name in ("labels", "logits")})
     elif alpha is not None:
-        raise ConfigError(f"{reading.file}: model.alpha: expected a number, found {shown(alpha)}")
+        reading.refuse("model.alpha", f"expected a number, found {shown(alpha)}")
     if taken.get("temperature") is not None:
         distillation.setdefault("temperature", taken["temperature"])
         reading.origins["distillation.temperature"] = "model.temperature"
@@ -154,10 +154,7 @@ def _quantise(reading: Reading, section: str, key: str, value: str, back_end: st
     if reading.is_overridden(f"{section}.quantization"):
         return
     if present not in (None, back_end) and not reading.is_overridden(key):
-        raise ConfigError(
-            f"{reading.file}: {reading.written(key)}: {value} means quantization: {back_end}, but the file also asks "
-            f"for {present}; keep one"
-        )
+        reading.refuse(key, f"{value} means quantization: {back_end}, but the file also asks for {present}; keep one")
     model["quantization"] = back_end
 
 

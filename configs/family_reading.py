@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.parsing import ConfigError, shown
+from configs.parsing import shown
 
 MODELS = ("model", "distillation.teacher")
 """Sections that describe a model."""
@@ -30,7 +30,7 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     """What else a reader of the file should know."""
     problems: list[tuple[str, str]] = field(default_factory=list)
-    """Keys that a user must change, as written, each with a sentence."""
+    """Keys that a user must change, as written, each with a sentence that names it."""
 
     def ignore(self, key: str, why: str) -> None:
         self.ignored.append(f"{self.written(key)}: ignored, because {why}")
@@ -39,7 +39,7 @@ class Reading:
         self.notes.append(f"{self.written(key)}: {text}")
 
     def refuse(self, key: str, text: str) -> None:
-        self.problems.append((self.written(key), text))
+        self.problems.append((self.written(key), f"{self.written(key)}: {text}"))
 
     def holder(self, section: str) -> dict[str, Any] | None:
         """The mapping at a dotted name, or None; "" is the whole file."""
@@ -66,7 +66,8 @@ class Reading:
         found, value = self.pop(key)
         if not found or value is None or isinstance(value, bool):
             return value
-        raise ConfigError(f"{self.file}: {self.written(key)}: expected true or false, found {shown(value)}")
+        self.refuse(key, f"expected true or false, found {shown(value)}")
+        return None
 
     def put(self, ours: str, value: Any, theirs: str) -> None:
         """Store a renamed value; where our key is there too, an override wins, equal or empty values do no harm."""
@@ -85,7 +86,6 @@ class Reading:
             self.origins[ours] = self.written(theirs)
         elif value not in (None, ""):
             other = self.origins.get(ours, self.written(ours))
-            raise ConfigError(
-                f"{self.file}: {self.written(theirs)} and {other} name the same thing, but they differ: "
-                f"{shown(value)} and {shown(present)}; keep one of them"
-            )
+            text = f"{self.written(theirs)} and {other} name the same thing, but they differ: "
+            text += f"{shown(value)} and {shown(present)}; keep one of them"
+            self.problems.append((self.written(theirs), text))

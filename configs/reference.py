@@ -10,7 +10,7 @@ import sys
 import typing
 from typing import Any
 
-from configs import compat
+from configs import augmentation, compat
 from configs.parsing import described, field_types
 from configs.schema import Config
 
@@ -25,8 +25,8 @@ python train.py --cfg-path configs/demo/stage1.yaml --options run.seed=1 model.l
 ```
 
 - `--options` takes any number of `section.key=value`, which override the file.
-- A key that does not exist, a value of the wrong type or out of range, a path that does not exist: one error with the
-  file, the line, the key, what was found and the nearest valid name, before anything is loaded.
+- Keys that do not exist, values of the wrong type or out of range, paths that do not exist: one error for all of them,
+  each with its line or `--options`, the key, what was found and the nearest valid name, before anything is loaded.
 - A path to a model may be a folder or a hub name, `org/name` or `org/name@revision`.
 - Values may refer to others: `${{run.seed}}`; to the environment: `${{oc.env:DATA}}`.
 - `null` (and, where null is allowed, an empty text) means "not given".
@@ -53,7 +53,18 @@ Further switches:
 | there | here |
 |---|---|
 | `model.qlora: true` | `model.quantization: nf4` |
-| `model.low_resource: true` | `model.quantization: int8` |
+| `model.low_resource: true` (`Low_resource`, `load_in_8bit`) | `model.quantization: int8` |
+| `model.load_in_4bit: true` (`quant_4bit`) | `model.quantization: nf4` |
+| `model.low_resource: true`, with `prune`, `whisper_lora`, `adapter` or `lora_16bit` | `model.quantization: nf4` |
+| `model.quant_method: qlora` (`nf4`, `int8`, `gptq`), unless `low_resource` is false | `model.quantization` |
+| `model.kd: true`, or `ckpt_teacher` | `distillation.teacher`, with the paths `teacher_…` and `ckpt_teacher` |
+| `model.alpha`, `temperature`, with these | `distillation.labels`; `logits` is the rest; `temperature` |
+| `model.ckpt_student` | `model.ckpt` |
+| `model.pruned_path` | `model.llama_path` |
+| `model.model_type: llama3` and `llama3_path` | `model.llama_path` |
+| `model.use_bf16: true` | `model.dtype: bfloat16` |
+| `datasets.test_ann_path_1` and `_2` | `datasets.test_ann_path`, a list |
+| relative paths to `train_prompt.json`, `test_prompt.json` that do not exist | `prompts/train.json`, `test.json` |
 | `model.qlora` (true or false), without `lora_target_modules` | all seven, as in cv-16's code |
 | `model.qwen_path`, or a Qwen and `ced_path: ced_small` | nlp-07's BOS and LoRA on `gate_proj` too, unless given |
 | `model.use_beats: false` | `model.beats_path: null` |
@@ -68,6 +79,18 @@ These have no effect here; a run lists those in its file once, at its start:
 | key | why it is ignored |
 |---|---|
 {ignored}
+
+These switch on features that are not here: fine while they are off, an error where they are on.
+
+| switch | its settings |
+|---|---|
+{absent}
+
+`datasets.augmentation` also takes names, settings and defaults of audiomentations; `use: false` switches an entry off:
+
+| there | here |
+|---|---|
+{augmentation}
 """
 
 
@@ -140,6 +163,13 @@ def markdown() -> str:
     parts.append(
         FAMILY.format(
             renamed="\n".join(f"| `{theirs}` | `{ours}` |" for theirs, ours in compat.RENAMED.items()),
+            absent="\n".join(
+                f"| `{switch}` | {', '.join(f'`{key}`' for key in absent.settings)} |"
+                for switch, absent in compat.ABSENT.items()
+            ),
+            augmentation="\n".join(
+                f"| `{name}` | `{library.kind}` |" for name, library in augmentation.LIBRARY.items()
+            ),
             ignored="\n".join(f"| `{key}` | {why} |" for key, why in compat.IGNORED.items()),
         )
     )

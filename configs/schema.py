@@ -180,7 +180,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     given, origin, translation = loading.read(os.fspath(path), list(overrides), Config)
     builder = Builder(origin, _places_of_names())
     for key, text in translation.problems:
-        builder.add(key, f"{key}: {text}")
+        builder.add(key, text)
     augmentation_notes = _check_augmentation(given, builder)
     config = builder.build(Config, given)
     raise_problems(origin.file, builder.problems)

@@ -349,7 +349,8 @@ class DatasetsConfig(_Section):
     """Annotation file to train on, or a list of them. Of a clip with several references (`texts`) each epoch uses one,
     drawn by `run.seed`. Also written `train_stage1_path`, `train_ann_path_1`."""
     valid_ann_path: Paths = option(None, path="annotation")
-    """Annotation file, or list, to validate on; null trains without validation."""
+    """Annotation file, or list, to validate on; null trains without validation, and `evaluate.py --mode valid_…` scores
+    the test files."""
     test_ann_path: Paths = option(None, path="annotation")
     """Annotation file, or list, to evaluate on if no file for the mode is given."""
     test_ann_path_asr: Paths = option(None, path="annotation")
@@ -373,7 +374,8 @@ class DatasetsConfig(_Section):
     cache_encoder_outputs: str | None = option(None, path="output")
     """Folder for a cache of frozen encoders' outputs, so that later epochs need not encode; null: no cache."""
     augmentation: dict[str, Any] | None = None
-    """Waveform augmentations for training: name -> settings, such as `gaussian_noise: {p: 0.3}`, `gain: {p: 0.3}`."""
+    """Waveform augmentations for training: name -> settings, such as `gaussian_noise: {p: 0.3}`, `gain: {p: 0.3}`; see
+    `configs/augmentation.py`. Names of audiomentations are read too, see below."""
     join_clips: JoinClipsConfig | None = None
     """Join short clips in training, such as `{p: 0.5, most: 4, same: speaker}`; null joins none."""
     bucket_batches: int = option(50, minimum=0)

@@ -96,7 +96,8 @@ def check_chunks(file: BinaryIO, head: bytes, size: int, decoded: Decoded | None
     samples = _find_samples(file, head, size, layout)
     if samples is None:
         return Finding(damage=f"truncated: it ends before its samples ('{layout.samples[:4].decode()}' chunk)")
-    if samples.promised >= layout.unknown:
+    unknown = layout.unknown if samples.ds64 is None else UNKNOWN_SIZE_64
+    if samples.promised >= unknown:
         end = _without_tag(file, samples.start, size)
     elif samples.promised > size - samples.start:
         return _shortfall(samples.promised, size - samples.start)
@@ -170,7 +171,7 @@ def _find_samples(file: BinaryIO, head: bytes, size: int, layout: Chunks) -> Sam
         length -= header.size * layout.with_header
         if name == layout.samples:
             if large is not None and length >= STREAMED_SIZE:
-                length = large or UNKNOWN_SIZE_64
+                length = UNKNOWN_SIZE_64 if large == LARGEST_RIFF else large
             return Samples(position, payload, max(0, length), ds64, comm)
         if name == b"ds64":
             ds64, large = position, int.from_bytes(head[payload + 8 : payload + 16], "little")
@@ -234,10 +235,11 @@ def _shortfall(promised: int, present: int) -> Finding:
     return Finding(damage=f"truncated: the header promises {promised} bytes of samples, {max(0, present)} are there")
 
 
-def _counts(promised: int, present: int) -> str | None:
-    if promised == present:
+def _counts(promised: int, present: int, unknown: int = STREAMED_SIZE) -> str | None:
+    """What to say of two lengths; nothing where the header says by a mark that it does not know."""
+    if promised == present or promised >= unknown:
         return None
-    said = "no length" if promised <= 0 or promised >= STREAMED_SIZE else f"{promised} bytes of samples"
+    said = f"{promised} bytes of samples" if promised else "no length"
     return f"its header gives {said}, the file holds {present} bytes; all of them are used"
 
 
@@ -262,7 +264,8 @@ def _put_right(file: BinaryIO, beginning: bytes, samples: Samples, present: int,
     if samples.comm is not None and decoded is not None and decoded.frame_bytes:
         frames = (present - CHUNK_INTRODUCTION[beginning]) // decoded.frame_bytes
         struct.pack_into(">I", data, samples.comm + 10, frames)
-    return Finding(pieces=(bytes(data),), note=_counts(samples.promised, present))
+    note = _counts(samples.promised, present, CHUNKS[beginning].unknown)
+    return Finding(pieces=(bytes(data),), note=note)
 
 
 def _all(file: BinaryIO) -> bytes:

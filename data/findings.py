@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 ID3V1_BYTES = 128
 APE_BYTES = 32  # of an APE tag's footer, and of its header
+TAGS = (b"APETAGEX", b"ID3", b"LYRICSBEGIN", b"TAG")
+"""How tags begin that players write behind the sound."""
 LONGEST_PADDING = 256
 """Bytes after the samples that are never sound: a few milliseconds, whatever they are."""
 
@@ -40,9 +42,7 @@ WHOLE = Finding()
 
 def is_tag(data: bytes) -> bool:
     """Whether these bytes, up to the file's end, begin with a tag that players write after the sound."""
-    return data.startswith((b"APETAGEX", b"ID3", b"LYRICSBEGIN")) or (
-        data.startswith(b"TAG") and len(data) <= ID3V1_BYTES + 1
-    )
+    return data.startswith(TAGS[:3]) or (data.startswith(b"TAG") and len(data) <= ID3V1_BYTES + 1)
 
 
 def end_before_tags(data: bytes) -> int:

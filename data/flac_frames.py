@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.findings import WHOLE, Finding, end_before_tags
+from data.findings import TAGS, WHOLE, Finding, end_before_tags
 
 MAGIC = b"fLaC"
 INFO_HEADER = b"\0\0\0\x22"  # the first block: STREAMINFO of 34 bytes, which another block follows
@@ -75,22 +75,27 @@ def check_flac(data: bytes, start: int = 0) -> Finding:
 
 
 def _last_frame_decides(data: bytes, info: Info, end: int, frames: list[tuple[int, int]]) -> Finding:
-    """The header's number is not the last frame's: look for a frame that is whole up to the file's end."""
-    for at, stop in frames:
-        if _crc16(data[at:end]) != 0:  # padding with zeros leaves it 0
-            continue
-        if stop <= info.total:
-            return WHOLE  # fewer than promised: the decoder reports it
-        right = bytearray(data)
-        field_at = info.at + TOTAL_AT
-        field = int.from_bytes(data[field_at : field_at + 5], "big")
-        right[field_at : field_at + 5] = (field - info.total + stop).to_bytes(5, "big")
-        right[info.at + MD5_AT : info.at + INFO_BYTES] = bytes(INFO_BYTES - MD5_AT)  # of other samples, or none
-        note = f"its header counts {info.total} samples, it holds {stop}; all of them are used" if info.total else None
-        return Finding(pieces=(bytes(right),), note=note)
-    if info.total:
-        return WHOLE
-    return Finding(damage="truncated: its header gives no length, and its last frame is not whole")
+    """No frame near the end is the last one of the header's count: is there a later one, whole up to the file's end?"""
+    later = [(at, stop) for at, stop in frames if stop > info.total]
+    for at, stop in later:
+        ends = {end, *(found for tag in TAGS if (found := data.find(tag, at)) >= 0)}
+        if any(_crc16(data[at:end]) == 0 for end in ends):  # padding with zeros leaves it 0
+            note = f"its header counts {info.total} samples, it holds {stop}; all of them are used"
+            return Finding(pieces=(_with_total(data, info, stop),), note=note if info.total else None)
+    if not info.total:
+        return Finding(damage="truncated: its header gives no length, and its last frame is not whole")
+    if later:
+        return Finding(damage="truncated: it holds more frames than its header counts, and the last is not whole")
+    return WHOLE  # fewer than promised: the decoder reports it
+
+
+def _with_total(data: bytes, info: Info, total: int) -> bytes:
+    right = bytearray(data)
+    at = info.at + TOTAL_AT
+    field = int.from_bytes(data[at : at + 5], "big")
+    right[at : at + 5] = (field - info.total + total).to_bytes(5, "big")
+    right[info.at + MD5_AT : info.at + INFO_BYTES] = bytes(INFO_BYTES - MD5_AT)  # of other samples, or none
+    return bytes(right)
 
 
 def _info(data: bytes, start: int) -> Info | None:

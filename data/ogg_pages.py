@@ -23,8 +23,7 @@ OPUS_HEAD = b"OpusHead"
 OPUS_HZ = 48_000  # of its positions, whatever the rate
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 OGG_FLAC = b"\x7fFLAC"
-OGG_FLAC_TOTAL = 13 + 4 + 13  # of the packet: mapping and magic, header of STREAMINFO, what is before the total in it
-OGG_FLAC_BITS = 36  # of the total
+OGG_FLAC_HEADER_BYTES = 9  # before `fLaC`: this name, a version, the number of header packets
 
 
 class Page(NamedTuple):
@@ -120,9 +119,9 @@ def _judge(data: bytes, links: list[Link]) -> Finding:
         )
     if not links:
         return WHOLE
-    found = _flac_without_length(data, links[0])
-    if found is not WHOLE:
-        return found
+    flac = _as_flac(data, links[0])
+    if flac is not None:
+        return Finding(pieces=(flac,))
     if links[0].last.flags & LAST_PAGE:  # libsndfile refuses Opus with anything behind it
         return WHOLE if links[0].last.stop == len(data) else Finding(pieces=(data[: links[0].last.stop],))
     last = links[0].last  # libsndfile opens no Opus without the mark
@@ -181,20 +180,20 @@ def _position(data: bytes, page: Page) -> int:
     return int.from_bytes(data[page.start + 6 : page.start + 14], "little", signed=True)
 
 
-def _flac_without_length(data: bytes, link: Link) -> Finding:
-    """Ogg FLAC whose header leaves the number of samples open, or gives fewer: the last page's position counts them."""
+def _as_flac(data: bytes, link: Link) -> bytes | None:
+    """The flac file that the pages of an Ogg FLAC stream hold; None for other streams.
+
+    Not every libsndfile reads Ogg FLAC. Its header's number of samples is checked like that of any flac file.
+    """
     first = link.first
-    if data[first.body : first.body + len(OGG_FLAC)] != OGG_FLAC or link.last is first:
-        return WHOLE
-    at = first.body + OGG_FLAC_TOTAL
-    field = int.from_bytes(data[at : at + 5], "big")
-    said = field & ((1 << OGG_FLAC_BITS) - 1)
-    counted = _position(data, link.last)
-    if counted <= said or counted >= 1 << OGG_FLAC_BITS:
-        return WHOLE
-    right = _with_page(data, first, at - first.start, (field - said + counted).to_bytes(5, "big"))
-    note = f"its header counts {said} samples, it holds {counted}; all of them are used" if said else None
-    return Finding(pieces=(right,), note=note)
+    if data[first.body : first.body + len(OGG_FLAC)] != OGG_FLAC:
+        return None
+    bodies, position = [data[first.body + OGG_FLAC_HEADER_BYTES : first.stop]], first.stop
+    while position < link.last.stop:
+        page = _page_at(data, position)
+        bodies.append(data[page.body : page.stop])
+        position = page.stop
+    return b"".join(bodies)
 
 
 def _with_page(data: bytes, page: Page, at: int, content: bytes) -> bytes:

@@ -75,7 +75,7 @@ def as_clips(waveforms: Any, lengths: Any) -> tuple[Tensor, Tensor]:
 def _as_tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, np.ndarray):
         try:
-            value = torch.from_numpy(np.ascontiguousarray(value))
+            value = torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
         except TypeError:
             raise WaveformError(f"{name}: numpy array of {value.dtype}; expected float32 in [-1, 1].") from None
     if not isinstance(value, Tensor):

@@ -13,6 +13,9 @@ from models.device import pick_device
 from models.salmonn import SALMONN
 from support.command_line import UserError
 
+OTHER_PARALLELISM = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+"""Variables of `accelerate launch`, and of the family's scripts, that split a model over processes."""
+
 
 def make_accelerator(config: Config) -> Accelerator:
     """Devices, processes and precision of a run: fp16 with loss scaling on CUDA where `run.amp` is set, else fp32.
@@ -22,6 +25,10 @@ def make_accelerator(config: Config) -> Accelerator:
     Raises:
         UserError: fewer processes are running than the launcher asked for.
     """
+    for variable, name in OTHER_PARALLELISM.items():
+        asked = os.environ.pop(variable, "0").lower() in ("1", "true", "yes", "y", "t", "on")
+        if asked and os.environ.get("RANK", "0") == "0":
+            print(f"{variable}: ignored, every process has the whole model, and {name} would save nothing here")
     on_cpu = pick_device(config.run.device).type != "cuda"
     # Autocast to fp16 would also cast bfloat16 weights down, on every call; bfloat16 needs no loss scaling.
     half = "bf16" if config.model.dtype == "bfloat16" else "fp16"

@@ -90,6 +90,19 @@ def test_the_nearest_name_may_be_in_another_section(write, key: str, meant: str)
     assert f"Did you mean {meant}?" in text
 
 
+def test_contradictions_of_names_are_among_them(write) -> None:
+    text = "model: {llama_path: a, gemma_path: b, qlora: 4, load_in_4bit: true, low_resource: true, lora_runk: 1}"
+    lines = message(write(text)).split("\n  ")
+    assert lines[0] == "mine.yaml: 4 things to fix"
+    for words in (
+        "name the same thing",
+        "model.qlora: expected true",
+        "low_resource: true means",
+        "lora_runk: no such",
+    ):
+        assert any(words in line for line in lines), words
+
+
 def test_secrets_are_not_shown_among_others(write) -> None:
     text = message(write("model: {tokn: hf_secret, lora_runk: 1}\nrun: {key: abc_secret}"))
     assert "hf_secret" not in text and "abc_secret" not in text

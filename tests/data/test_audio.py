@@ -77,6 +77,30 @@ def test_overshoot_is_clipped(tmp_path: Path) -> None:
     assert load_waveform(path).abs().max() == 1.0
 
 
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("factor", [2.02, 3, 6, 19])
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+def test_floats_beyond_full_scale_are_scaled_down(
+    tmp_path: Path, subtype: str, factor: float, rate_hz: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "clip.wav", factor * tone(rate_hz), rate_hz, subtype=subtype)
+    waveform = load_waveform(path)
+    assert (waveform[2000:-2000] - 2 * torch.from_numpy(tone(SAMPLE_RATE))[2000:-2000]).abs().max() < 2e-3
+    assert f"its float samples reach {factor / 2:.4g}; it is scaled down" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "mp3"])
+def test_a_codecs_overshoot_is_clipped_and_more_is_scaled(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    noise = np.clip(np.random.default_rng(0).normal(0, 0.3, 48_000), -0.99, 0.99).astype(np.float32)
+    assert load_waveform(write(tmp_path / f"a.{suffix}", noise, **FORMATS[suffix])).abs().max() == 1.0
+    assert not caplog.records
+    waveform = load_waveform(write(tmp_path / f"b.{suffix}", 3 * tone(SAMPLE_RATE), **FORMATS[suffix]))
+    assert (waveform.abs() > 0.98).float().mean() < 0.15
+    assert "is scaled down" in caplog.text
+
+
 def test_aliases_are_filtered_out(tmp_path: Path) -> None:
     path = write(tmp_path / "clip.wav", tone(44_100, frequency_hz=12_000), 44_100)
     assert load_waveform(path)[2000:-2000].abs().max() < 1e-3

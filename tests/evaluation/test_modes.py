@@ -18,6 +18,60 @@ def test_a_file_without_the_family_is_an_error(project: tiny.TinyProject) -> Non
         modes.select_annotations(config, "valid_asr")
 
 
+@pytest.mark.parametrize(
+    ("mode", "options", "keys"),
+    [
+        ("valid_asr", ["datasets.valid_ann_path="], ["datasets.test_ann_path_asr"]),
+        ("valid_aac", ["datasets.valid_ann_path="], ["datasets.test_ann_path_aac"]),
+        ("valid_all", ["datasets.valid_ann_path="], ["datasets.test_ann_path_asr", "datasets.test_ann_path_aac"]),
+        ("valid_aac", [], ["datasets.valid_ann_path"]),
+        ("valid_asr", ["datasets.valid_ann_path=", "datasets.test_ann_path_asr="], []),
+        ("submission_asr", ["datasets.test_ann_path_asr="], []),
+        ("test_all", [], ["datasets.test_ann_path_asr", "datasets.test_ann_path_aac"]),
+    ],
+)
+def test_the_files_of_a_mode(project: tiny.TinyProject, mode: str, options: list[str], keys: list[str]) -> None:
+    assert modes.annotation_keys(load_config(project.config, options), mode) == keys
+
+
+@pytest.mark.parametrize("family", ["asr", "aac"])
+def test_validation_falls_back_to_the_test_file(project: tiny.TinyProject, family: str, capsys) -> None:
+    config = load_config(project.config, ["datasets.valid_ann_path="])
+    chosen = modes.select_annotations(config, f"valid_{family}", announce=True)
+    own = {"asr": project.test_asr, "aac": project.test_aac}[family]
+    assert len(chosen) == len(entries(own))
+    said = f"valid_{family}: datasets.valid_ann_path is not given; the clips of datasets.test_ann_path_{family}"
+    assert said in capsys.readouterr().out
+
+
+def test_validation_falls_back_to_the_familys_clips_of_a_common_file(project: tiny.TinyProject) -> None:
+    both = tiny.write_annotations(project.test_asr.with_name("both.json"), entries(project.train))
+    nothing = [f"datasets.{name}=" for name in ("valid_ann_path", "test_ann_path_asr", "test_ann_path_aac")]
+    config = load_config(project.config, [*nothing, f"datasets.test_ann_path={both}"])
+    assert {clip.task for clip in modes.select_annotations(config, "valid_asr")} == {"asr"}
+    assert {clip.task for clip in modes.select_annotations(config, "valid_all")} == {"asr", "audiocaption"}
+
+
+def test_a_validation_mode_needs_texts(project: tiny.TinyProject) -> None:
+    tiny.write_annotations(
+        project.test_asr, [{k: v for k, v in e.items() if k != "text"} for e in entries(project.test_asr)]
+    )
+    config = load_config(project.config, ["datasets.valid_ann_path="])
+    with pytest.raises(AnnotationError, match="text"):
+        modes.select_annotations(config, "valid_asr")
+
+
+def test_no_file_for_a_mode_is_an_error(project: tiny.TinyProject) -> None:
+    nothing = [f"datasets.{name}=" for name in ("valid_ann_path", "test_ann_path_asr", "test_ann_path_aac")]
+    for mode, key in (
+        ("valid_asr", "valid_ann_path"),
+        ("submission_aac", "test_ann_path_aac"),
+        ("test_all", "test_ann_path"),
+    ):
+        with pytest.raises(ConfigError, match=rf"datasets\.{key}: not given"):
+            modes.select_annotations(load_config(project.config, nothing), mode)
+
+
 def test_ids_that_two_test_files_share_make_a_row_each(
     project: tiny.TinyProject, capsys: pytest.CaptureFixture
 ) -> None:

@@ -36,3 +36,14 @@ def test_process_count_is_checked(tiny_project, monkeypatch):
     monkeypatch.setattr(step, "Accelerator", lambda **_: Alone())
     with pytest.raises(ValueError, match="asked for 2 processes, but 1"):
         precision.make_accelerator(load_config(tiny_project.config))
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+@pytest.mark.parametrize(("value", "said"), [("1", True), ("true", True), ("false", False)])
+def test_a_launchers_other_parallelism_is_ignored(
+    monkeypatch, capsys, shared_tiny_project, variable: str, value: str, said: bool
+):
+    monkeypatch.setenv(variable, value)
+    accelerator = precision.make_accelerator(load_config(shared_tiny_project.config))
+    assert accelerator.num_processes == 1 and not accelerator.state.distributed_type.endswith(("FSDP", "DEEPSPEED"))
+    assert (f"{variable}: ignored" in capsys.readouterr().out) == said

@@ -11,6 +11,7 @@ from configs.schema import load_config
 from data.audio import load_waveform
 from tests import tiny
 from tests.evaluations import entries, outputs, run
+from tests.locks import left_by
 from tools import check_submission
 
 
@@ -97,6 +98,21 @@ def test_a_task_without_prompt_ends_the_run_before_it_starts(
     message = capsys.readouterr().err
     assert "no prompt for task 'juggling'" in message and not generated
     assert f"{project.test_asr}#{len(annotations) - 1}: field 'task': " in message
+
+
+def test_two_evaluations_of_one_folder(
+    project: tiny.TinyProject, capsys: pytest.CaptureFixture, generated: list[int]
+) -> None:
+    folder = project.output / "eval" / "submission_aac"
+    left_by(folder, host="elsewhere", pid=77)
+    assert run(project) == 1  # both modes, and nothing of the first one is begun
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert f"{folder} is in use by process 77 on elsewhere" in line and not generated
+    assert not (project.output / "eval" / "submission_asr").exists()
+    assert run(project, "--mode", "submission_asr") == 0  # another mode's folder
+    left_by(folder, pid=2**22 + 7)
+    assert run(project) == 0
+    assert "taking the folder over" in capsys.readouterr().out and not list(folder.glob(".*"))
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(project: tiny.TinyProject, capsys: pytest.CaptureFixture) -> None:

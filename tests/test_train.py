@@ -1,5 +1,6 @@
 """The command `train.py`: stages, resuming, messages."""
 
+import errno
 import json
 import os
 import signal
@@ -9,9 +10,11 @@ import pytest
 import soundfile
 import yaml
 
+import evaluate
 import train
 from data.audio import load_waveform
 from tests import tiny
+from tests.locks import left_by
 from training.step import TrainingStep
 
 
@@ -59,7 +62,51 @@ def test_resume_without_a_checkpoint_starts(tiny_project, capsys):
     status, out, _ = run(capsys, "--cfg-path", tiny_project.config, "--resume", "--options", "run.optims.max_epoch=1")
     assert status == 0
     assert "resumed" not in out
+    assert f"{tiny_project.output}: no checkpoint to resume from yet, so this run starts from the beginning" in out
     assert "warmup_steps" not in out
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_folder_in_which_another_run_trains_is_left_alone(tiny_project, capsys, monkeypatch, resume):
+    left_by(tiny_project.output, host="elsewhere", pid=77)
+    monkeypatch.setattr("models.build.build_model", None)  # it must be found before minutes of loading
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, *resume)
+    assert status == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error")]
+    assert f"{tiny_project.output} is in use by process 77 on elsewhere" in line and "another run.output_dir" in line
+    assert [path.name for path in tiny_project.output.iterdir()] == [".lock"]
+
+
+def test_a_dead_runs_folder_is_taken_over(tiny_project, capsys):
+    left_by(tiny_project.output, started="1")
+    status, out, _ = run(capsys, "--cfg-path", tiny_project.config)
+    assert status == 0 and "has ended without giving it back; taking the folder over" in out
+    assert not (tiny_project.output / ".lock").exists()
+
+
+def test_an_error_leaves_no_folder_that_only_held_the_lock(tiny_project, capsys):
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "model.whisper_path=nowhere/at_all")
+    assert status == 1 and "nowhere/at_all" in err and not tiny_project.output.exists()
+
+
+def test_a_file_system_without_links(tiny_project, capsys, monkeypatch, without_java):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    options = ["--options", "run.checkpoint_every_steps=1", "run.keep_checkpoints=1"]
+    assert run(capsys, "--cfg-path", tiny_project.config, *options, "run.optims.max_epoch=1")[0] == 0
+    best = tiny_project.output / "best"
+    assert best.is_file() and (tiny_project.output / best.read_text().strip() / "adapter.safetensors").is_file()
+    assert run(capsys, "--cfg-path", tiny_project.config, "--resume", *options)[0] == 0
+    found = {path.name for path in tiny_project.output.glob("checkpoint_*")}
+    assert {(tiny_project.output / name).read_text().strip() for name in ("best", "last")} == found
+    for ckpt in (best, best / "adapter.safetensors", tiny_project.output / "last", tiny_project.output):
+        arguments = ["--cfg-path", str(tiny_project.config), "--mode", "submission_asr", "--ckpt", str(ckpt)]
+        assert evaluate.main(arguments) == 0, ckpt
+    elsewhere = f"run.output_dir={tiny_project.root / 'other'}"
+    resumed = ["--resume", tiny_project.output / "last", "--options", elsewhere]
+    assert run(capsys, "--cfg-path", tiny_project.config, *resumed)[0] == 0
 
 
 def test_a_warm_up_longer_than_the_run_is_said(tiny_project, capsys):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from data.annotations import Annotation
-from data.batch import BadClip
 from data.file_names import near_name
 from support.command_line import UserError
+
+if TYPE_CHECKING:
+    from data.batch import BadClip
 
 log = logging.getLogger(__name__)
 

@@ -181,6 +181,8 @@ def _read(file: Path) -> list[tuple[str, dict[str, Any]]]:
         return read_kaldi(kaldi)
     try:
         raw = file.read_bytes()
+        if raw.lstrip()[:1] not in (b"{", b"[", GZIP[:1]) and (found := mistaken(file, text_is_right=True)):
+            raise AnnotationError(f"{file}: {found}")
         content = (gzip.decompress(raw) if raw.startswith(GZIP) else raw).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{file}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
@@ -189,7 +191,7 @@ def _read(file: Path) -> list[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise AnnotationError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None
     if not content.strip():
-        raise AnnotationError(f"{file}: the file is empty; expected annotations")
+        raise AnnotationError(f"{file}: holds nothing but blanks; expected annotations")
     if file.suffix in (".jsonl", ".ndjson") or _is_json_lines(content):
         entries = _read_lines(file, content)
     else:

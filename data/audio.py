@@ -221,6 +221,9 @@ def _not_opened(source: Source, failure: str) -> str:
         rate_hz = stated_rate_hz(file.read(HEAD_BYTES))
     if rate_hz is not None and not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
         return _wrong_rate(rate_hz)
+    found = None if isinstance(source, bytes) else mistaken(source)
+    if found:
+        return found
     return (
         f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({failure}); "
         "expected wav, flac, mp3, ogg or opus"

@@ -69,11 +69,14 @@ def test_without_a_mode_every_test_file_is_evaluated(project: tiny.TinyProject) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mode", "valid_asr", "--options", "datasets.valid_ann_path="], "datasets.valid_ann_path: not given"),
+        (
+            ["--mode", "valid_asr", "--options", "datasets.valid_ann_path=", "datasets.test_ann_path_asr="],
+            "datasets.valid_ann_path: not given",
+        ),
         (["--mode", "submission_aac", "--options", "datasets.test_ann_path_aac="], "datasets.test_ann_path_aac"),
         (
             ["--mode", "submission_asr", "--options", "datasets.test_ann_path_asr=no.json"],
-            "no.json: no such annotation",
+            "datasets.test_ann_path_asr: 'no.json' does not exist",
         ),
         (["--mode", "submission_asr", "--options", "model.ckpt=/nowhere"], "/nowhere"),
         (["--mode", "submission_asr", "--options", "model.test_prompt_path=no.json"], "no.json"),

@@ -21,6 +21,7 @@ from data.file_names import existing, may_differ
 from data.manifests import kaldi_folder, our_entry, read_kaldi
 from data.part_fields import first_parts_of, read_part, stated_duration
 from data.parts import Part
+from support.file_kinds import mistaken
 
 log = logging.getLogger(__name__)
 

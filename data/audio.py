@@ -27,6 +27,7 @@ from data.integrity import HEAD_BYTES, inspect
 from data.parts import Part, PartError
 from data.remarks import CHANNELS, LENGTH, LEVEL, Remark
 from support.command_line import UserError
+from support.file_kinds import mistaken
 from support.units import SAMPLE_RATE
 from support.waveforms import problem_with
 

@@ -29,6 +29,7 @@ from data.join import Joiner
 from data.prompts import PromptError, Prompts, fill_prompt
 from data.remarks import Remark, Remarks
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations
+from data.stated import misstated
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
@@ -151,13 +152,7 @@ class AudioTextDataset(Dataset):
         prompt = choices[rng.integers(len(choices))]
         remarks: list[Remark] = []
         try:
-            waveform, capped = load_clip(
-                annotation.path,
-                expand=annotation.expand_wav,
-                max_audio_s=self.max_audio_s,
-                first_channel=self.first_channel,
-                remarks=remarks,
-            )
+            waveform, capped = self._load(annotation, remarks, self.max_audio_s)
         except AudioError as error:
             reason = error.reason if error.clip == annotation.path else str(error)
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
@@ -167,6 +162,7 @@ class AudioTextDataset(Dataset):
                 "shorten it, or allow it with datasets.long_clips: cut"
             )
             return BadClip(index=annotation.index, path=annotation.path, reason=reason)
+        remarks += misstated(annotation, len(waveform) / SAMPLE_RATE, capped=capped)
         text = self._reference(annotation, key)
         if self.joiner is not None:
             waveform, text = self._joined(waveform, text, annotation, key, remarks)
@@ -184,6 +180,18 @@ class AudioTextDataset(Dataset):
             remarks=tuple(remarks),
         )
 
+    def _load(
+        self, annotation: Annotation, remarks: list[Remark], max_audio_s: float | None = None
+    ) -> tuple[Tensor, bool]:
+        return load_clip(
+            annotation.path,
+            expand=annotation.expand_wav,
+            max_audio_s=max_audio_s,
+            first_channel=self.first_channel,
+            remarks=remarks,
+            part=annotation.part,
+        )
+
     def filled(self, prompt: str, annotation: Annotation) -> str:
         """The prompt with the annotation's question; `PromptError` where it needs one that is not there."""
         return fill_prompt(prompt, annotation, self.prompts.source) if self.fill_questions else prompt
@@ -197,7 +205,7 @@ class AudioTextDataset(Dataset):
         for position in self.joiner.draw(annotation, rng):
             further = self.annotations[position]
             try:
-                waveforms.append(load_clip(further.path, expand=further.expand_wav, remarks=remarks)[0])
+                waveforms.append(self._load(further, remarks)[0])
             except AudioError:
                 continue  # it is named when it is drawn itself
             texts.append(further.text)

@@ -65,7 +65,7 @@ def missing_data(config: Config) -> list[str]:
         value = getattr(datasets, key) or ()
         for path in (value,) if isinstance(value, str) else value:
             places = [Path(path).expanduser(), Path(datasets.prefix or "").expanduser() / path]
-            if not any(place.is_file() for place in places):
+            if not any(place.exists() for place in places):
                 absent.append(f"datasets.{key} = {path}")
     if config.model.prompt_path and not program_file(config.model.prompt_path).is_file():
         absent.append(f"model.prompt_path = {config.model.prompt_path}")
@@ -140,7 +140,9 @@ def describe_data(train_data: AudioTextDataset, valid_data: AudioTextDataset | N
         if data is not None:
             tasks = Counter(annotation.task for annotation in data.annotations)
             counts = ", ".join(f"{task} {count:,}" for task, count in tasks.most_common())
-            lines.append(f"{name}: {len(data):,} clips ({counts})")
+            parts = sum(annotation.part is not None for annotation in data.annotations)
+            also = f", {parts:,} of them parts of recordings" if parts else ""
+            lines.append(f"{name}: {len(data):,} clips ({counts}){also}")
     return "\n".join(lines)
 
 

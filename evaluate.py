@@ -11,7 +11,9 @@ a validation mode scores the test files, which then need texts, as the baseline'
 submission for every test file that the YAML names (the baseline's evaluator: `valid_aac`).
 
 Into `<output_dir>/eval/<mode>/` go `submission.csv`, `predictions.jsonl` and `scores.json`. A run that was killed
-continues where it stopped if adapter, generation settings, prompts and annotations are the same, else it starts again.
+continues where it stopped. Lines whose digest is not that of what their text depends on now (clip, entry, prompt,
+adapter, model files, settings, program: `evaluation/restart.py`) are made again. Results of another adapter are put
+aside, in `adapter_<digest>/`, and come back with it. `predictions_sha256` in `scores.json` says which lines it is of.
 
 In `scores.json`, `scores` names every figure `task.metric`, as `asr.wer`, `audiocaption.cider_d`, `QA.token_f1`. A
 mode of one family has the figures of the family's own task (`asr`, `audiocaption`) under the plain name of the metric

@@ -61,6 +61,8 @@ class RunResult:
     """Of the best checkpoint."""
     stopped_by: signal.Signals | None
     """The signal that ended it early, else None."""
+    bad_clips: int = 0
+    """Training clips that could not be used."""
 
     @property
     def adapter(self) -> Path:
@@ -465,4 +467,5 @@ class Runner:
             best=self.folder.best(),
             scores=dict(best["scores"]) if best else {},
             stopped_by=self._stop.signal if self.progress.step < self.total_steps else None,
+            bad_clips=len(self.quarantine),
         )

@@ -19,6 +19,7 @@ from configs.dated import placeholders
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.annotations import load_annotations
 from data.prompts import load_prompts
+from data.usable import require_files, require_some_usable, require_texts
 from support import command_line
 
 if TYPE_CHECKING:
@@ -136,8 +137,11 @@ def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None
     from models.released_rules import rules_of
 
     datasets = config.datasets
+    train_clips = load_annotations(datasets.train_ann_path, datasets.prefix)
+    require_files(train_clips, datasets.prefix, "datasets.train_ann_path")
+    require_texts(train_clips, "datasets.train_ann_path")
     train_data = AudioTextDataset(
-        load_annotations(datasets.train_ann_path, datasets.prefix),
+        train_clips,
         load_prompts(config.model.prompt_path),
         seed=config.run.seed,
         training=True,
@@ -149,8 +153,10 @@ def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None
     )
     if datasets.valid_ann_path is None:
         return train_data, None
+    valid_clips = load_annotations(datasets.valid_ann_path, datasets.prefix)
+    require_files(valid_clips, datasets.prefix, "datasets.valid_ann_path")
     valid_data = AudioTextDataset(
-        load_annotations(datasets.valid_ann_path, datasets.prefix),
+        valid_clips,
         load_prompts(config.model.test_prompt_path or config.model.prompt_path),
         seed=config.run.seed,
         max_audio_s=datasets.max_audio_s,
@@ -230,7 +236,9 @@ def _train_in(config: Config, accelerator: Accelerator, resume: Path | None) -> 
         config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller
     )
     accelerator.print(_opening_words(config, runner, resume))
-    return runner.train()
+    result = runner.train()
+    require_some_usable(runner.quarantine.clips.values(), len(train_data), config.datasets.prefix)
+    return result
 
 
 def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller | None]:
@@ -376,6 +384,8 @@ def _closing_words(config: Config, result: RunResult) -> str:
         f"  last: {result.folder / 'last'} ({result.last.name})",
         f"  log:  {result.folder / 'log.jsonl'}, {result.folder / 'loss.png'}",
     ]
+    if result.bad_clips:
+        lines.append(f"  warning: {result.bad_clips:,} clips could not be used: {result.folder / 'quarantine.jsonl'}")
     adapter = result.folder / ("best" if result.best is not None else "last")
     lines.append(f"next: python evaluate.py --cfg-path {shlex.quote(config.path)} --ckpt {shlex.quote(str(adapter))}")
     return "\n".join(lines)

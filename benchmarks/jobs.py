@@ -207,7 +207,7 @@ def _our_evaluation(model: Any, job: Job, memory: Memory) -> dict[str, Any]:
 def _reference_evaluation(model: ReferenceModel, job: Job, memory: Memory) -> dict[str, Any]:
     """Batches in the file's order, as the public evaluators take them."""
     from data.annotations import load_annotations
-    from data.audio import load_waveform
+    from data.audio import load_clip
 
     annotations = load_annotations(job.annotations)
 
@@ -216,7 +216,7 @@ def _reference_evaluation(model: ReferenceModel, job: Job, memory: Memory) -> di
         for first in range(0, len(annotations), job.batch):
             batch = annotations[first : first + job.batch]
             ids = model.generate(
-                [load_waveform(annotation.path) for annotation in batch],
+                [load_clip(clip.path, expand=clip.expand_wav, part=clip.part)[0] for clip in batch],
                 [job.prompt] * len(batch),
                 num_beams=job.num_beams,
                 max_new_tokens=job.decode_steps,

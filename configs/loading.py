@@ -36,6 +36,8 @@ def read(path: str, overrides: list[str], schema: type) -> tuple[dict[str, Any],
     """
     file = Path(path)
     if not file.is_file():
+        if file.is_dir():
+            raise ConfigError(f"{path}: is a folder; expected a YAML file.{did_you_mean(file / file.name, '*.y*ml')}")
         raise ConfigError(f"{path}: no such file{_nearest_file(file)}")
     try:
         text = file.read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 from configs.family_reading import MODELS
 from configs.parsing import Problem, raise_problems
 from configs.sections import ENCODER_PATHS
+from support.pointers import pointed
 
 PROGRAM = Path(__file__).resolve().parent.parent
 SHIPPED_PROMPTS = {"train_prompt.json": "prompts/train.json", "test_prompt.json": "prompts/test.json"}
@@ -112,7 +113,7 @@ def _absent(key: str, kind: str, path: str, prefix: str | None) -> str | None:
         places.append(Path(prefix).expanduser() / path)
     if kind == "prompts":
         places.append(program_file(path))
-    if any(place.exists() for place in places) or (kind == "model" and is_hub_name(path)):
+    if any(place.exists() or pointed(place).exists() for place in places) or (kind == "model" and is_hub_name(path)):
         return None
     looked = " and at ".join(dict.fromkeys(str(place.absolute()) for place in places))
     also = ""

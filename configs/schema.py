@@ -21,6 +21,7 @@ import yaml
 
 from configs import augmentation, compat, loading, paths
 from configs.parsing import Builder, ConfigError, Origin, dataclass_of, field_types, option, raise_problems
+from configs.recorded import legacy_to_use
 from configs.sections import (
     DatasetsConfig,
     DistillationConfig,
@@ -111,10 +112,13 @@ class Config:
             raise
 
     def with_adapter(self, ckpt: str) -> Config:
-        """The same with another adapter; `model.legacy` gets the default for its kind unless the file sets it."""
+        """The same with another adapter. `model.legacy` is that of the adapter's own record; without a record, the
+        default for its kind unless the file sets it."""
         by_default = dataclasses.replace(self.model, legacy=None).legacy
-        legacy = None if self.model.legacy == by_default else self.model.legacy
-        return dataclasses.replace(self, model=dataclasses.replace(self.model, ckpt=ckpt, legacy=legacy))
+        wanted = None if self.model.legacy == by_default else self.model.legacy
+        model = dataclasses.replace(self.model, ckpt=ckpt, legacy=wanted)
+        legacy = legacy_to_use(ckpt, model.legacy)
+        return dataclasses.replace(self, model=dataclasses.replace(model, legacy=legacy))
 
     def second_stage(self, ckpt: str, overrides: Sequence[str] = ()) -> Config | None:
         """The configuration of the stage after this one, starting from adapter `ckpt`; None without

@@ -1,28 +1,40 @@
 """JSON or JSON Lines -> `Annotation`, or an error naming file, entry and field.
 
-An entry is `{path, text, task, Q?, testset_id?, expand_wav?, texts?}`; unknown fields are kept in `extra`.
+An entry is `{path, text, task, Q?, testset_id?, expand_wav?, texts?}`, and the fields of `data.part_fields` where it
+means a part of its file; unknown fields are kept in `extra`. `data.manifests` reads other programs' entries.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import logging
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.command_line import UserError
+from data.annotation_error import AnnotationError
+from data.file_names import existing, may_differ
+from data.manifests import kaldi_folder, our_entry, read_kaldi
+from data.part_fields import first_parts_of, read_part, stated_duration
+from data.parts import Part
+
+log = logging.getLogger(__name__)
 
 REFERENCE_FIELDS = ("texts", "captions", "references")
 """Fields that may have a list of references in addition to `text`; the first one found is used."""
 KNOWN_FIELDS = frozenset({"path", "text", "task", "Q", "testset_id", "expand_wav"})
 PROBED_CLIPS = 16
 """Clips of a file that are looked up on disk to find the folder of its relative paths."""
+CHANGED_SOUND = {"speed", "tempo", "pitch", "volume", "gain", "augment", "augmentation", "transforms", "effects"}
+"""Fields by which other programs change a clip's sound as they load it."""
+GZIP = b"\x1f\x8b"
 
-
-class AnnotationError(UserError):
-    """An annotation file that a user must fix: names the file, the entry, the field."""
+_said: set[str] = set()
+"""What was said about files: a run reads them several times."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,18 @@ class Annotation:
     """Position among all entries of all files."""
     texts: tuple[str, ...] = ()
     """All references, `text` first; at least `text` if the entry has one, even an empty one."""
+    part: Part | None = None
+    """What of the file at `path` is meant; None for all of it. Clips of `expand_wav` are whole."""
+
+    @property
+    def audio(self) -> tuple[object, ...]:
+        """What is loaded: equal for two entries where they have the same sound."""
+        return (self.path, self.part, *self.expand_wav)
+
+    @property
+    def clip(self) -> str:
+        """The clip's name where parts of a recording are told apart: its path, and the part."""
+        return self.path if self.part is None else f"{self.path} [{self.part}]"
 
 
 def load_annotations(
@@ -60,7 +84,7 @@ def load_annotations(
     if the file's clips exist there, else to the annotation file's folder.
 
     Args:
-        paths: JSON (`{"annotation": [...]}` or a list) or JSON Lines files.
+        paths: JSON (`{"annotation": [...]}` or a list) or JSON Lines files, NeMo manifests, Lhotse cuts, Kaldi folders.
         prefix: folder of the data.
         require_text: whether an entry without a reference is an error.
 
@@ -76,12 +100,20 @@ def load_annotations(
     names: dict[Path, dict[str, str]] = {}
     for path in files:
         file = _find(Path(path), prefix)
-        entries = _read(file)
-        root = _clip_root(entries, file, prefix)
+        entries = [(place, our_entry(entry, place)) for place, entry in _read(file)]
+        located = _locator(entries, file, prefix)
+        parts = _parts(entries)
+        _say(file, entries, parts, prefix)
         seen = names.setdefault(file, {})
         for number, (place, entry) in enumerate(entries):
             annotation = _annotation(
-                entry, place, source=f"{file}#{number}", index=len(annotations), root=root, require_text=require_text
+                entry,
+                place,
+                source=f"{file}#{number}",
+                index=len(annotations),
+                located=located,
+                part=parts[number],
+                require_text=require_text,
             )
             name = annotation.testset_id
             if name is not None and name in seen:
@@ -94,24 +126,72 @@ def load_annotations(
 
 def _find(path: Path, prefix: str | Path | None) -> Path:
     places = [_at_home(path)]
-    if prefix is not None and not path.is_absolute():
+    if prefix is not None and not places[0].is_absolute():
         places.append(_at_home(prefix) / path)
     for place in places:
-        if os.path.isfile(place):
+        if os.path.isfile(place) or kaldi_folder(place):
             return place
+    for place in places:
+        spelled = existing(str(place))
+        if spelled is not None and os.path.isfile(spelled):
+            return Path(spelled)
     raise AnnotationError(f"{path}: no such annotation file (looked at {' and at '.join(map(str, places))})")
+
+
+def _parts(entries: list[tuple[str, dict[str, Any]]]) -> list[Part | None]:
+    """What each entry means of its file."""
+    parts = [read_part(entry, place) for place, entry in entries]
+    if not any(part is not None and part.start_s > 0 for part in parts):
+        return parts
+    stated = [None if entry.get("expand_wav") else stated_duration(entry) for _, entry in entries]
+    return first_parts_of(parts, [str(entry.get("path")) for _, entry in entries], stated)
+
+
+def _say(file: Path, entries: list[tuple[str, dict[str, Any]]], parts: list[Part | None], prefix: object) -> None:
+    """Say, once a file, what changes the sound of its entries, or would elsewhere."""
+    notes = []
+    found = [part for part in parts if part is not None]
+    if found:
+        notes.append(
+            f"{len(found):,} of {len(entries):,} entries mean a part of their file, which alone is read "
+            f"({found[0].fields})"
+        )
+    present = {name for _, entry in entries for name in entry}
+    for name in sorted(CHANGED_SOUND & present):
+        count = sum(_changes_sound(entry.get(name)) for _, entry in entries)
+        if count:
+            notes.append(f"field '{name}' of {count:,} entries has no effect here; see datasets.augmentation")
+    if prefix is not None and existing(str(_at_home(prefix))) is None:
+        notes.append(f"datasets.prefix, {str(prefix)!r}, is no folder")
+    for note in notes:
+        if f"{file}: {note}" not in _said:
+            _said.add(f"{file}: {note}")
+            log.warning("%s: %s", file, note)
+
+
+def _changes_sound(value: object) -> bool:
+    """Whether a field of `CHANGED_SOUND` asks for a change: not 1, 0 or nothing, and no word (speed: fast)."""
+    return value not in (None, 1, 0, [], {}) and not isinstance(value, str | bool)
 
 
 def _read(file: Path) -> list[tuple[str, dict[str, Any]]]:
     """The entries of a file, each with its place for errors."""
+    kaldi = kaldi_folder(file)
+    if kaldi is not None:
+        return read_kaldi(kaldi)
     try:
-        content = file.read_text(encoding="utf-8-sig")
+        raw = file.read_bytes()
+        if raw.lstrip()[:1] not in (b"{", b"[", GZIP[:1]) and (found := mistaken(file, text_is_right=True)):
+            raise AnnotationError(f"{file}: {found}")
+        content = (gzip.decompress(raw) if raw.startswith(GZIP) else raw).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{file}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+    except (EOFError, zlib.error) as error:
+        raise AnnotationError(f"{file}: a damaged gzip file ({error}); copy it again") from None
     except OSError as error:
-        raise AnnotationError(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
+        raise AnnotationError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None
     if not content.strip():
-        raise AnnotationError(f"{file}: the file is empty; expected annotations")
+        raise AnnotationError(f"{file}: holds nothing but blanks; expected annotations")
     if file.suffix in (".jsonl", ".ndjson") or _is_json_lines(content):
         entries = _read_lines(file, content)
     else:
@@ -181,16 +261,29 @@ def _json_problem(error: ValueError) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def _clip_root(entries: list[tuple[str, dict[str, Any]]], file: Path, prefix: str | Path | None) -> Path:
-    """The folder of a file's relative clip paths: decided once, by looking up its first clips."""
+def _locator(entries: list[tuple[str, dict[str, Any]]], file: Path, prefix: str | Path | None) -> Callable[[str], str]:
+    """From a clip's path in a file's entries to its path on disk. The folder of relative ones, and whether names are
+    written in another way than on disk, are decided once, by looking up the first clips."""
+    clips = [entry["path"] for _, entry in entries if isinstance(entry.get("path"), str)]
+    root = _clip_root(clips[:PROBED_CLIPS], file.parent if file.is_file() else file, prefix)
+
+    def joined(clip: str) -> str:
+        return str(_join(root, clip))
+
+    doubtful = [clip for clip in clips if may_differ(clip)][:PROBED_CLIPS]
+    if all(os.path.exists(joined(clip)) for clip in doubtful):
+        return joined
+    return lambda clip: (existing(joined(clip)) or joined(clip)) if may_differ(clip) else joined(clip)
+
+
+def _clip_root(clips: list[str], own: Path, prefix: str | Path | None) -> Path:
     if prefix is None:
-        return file.parent
+        return own
     under_prefix = _at_home(prefix)
-    clips = [entry["path"] for _, entry in entries[:PROBED_CLIPS] if isinstance(entry.get("path"), str)]
-    if any(os.path.exists(_join(under_prefix, clip)) for clip in clips):
-        return under_prefix
-    if any(os.path.exists(_join(file.parent, clip)) for clip in clips):
-        return file.parent
+    under_prefix = Path(existing(str(under_prefix)) or under_prefix)
+    for root in (under_prefix, own):
+        if any(existing(str(_join(root, clip))) for clip in clips):
+            return root
     return under_prefix  # if none exists, an error about a clip should name the folder that the user gave
 
 
@@ -209,7 +302,14 @@ def _at_home(path: str | Path) -> Path:
 
 
 def _annotation(
-    entry: dict[str, Any], place: str, *, source: str, index: int, root: Path, require_text: bool
+    entry: dict[str, Any],
+    place: str,
+    *,
+    source: str,
+    index: int,
+    located: Callable[[str], str],
+    part: Part | None,
+    require_text: bool,
 ) -> Annotation:
     clip = _text_field(entry, "path", place, required=True)
     task = _text_field(entry, "task", place, required=True)
@@ -231,16 +331,17 @@ def _annotation(
     expand = [expand] if isinstance(expand, str) else _text_list(expand, "expand_wav", place)
     known = KNOWN_FIELDS | ({references_field} if references_field else set())
     return Annotation(
-        path=str(_join(root, clip)),
+        path=located(clip),
         text=text,
         task=task,
         Q=_text_field(entry, "Q", place, required=False) or None,
-        testset_id=None if testset_id is None else str(testset_id),
-        expand_wav=tuple(str(_join(root, further)) for further in expand),
+        testset_id=None if testset_id in (None, "") else str(testset_id),
+        expand_wav=tuple(located(further) for further in expand),
         extra={name: value for name, value in entry.items() if name not in known},
         source=source,
         index=index,
         texts=texts,
+        part=part,
     )
 
 
@@ -253,7 +354,8 @@ def _text_field(entry: dict[str, Any], name: str, place: str, *, required: bool)
             raise AnnotationError(f"{place}: field {name!r} {state}; expected text")
         return None
     if not isinstance(value, str):
-        raise AnnotationError(f"{place}: field {name!r}: expected text, found {_shown(value)}")
+        also = "; several references go in 'texts'" if name == "text" and isinstance(value, list) else ""
+        raise AnnotationError(f"{place}: field {name!r}: expected text, found {_shown(value)}{also}")
     if required and name in ("path", "task") and not value.strip():
         raise AnnotationError(f"{place}: field {name!r} is empty; expected text")
     return value

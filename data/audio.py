@@ -1,4 +1,4 @@
-"""A path or bytes → the mono 16 kHz waveform, or an `AudioError` that names the clip.
+"""A path or bytes → the mono 16 kHz waveform of all the sound in it, or an `AudioError` that names the clip.
 
 libsndfile decodes (wav, flac, mp3, ogg, opus, aiff …), soxr resamples. Whole flac files are decoded by dr_flac
 (miniaudio) if it is installed: the same samples in two thirds of the time. Features are computed elsewhere, on the
@@ -21,8 +21,10 @@ from torch import Tensor
 
 from data.channels import mix_down
 from data.chunks import stated_rate_hz
+from data.file_names import near_name
 from data.findings import Decoded, Finding
 from data.integrity import HEAD_BYTES, inspect
+from data.parts import Part, PartError
 from data.remarks import CHANNELS, LENGTH, LEVEL, Remark
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -38,8 +40,10 @@ log = logging.getLogger(__name__)
 EXPAND_SILENCE_S = 0.1
 EXPAND_SILENCE_SAMPLES = round(EXPAND_SILENCE_S * SAMPLE_RATE)  # between a clip and each clip of its `expand_wav`
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000  # outside, a header is wrong
-OVERSHOOT = 0.01  # so large a part of a lossy file's samples may be beyond full scale, and is clipped
+OVERSHOOT = 0.1  # so large a part of a lossy file of clipped sound may be beyond full scale; it is clipped again
 RESAMPLER_MARGIN_S = 0.1  # read past a cap, so that the filter's input does not end at the cut
+DECODER_MARGIN_S = 1.0  # read before a part where the decoder's state depends on what came before
+MP3_FROM_START_S = 60  # later parts of an mp3 differ from a whole read by a rounding of float32
 MP3_GUESS_FRAMES = 2 * 1152  # without a length header the decoder estimates; `inspect` counted before
 UNKNOWN_LENGTH_FRAMES = 1 << 62  # libsndfile's answer where a header gives no length is 2^63 - 1
 MOST_REPAIRS = 3  # a piece of a file may need one itself
@@ -49,6 +53,10 @@ SAMPLE_BYTES = {
 """Of a sample, by libsndfile's name of its type; compressed ones are absent."""
 
 Source = str | Path | bytes
+
+MOST_CHECKED = 1024
+_checked: set[tuple[str, int, int]] = set()
+"""Path, size and time of recordings that are as their headers say."""
 
 
 class AudioError(UserError):
@@ -94,15 +102,19 @@ def load_clip(
     max_audio_s: float | None = None,
     first_channel: bool = False,
     remarks: list[Remark] | None = None,
+    part: Part | None = None,
 ) -> tuple[Tensor, bool]:
     """As `load_waveform`, without the warnings: (waveform `[T]`, whether `max_audio_s` cut it).
 
     `first_channel` uses the first of several channels instead of their mean. What `load_waveform` warns of is appended
-    to `remarks`.
+    to `remarks`. `part` of `source` alone is read; clips of `expand` are whole.
     """
     remarks = [] if remarks is None else remarks
     limit = None if max_audio_s is None else round(max_audio_s * SAMPLE_RATE)
-    waveform = _decode(source, limit, first_channel, remarks)
+    if part is None:
+        waveform = _decode(source, limit, first_channel, remarks)
+    else:
+        waveform = _decode_part(source, part, limit, first_channel, remarks)
     if expand:
         parts = [waveform]
         total = len(waveform)
@@ -120,6 +132,19 @@ def load_clip(
 def probe_duration_s(source: Source) -> float:
     """Length in seconds of the sound that is there, without decoding it; raises `AudioError` if it cannot be read."""
     return sum(sound.frames / sound.samplerate for _, sound in _sounds(source, clip_name(source), []))
+
+
+def probe_rate_hz(source: Source) -> int:
+    """The sample rate, from the header; raises `AudioError` if it cannot be read."""
+    return next(sound.samplerate for _, sound in _sounds(source, clip_name(source), []))
+
+
+def open_sounds(source: Source, remarks: list[Remark] | None = None) -> Iterator[soundfile.SoundFile]:
+    """The open file, or in its place the pieces that hold all its sound, each closed when the next is asked for; what
+    was found is appended to `remarks`. Raises `AudioError` if it cannot be read."""
+    for _, sound in _sounds(source, clip_name(source), [] if remarks is None else remarks):
+        with sound:
+            yield sound
 
 
 def clip_name(source: Source) -> str:
@@ -169,7 +194,9 @@ def _check_there(source: Source, name: str) -> None:
     except AudioError:
         raise
     except FileNotFoundError:
-        raise AudioError(name, "no such file; check the annotation's path and datasets.prefix") from None
+        near = near_name(str(source))
+        meant = f" ({near} is there)" if near else ""
+        raise AudioError(name, f"no such file{meant}; check the annotation's path and datasets.prefix") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise AudioError(name, f"cannot be opened ({error}); check its path and permissions") from None
     if size == 0:
@@ -194,6 +221,9 @@ def _not_opened(source: Source, failure: str) -> str:
         rate_hz = stated_rate_hz(file.read(HEAD_BYTES))
     if rate_hz is not None and not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
         return _wrong_rate(rate_hz)
+    found = None if isinstance(source, bytes) else mistaken(source)
+    if found:
+        return found
     return (
         f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({failure}); "
         "expected wav, flac, mp3, ogg or opus"
@@ -245,6 +275,14 @@ def _decode_sound(
         raise AudioError(
             name, f"truncated: its header says {wanted} samples, {len(samples)} were read; copy or encode it again"
         )
+    return _at_16_khz(name, samples, sound, first_channel, remarks)
+
+
+def _at_16_khz(
+    name: str, samples: np.ndarray, sound: soundfile.SoundFile, first_channel: bool, remarks: list[Remark]
+) -> np.ndarray:
+    """Samples as `_read` gives them, checked, mono and resampled, as float32 `[T]`."""
+    rate_hz = sound.samplerate
     waveform, cancelled = mix_down(samples[:, 0].copy() if first_channel and samples.ndim > 1 else samples)
     if cancelled:
         remarks.append(Remark(CHANNELS, name, cancelled))
@@ -254,10 +292,119 @@ def _decode_sound(
     if rate_hz != SAMPLE_RATE:
         waveform = soxr.resample(waveform, rate_hz, SAMPLE_RATE, quality="HQ")
         if len(waveform) == 0:
-            raise AudioError(name, f"has {wanted} samples at {rate_hz} Hz, none at 16 kHz; remove it")
+            raise AudioError(name, f"has {len(samples)} samples at {rate_hz} Hz, none at 16 kHz; remove it")
     elif is_int16:
         return waveform
     return np.clip(waveform, -1.0, 1.0, out=waveform)  # filters and lossy codecs overshoot a little
+
+
+def _decode_part(
+    source: Source, part: Part, limit: int | None, first_channel: bool, remarks: list[Remark]
+) -> np.ndarray:
+    """As `_decode`, of a part: the samples of the whole file at 16 kHz from its start to its end, without decoding what
+    lies before where the format allows. Levels and channels are judged by the part's own sound."""
+    name = clip_name(source)
+    found: np.ndarray | PartError | None = None
+    for readable, sound in _checked_sounds(source, name, remarks):
+        if found is not None:  # one of several files in a row: their lengths are known only once they are resampled
+            return _cut(name, source, part, limit, first_channel, remarks)
+        try:
+            found = _decode_window(readable, name, sound, part, limit, first_channel, remarks)
+        except PartError as error:
+            found = error
+    if isinstance(found, PartError):
+        raise AudioError(name, str(found)) from None
+    return found
+
+
+def _decode_window(
+    source: Source,
+    name: str,
+    sound: soundfile.SoundFile,
+    part: Part,
+    limit: int | None,
+    first_channel: bool,
+    remarks: list[Remark],
+) -> np.ndarray:
+    """A part of an open file, as `_decode_part` gives it; raises `PartError` where the file does not have it."""
+    window = part.window(sound.frames, sound.samplerate, None if limit is None else limit + 1)
+    samples = _read_window(source, name, sound, window.first, window.frames)
+    if len(samples) < window.frames - (MP3_GUESS_FRAMES if sound.format == "MP3" else 0) or len(samples) == 0:
+        raise AudioError(
+            name, f"truncated: its part has {window.frames} samples, {len(samples)} were read; copy or encode it again"
+        )
+    if part.channel is not None:
+        samples = _one_channel(name, samples, part)
+    waveform = _at_16_khz(name, samples, sound, first_channel, remarks)
+    kept = waveform[window.skip : None if window.keep is None else window.skip + window.keep]
+    if len(kept) == 0:
+        raise PartError(f"its part ({part.fields or part}) has no sample at 16 kHz; correct or remove the entry")
+    return kept
+
+
+def _cut(
+    name: str, source: Source, part: Part, limit: int | None, first_channel: bool, remarks: list[Remark]
+) -> np.ndarray:
+    """A part of a file that must be decoded whole."""
+    if part.channel not in (None, 0):
+        raise AudioError(name, f"channel {part.channel} of several files in one cannot be read alone; split the file")
+    waveform = _decode(source, None, first_channel or part.channel == 0, remarks)
+    try:
+        window = part.window(len(waveform), SAMPLE_RATE, None if limit is None else limit + 1)
+    except PartError as error:
+        raise AudioError(name, str(error)) from None
+    return waveform[window.first : window.first + window.frames].copy()
+
+
+def _read_window(source: Source, name: str, sound: soundfile.SoundFile, first: int, frames: int) -> np.ndarray:
+    """`frames` samples from `first` on, the same as those of a whole read.
+
+    libsndfile moves to any sample exactly, but mp3 and opus frames depend on those before them: there, reading begins a
+    second earlier, and at the beginning of an mp3's first minute.
+    """
+    before = 0
+    if sound.format == "MP3" or sound.subtype == "OPUS":
+        exact = sound.format == "MP3" and first < MP3_FROM_START_S * sound.samplerate
+        before = first if exact else min(first, round(DECODER_MARGIN_S * sound.samplerate))
+    if first > before:
+        try:
+            sound.seek(first - before)
+        except RuntimeError as error:
+            raise AudioError(
+                name, f"damaged: sample {first} cannot be reached ({_detail(error)}); encode it again"
+            ) from None
+    return _read(source, name, sound, before + frames)[before:]
+
+
+def _one_channel(name: str, samples: np.ndarray, part: Part) -> np.ndarray:
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    if part.channel >= channels:
+        raise AudioError(
+            name,
+            f"the annotation names channel {part.channel} (counted from 0), but the file has {channels}; correct the "
+            "field, or drop it",
+        )
+    return samples if samples.ndim == 1 else samples[:, part.channel].copy()
+
+
+def _checked_sounds(source: Source, name: str, remarks: list[Remark]) -> Iterator[tuple[Source, soundfile.SoundFile]]:
+    """`_sounds`; a recording with many parts is checked once, not once a part, if there is nothing to say of it."""
+    if isinstance(source, bytes):
+        yield from _sounds(source, name, remarks)
+        return
+    _check_there(source, name)
+    state = Path(source).stat()
+    key = (str(source), state.st_size, state.st_mtime_ns)
+    if key in _checked:
+        with soundfile.SoundFile(str(source)) as sound:
+            yield source, sound
+        return
+    for readable, sound in _sounds(source, name, remarks):
+        if sound.name == str(source):  # else it is read from bytes that the check has put right
+            if len(_checked) == MOST_CHECKED:
+                _checked.clear()
+            _checked.add(key)
+        yield readable, sound
 
 
 def _read(source: Source, name: str, sound: soundfile.SoundFile, frames: int) -> np.ndarray:

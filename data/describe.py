@@ -119,7 +119,7 @@ def describe(annotations: Sequence[Annotation]) -> Corpus:
         formats=counted(lambda header: f"{header.format.lower()}, {header.subtype}"),
         unreadable=len(unreadable),
         examples=tuple(unreadable[:EXAMPLES]),
-        repeated_clips=_repeated([(a.task, a.path, *a.expand_wav) for a in annotations]),
+        repeated_clips=_repeated([(a.task, *a.audio) for a in annotations]),
         repeated_texts=_repeated([(a.task, a.text) for a in annotations if a.text]),
     )
 
@@ -153,5 +153,5 @@ def _folders(annotations: Sequence[Annotation]) -> dict[str, int]:
     return dict(Counter(folder[common] if len(folder) > common else "." for folder in parts).most_common())
 
 
-def _repeated(keys: Sequence[tuple[str, ...]]) -> int:
+def _repeated(keys: Sequence[tuple[object, ...]]) -> int:
     return len(keys) - len(set(keys))

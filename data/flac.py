@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from data.audio import AudioError, probe_duration_s
+from data.audio import AudioError, open_sounds
+from data.remarks import Remark
 from support.command_line import UserError
 from support.files import write_whole
 
-LENGTH_ROUNDING_S = 1e-6
 SUBTYPES = {
     "PCM_U8": "PCM_S8",
     "PCM_S8": "PCM_S8",
@@ -48,6 +48,8 @@ class Conversion:
     wav_bytes: int = 0
     flac_bytes: int = 0
     failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Of files whose header does not say what is there; what is there was converted."""
 
 
 def wav_files(folder: Path) -> list[Path]:
@@ -82,10 +84,10 @@ def convert_folder(
         flac, wav = pair
         try:
             new = not _is_done(wav, flac)
-            if new:
-                convert(wav, flac, rounded=rounded)
-            return Conversion(converted=new, kept=not new, wav_bytes=wav.stat().st_size, flac_bytes=flac.stat().st_size)
-        except (ConversionError, OSError) as error:
+            notes = convert(wav, flac, rounded=rounded) if new else []
+            sizes = {"wav_bytes": wav.stat().st_size, "flac_bytes": flac.stat().st_size}
+            return Conversion(converted=new, kept=not new, notes=notes, **sizes)
+        except (ConversionError, AudioError, OSError) as error:
             return Conversion(failed=[str(error)])
 
     with ThreadPoolExecutor(threads) as pool:
@@ -95,41 +97,28 @@ def convert_folder(
             outcome.wav_bytes += step.wav_bytes
             outcome.flac_bytes += step.flac_bytes
             outcome.failed += step.failed
+            outcome.notes += step.notes
     return outcome
 
 
-def convert(wav: Path, flac: Path, *, rounded: bool = False) -> None:
-    """Write one flac file, whole and compared with its wav, or not at all.
+def convert(wav: Path, flac: Path, *, rounded: bool = False) -> list[str]:
+    """Write one flac file, whole and compared with its wav, or not at all; what is to be said of the wav's header.
 
     Raises:
-        ConversionError: no wav file, a damaged one, or samples that flac cannot hold (32 bits, floats: `rounded` allows
-            24 bits).
+        ConversionError, AudioError: no wav file, a damaged one, or samples that flac cannot hold (32 bits, floats:
+            `rounded` allows 24 bits).
     """
+    remarks: list[Remark] = []
+    flac.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _require_true_header(wav)
-        subtype, dtype = _samples_of(wav, rounded)
-        flac.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(flac, lambda draft: _write(wav, draft, subtype, dtype))
+        write_whole(flac, lambda draft: _write(wav, draft, rounded, remarks))
     except soundfile.LibsndfileError as error:
         raise ConversionError(f"{wav}: not converted: {error.error_string.strip().rstrip('.')}") from None
+    return [str(remark) for remark in remarks]
 
 
-def _require_true_header(wav: Path) -> None:
-    """Raise ConversionError for a damaged file, and for one whose header tells less than it holds: nothing is lost."""
-    try:
-        there_s = probe_duration_s(wav)
-    except AudioError as error:
-        raise ConversionError(str(error)) from None
-    stated_s = soundfile.info(wav).duration
-    if abs(there_s - stated_s) > LENGTH_ROUNDING_S:
-        raise ConversionError(
-            f"{wav}: its header gives {stated_s:g} s, the file holds {there_s:g} s; write the true length into it first"
-        )
-
-
-def _samples_of(wav: Path, rounded: bool) -> tuple[str, str]:
+def _samples_of(wav: Path, kind: str, rounded: bool) -> tuple[str, str]:
     """The flac file's kind of samples, and the type they are read as."""
-    kind = soundfile.info(str(wav)).subtype
     if kind in SUBTYPES:
         return SUBTYPES[kind], "int32"
     if kind not in ROUNDED:
@@ -139,16 +128,23 @@ def _samples_of(wav: Path, rounded: bool) -> tuple[str, str]:
     return ROUNDED[kind], "int32" if kind == "PCM_32" else "float64"
 
 
-def _write(wav: Path, draft: Path, subtype: str, dtype: str) -> None:
-    with soundfile.SoundFile(str(wav)) as sound:
-        if not sound.frames:
-            raise ConversionError(f"{wav}: has 0 samples; remove it or record it again")
-        shape = {"samplerate": sound.samplerate, "channels": sound.channels}
-        with soundfile.SoundFile(str(draft), "w", subtype=subtype, format="FLAC", **shape) as out:
+def _write(wav: Path, draft: Path, rounded: bool, remarks: list[Remark]) -> None:
+    out: soundfile.SoundFile | None = None
+    try:
+        for sound in open_sounds(wav, remarks):  # several where one file stands behind another
+            subtype, dtype = _samples_of(wav, sound.subtype, rounded)
+            shape = (sound.samplerate, sound.channels, subtype)
+            if out is None:
+                out = soundfile.SoundFile(str(draft), "w", *shape, format="FLAC")
+            elif (out.samplerate, out.channels, out.subtype) != shape:
+                raise ConversionError(f"{wav}: parts of different form stand one after another in it; take them apart")
             for block in sound.blocks(BLOCK, dtype=dtype):
                 if dtype == "float64" and not np.abs(block).max() <= 1.0:  # NaN is not either
                     raise ConversionError(f"{wav}: float samples beyond [-1, 1], or no numbers; flac would cut them")
                 out.write(block)
+    finally:
+        if out is not None:
+            out.close()
     if not _are_same(wav, draft, subtype, dtype):
         raise ConversionError(f"{wav}: the flac file has other samples; nothing was kept of it. Try another disk")
 
@@ -156,20 +152,19 @@ def _write(wav: Path, draft: Path, subtype: str, dtype: str) -> None:
 def _are_same(wav: Path, flac: Path, subtype: str, dtype: str) -> bool:
     """Whether both decode to the same samples; floats to the nearest of 24 bits, 32 bits to their upper 24."""
     step = 1 << 8 if subtype == "PCM_24" else 1
-    with soundfile.SoundFile(str(wav)) as old, soundfile.SoundFile(str(flac)) as new:
-        if old.frames != new.frames:
-            return False
-        for block in old.blocks(BLOCK, dtype=dtype):
-            again = new.read(len(block), dtype=dtype)
-            if again.shape != block.shape:
-                return False
-            if dtype == "float64":
-                equal = np.abs(again - block).max() <= 2.0**-22  # full scale itself is one step above the highest
-            else:
-                equal = np.array_equal(again // step, block // step)
-            if not equal:
-                return False
-    return True
+    with soundfile.SoundFile(str(flac)) as new:
+        for old in open_sounds(wav):
+            for block in old.blocks(BLOCK, dtype=dtype):
+                again = new.read(len(block), dtype=dtype)
+                if again.shape != block.shape:
+                    return False
+                if dtype == "float64":
+                    equal = np.abs(again - block).max() <= 2.0**-22  # full scale itself is one step above the highest
+                else:
+                    equal = np.array_equal(again // step, block // step)
+                if not equal:
+                    return False
+        return new.tell() == new.frames
 
 
 def _is_done(wav: Path, flac: Path) -> bool:
@@ -177,7 +172,11 @@ def _is_done(wav: Path, flac: Path) -> bool:
     if not flac.is_file() or flac.stat().st_mtime_ns < wav.stat().st_mtime_ns:
         return False
     try:
-        old, new = soundfile.info(str(wav)), soundfile.info(str(flac))
+        new = soundfile.info(str(flac))
     except soundfile.LibsndfileError:
         return False
-    return (old.frames, old.samplerate, old.channels) == (new.frames, new.samplerate, new.channels)
+    frames, shapes = 0, set()
+    for sound in open_sounds(wav):
+        frames += sound.frames
+        shapes.add((sound.samplerate, sound.channels))
+    return frames == new.frames and shapes == {(new.samplerate, new.channels)}

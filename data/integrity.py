@@ -5,7 +5,7 @@ finished says so, and reads the first of two files that stand one after the othe
 text with a part of its audio. The checks read headers and checksums, never the samples, so they cost microseconds. What
 is cut off is refused; where more is there than the header says, the decoder gets a copy whose header is right.
 
-A container each: `chunks`, `ogg_pages`, `mpeg_frames`, `flac_frames`.
+A container each: `chunks`, `ogg_pages`, `mpeg_frames`, `flac_frames`, `sphere`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from typing import BinaryIO
 
+from data import sphere
 from data.chunks import beginning_of, check_au, check_chunks
 from data.findings import WHOLE, Decoded, Finding, id3v2_bytes
 from data.flac_frames import MAGIC, check_flac
@@ -35,6 +36,8 @@ def inspect(file: BinaryIO, decoded: Decoded | None = None) -> Finding:
         return check_chunks(file, head, size, decoded)
     if head[:4] == b".snd":
         return check_au(file, head, size, decoded)
+    if head.startswith(sphere.MAGIC):
+        return sphere.check_sphere(head, size)
     if head[:4] not in (b"OggS", MAGIC) and head[:3] != b"ID3" and mpeg_frame(head[:4]) is None:
         return WHOLE
     file.seek(0)

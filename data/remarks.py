@@ -13,11 +13,16 @@ from typing import NamedTuple
 log = logging.getLogger(__name__)
 
 NAMED = 3
-CHANNELS, LENGTH, LEVEL = "channels", "length", "level"
+CHANNELS, LENGTH, LEVEL, STATED, RATE = "channels", "length", "level", "stated", "rate"
 WHAT = {
     CHANNELS: "with channels whose mean loses more than 6 dB, so that the loudest is used alone",
     LENGTH: "with another length than in the header; all the sound that is there is used",
     LEVEL: "with float samples beyond full scale, scaled down to it",
+    STATED: (
+        "with another length than their annotation's 'duration' states, used whole; correct or drop the field, or, "
+        "where it means a part, write 'offset' too (0 for the first part)"
+    ),
+    RATE: "with another sample rate than their annotation states; the file's own is used",
 }
 """Kind -> what its clips have in common."""
 

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from data.annotations import Annotation
 from data.audio import EXPAND_SILENCE_S, AudioError, probe_duration_s
+from data.remarks import Remarks
+from data.stated import misstated, other_rates, spread, stated_s
 from support.command_line import UserError
 
 log = logging.getLogger(__name__)
@@ -182,29 +184,45 @@ def _task_groups(
 def clip_durations(annotations: Sequence[Annotation], *, threads: int = PROBE_THREADS) -> list[float]:
     """Length of each annotation's audio in seconds, for bucketing.
 
-    The annotation's own `duration` is used; without one the file's header is read. 0 for a file that cannot be read:
-    its error is reported when the clip is loaded.
+    A part's length is what its fields say. A whole file's stated `duration` is used where those of some files, evenly
+    spread, are right; without one, or if one of these is wrong, the header is read, and the wrong ones are listed.
+    0 for a file that cannot be read: its error is reported when the clip is loaded.
     """
-    missing = [a for a in annotations if _stated_duration_s(a) is None or a.expand_wav]
-    paths = list(dict.fromkeys(path for a in missing for path in (a.path, *a.expand_wav)))
+    remarks = Remarks()
+    remarks.add(other_rates(annotations))
+    stating = [annotation for annotation in annotations if stated_s(annotation) is not None]
+    probed = _probed([annotation.path for annotation in spread(stating)], threads)
+    if any(misstated(annotation, found) for annotation, found in _with_lengths(stating, probed)):
+        probed |= _probed([annotation.path for annotation in stating if annotation.path not in probed], threads)
+        for annotation, length in _with_lengths(stating, probed):
+            remarks.add(misstated(annotation, length))
+    remarks.report()
+    unknown = [a for a in annotations if (stated_s(a) is None and (a.part is None or a.part.end_s is None))]
+    paths = [a.path for a in unknown] + [path for a in annotations for path in a.expand_wav]
+    probed |= _probed([path for path in paths if path not in probed], threads)
+    durations = []
+    for annotation in annotations:
+        first = probed.get(annotation.path) or stated_s(annotation) or 0.0
+        if annotation.part is not None:
+            first = annotation.part.length_s(first)
+        durations.append(first + sum(EXPAND_SILENCE_S + probed[path] for path in annotation.expand_wav))
+    return durations
+
+
+def _with_lengths(annotations: Sequence[Annotation], probed: Mapping[str, float]) -> Iterator[tuple[Annotation, float]]:
+    """Those whose file could be read, each with its length."""
+    return ((annotation, probed[annotation.path]) for annotation in annotations if probed.get(annotation.path))
+
+
+def _probed(paths: Sequence[str], threads: int) -> dict[str, float]:
+    """Path -> length by its header, 0 where it cannot be read."""
+    paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(threads) as pool:
         probes = tqdm(
             pool.map(_probe_or_zero, paths), total=len(paths), desc="reading clip lengths", unit="clip",
             disable=len(paths) < PROBES_WITH_PROGRESS,
         )  # fmt: skip
-        probed = dict(zip(paths, probes, strict=True))
-    durations = []
-    for annotation in annotations:
-        stated = _stated_duration_s(annotation)
-        first = probed.get(annotation.path, 0.0) if stated is None else stated
-        durations.append(first + sum(EXPAND_SILENCE_S + probed[path] for path in annotation.expand_wav))
-    return durations
-
-
-def _stated_duration_s(annotation: Annotation) -> float | None:
-    stated = annotation.extra.get("duration")
-    usable = isinstance(stated, int | float) and not isinstance(stated, bool) and 0 < stated < float("inf")
-    return float(stated) if usable else None
+        return dict(zip(paths, probes, strict=True))
 
 
 def _probe_or_zero(path: str) -> float:

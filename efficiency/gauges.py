@@ -27,7 +27,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: sets VmHWM to the present size
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: sets VmHWM to the present size
         except OSError:
             self.resettable = False
 
@@ -44,7 +44,7 @@ class Memory:
     def _status(self, key: str) -> float:
         """A size from /proc/self/status; where there is none, the peak since the process began."""
         try:
-            for line in Path("/proc/self/status").read_text().splitlines():
+            for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
                 if line.startswith(f"{key}:"):
                     return int(line.split()[1]) * 1024 / GIB
         except OSError:

@@ -287,9 +287,9 @@ class PredictionMaker:
             index=index,
             id=clip.testset_id or str(index),
             path=own.path,
-            audio_path=clip.path if clip.path != own.path else None,
+            audio_path=clip.clip if clip.clip != own.clip else None,
             task=clip.task,
             references=clip.texts or ((clip.text,) if clip.text else ()),
-            extra=dict(clip.extra),
+            extra=dict(own.extra),
             **fields,
         )

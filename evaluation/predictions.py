@@ -101,13 +101,13 @@ def row_ids(annotations: Sequence[Annotation]) -> list[str]:
     """A name for every row, no two alike.
 
     It is the clip's `testset_id`, with the annotation file's name before it (`test_asr/0`) where another file has the
-    same; else the clip's file stem, else its path, else path and position.
+    same; else the clip's file stem, else its path (with the part, where it means one), else path and position.
     """
     given = _given_ids(annotations)
     taken = {name for name in given if name is not None}
     nameless = [annotation for annotation in annotations if annotation.testset_id is None]
     stems = Counter(Path(annotation.path).stem for annotation in nameless)
-    paths = Counter(annotation.path for annotation in nameless)
+    clips = Counter(annotation.clip for annotation in nameless)
 
     def name(position: int, annotation: Annotation) -> str:
         if given[position] is not None:
@@ -115,7 +115,7 @@ def row_ids(annotations: Sequence[Annotation]) -> list[str]:
         stem = Path(annotation.path).stem
         if stems[stem] == 1 and stem not in taken:
             return stem
-        return annotation.path if paths[annotation.path] == 1 else f"{annotation.path}#{position}"
+        return annotation.clip if clips[annotation.clip] == 1 else f"{annotation.clip}#{position}"
 
     return [name(position, annotation) for position, annotation in enumerate(annotations)]
 

@@ -15,6 +15,7 @@ from configs.schema import Config
 from data.batch import BadClip
 from data.prompts import load_prompts
 from data.quarantine import Quarantine
+from data.usable import require_files
 from evaluation.hypotheses import EvaluationResult, evaluate_annotations, frames_from_cache, prompts_for
 from evaluation.modes import annotation_keys, select_annotations
 from evaluation.predictions import PREDICTIONS, QUARANTINE, SCORES, SUBMISSION, PredictionStore
@@ -26,11 +27,14 @@ from models.build import build_model
 from models.device import pick_device
 from models.salmonn import SALMONN
 from support import provenance
-from support.command_line import require_writable
+from support.command_line import UserError, require_writable
 from support.content_hash import ContentHashes
 from support.files import write_json
 from support.folder_lock import locked_by_first
 from training.dated_folder import dated, moment_to_evaluate, with_moment
+
+MANY_FAILED = 0.5
+"""A larger share of clips that could not be read is a warning of its own."""
 
 
 def evaluate_modes(
@@ -57,7 +61,9 @@ def evaluate_modes(
         require_writable(config.run.output_dir, "run.output_dir")
         prompts = load_prompts(config.model.test_prompt_path)
         for mode in modes:
-            prompts_for(select_annotations(config, mode), prompts, config)
+            annotations = select_annotations(config, mode)
+            require_files(annotations, config.datasets.prefix, f"--mode {mode}")
+            prompts_for(annotations, prompts, config)
         for mode in modes:
             locks.enter_context(_lock(_folder(config, mode, swapped=swapped), processes))
         model = _load(config, processes, device or config.run.device)
@@ -138,6 +144,7 @@ def evaluate_mode(
         progress=folder.name,
     )
     if not processes.is_main:
+        _require_readable(folder, result, config.datasets.prefix, announce=False)
         return None
     lines = store.finish(result.predictions)
     with store.writing():
@@ -153,16 +160,39 @@ def evaluate_mode(
     with store.writing():
         write_json(folder / SCORES, report)
     print(_summary(folder, report))
+    _require_readable(folder, result, config.datasets.prefix, announce=True)
     return report
+
+
+def _require_readable(folder: Path, result: EvaluationResult, prefix: str | None, *, announce: bool) -> None:
+    """With `announce`, warn where most clips could not be read, since their rows count as empty texts.
+
+    Raises:
+        UserError: none could.
+    """
+    failed = [p for p in result.predictions if p.error is not None]
+    if not failed:
+        return
+    first = f"the first is {failed[0].audio_path or failed[0].path}: {failed[0].error} (datasets.prefix = {prefix})"
+    if len(failed) == len(result.predictions):
+        raise UserError(f"{folder}: none of the {len(failed)} clips could be read; {first}")
+    if announce and len(failed) > MANY_FAILED * len(result.predictions):
+        print(
+            f"warning: {folder}: {len(failed)} of {len(result.predictions)} clips could not be read, so the scores are "
+            f"mostly of empty texts; {first}",
+            file=sys.stderr,
+        )
 
 
 def _quarantine(path: Path, result: EvaluationResult) -> None:
     """Name the clips that could not be used, as training does; here they never end the run."""
     path.unlink(missing_ok=True)
     quarantine = Quarantine(path, total=len(result.predictions), max_bad_fraction=1.0)
-    for p in result.predictions:
-        if p.error is not None:
-            quarantine.add(BadClip(index=p.index, path=p.audio_path or p.path, reason=p.error))
+    quarantine.take_up(
+        BadClip(index=p.index, path=p.audio_path or p.path, reason=p.error)
+        for p in result.predictions
+        if p.error is not None
+    )
 
 
 def _report(

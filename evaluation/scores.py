@@ -48,6 +48,8 @@ def score_predictions(
             reasons["score"] = str(error)
         if primary is not None and not scoring:
             values, reasons = {primary: None}, {primary: "scoring was skipped"}
+        elif primary is not None and all(row.error is not None for row in rows):
+            values, reasons = {primary: None}, {primary: f"none of the {len(rows)} clips could be read"}
         elif primary is not None and without:
             values, reasons = {primary: None}, {primary: f"{without} of {len(rows)} clips have no reference"}
         elif primary is not None:

@@ -18,7 +18,7 @@ class Swap:
     """Annotations with exchanged audio, in their order."""
 
     annotations: list[Annotation]
-    """As given, but `path` and `expand_wav` are another clip's."""
+    """As given, but `path`, `part`, `expand_wav` and `extra` (a duration, a sample rate) are another clip's."""
     same_reference: int
     """Clips whose new audio has one of their own references: more of them only where no exchange avoids it."""
 
@@ -35,11 +35,11 @@ def swap_audio(annotations: Sequence[Annotation], seed: int) -> Swap:
     groups: dict[str, list[int]] = defaultdict(list)
     for position, annotation in enumerate(annotations):
         groups[annotation.task].append(position)
-    several = [group for group in groups.values() if len({_audio(annotations[i]) for i in group}) > 1]
+    several = [group for group in groups.values() if len({annotations[i].audio for i in group}) > 1]
     alone = [i for group in groups.values() if group not in several for i in group]
     if alone:  # a task of one clip borrows from the others
         several = [[i for group in several for i in group] + alone]
-    if len({_audio(annotation) for annotation in annotations}) < 2:
+    if len({annotation.audio for annotation in annotations}) < 2:
         raise UserError(f"swapping audio needs two different clips, got {len(annotations)} of one file")
 
     source = list(range(len(annotations)))
@@ -48,18 +48,14 @@ def swap_audio(annotations: Sequence[Annotation], seed: int) -> Swap:
         for position, other in zip(group, order, strict=True):
             source[position] = other
     swapped = [
-        replace(annotation, path=annotations[j].path, expand_wav=annotations[j].expand_wav)
-        for annotation, j in zip(annotations, source, strict=True)
+        replace(annotation, path=other.path, part=other.part, expand_wav=other.expand_wav, extra=other.extra)
+        for annotation, other in zip(annotations, (annotations[j] for j in source), strict=True)
     ]
-    unmoved = sum(_audio(new) == _audio(old) for new, old in zip(swapped, annotations, strict=True))
+    unmoved = sum(new.audio == old.audio for new, old in zip(swapped, annotations, strict=True))
     if unmoved:
         raise UserError(f"{unmoved} clips cannot be given other audio: more than half of the clips are the same file")
     same = sum(_clash(annotations[i], annotations[j]) > 0 for i, j in enumerate(source))
     return Swap(annotations=swapped, same_reference=same)
-
-
-def _audio(annotation: Annotation) -> tuple[str, ...]:
-    return (annotation.path, *annotation.expand_wav)
 
 
 def _references(annotation: Annotation) -> set[str]:
@@ -68,7 +64,7 @@ def _references(annotation: Annotation) -> set[str]:
 
 def _clash(clip: Annotation, other: Annotation) -> int:
     """How badly `other`'s audio suits as wrong audio for `clip`: 1 for a common reference, far more for one file."""
-    if _audio(clip) == _audio(other):
+    if clip.audio == other.audio:
         return 1_000_000
     return int(bool(_references(clip) & _references(other)))
 

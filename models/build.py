@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from configs.recorded import require_recorded_rules
 from configs.schema import load_config
 from configs.sections import ModelConfig
 from models.checkpoint.adapter_folder import LEGACY_SUFFIXES, checkpoint_of, load_adapter, load_projection
@@ -69,6 +70,7 @@ def build_model(
             if config.ckpt.endswith(LEGACY_SUFFIXES):
                 load_legacy(model, config.ckpt)
             else:
+                require_recorded_rules(config.ckpt, config.legacy)
                 load_adapter(model, config.ckpt, add_encoders=True)
         require_rows(text, llm.model.get_input_embeddings().num_embeddings, config.llama_path)
     if device.type == "cpu" and onednn_linear.pays():

@@ -218,7 +218,19 @@ def meteor_or_raise(
         for row, hypothesis in zip(several, tokens, strict=True)
     ]
     folder = _package_folder() / "meteor"
-    command = ["java", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+    command = [
+        "java",
+        "-Dfile.encoding=UTF-8",
+        "-Xmx2G",
+        "-jar",
+        "meteor-1.5.jar",
+        "-",
+        "-",
+        "-stdio",
+        "-l",
+        "en",
+        "-norm",
+    ]
     return _meteor_dialogue(command, folder, lines, timeout_s)
 
 
@@ -266,7 +278,18 @@ def spice_or_raise(
             for index, (refs, test) in enumerate(zip(several, tokens, strict=True))
         ]
         asked.write_text(json.dumps(items), encoding="utf-8")
-        command = ["java", "-Xmx8G", "-jar", "spice-1.0.jar", str(asked), "-out", str(answered), "-subset", "-silent"]
+        command = [
+            "java",
+            "-Dfile.encoding=UTF-8",
+            "-Xmx8G",
+            "-jar",
+            "spice-1.0.jar",
+            str(asked),
+            "-out",
+            str(answered),
+            "-subset",
+            "-silent",
+        ]
         try:
             subprocess.run(
                 command,

@@ -18,28 +18,11 @@ from pathlib import Path
 
 from support.environment import read_environment_file
 
-DISK_ERRORS = frozenset(
-    {
-        errno.EACCES,
-        errno.EDQUOT,
-        errno.EEXIST,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENOENT,
-        errno.ENOSPC,
-        errno.ENOTDIR,
-        errno.EPERM,
-        errno.EROFS,
-        None,  # raised with a message alone, by our code or a library
-    }
-)
-
-
 PROBLEMS = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
     errno.EDQUOT: "the disk quota is used up; make room, then run it again",
+    errno.EFBIG: "the file is larger than this file system, or the limit of this process, allows",
     errno.EEXIST: "it exists already, and is of another kind",
     errno.EISDIR: "it is a folder; expected a file",
     errno.ELOOP: "its links lead in a circle",
@@ -49,6 +32,9 @@ PROBLEMS = {
     errno.ENOTDIR: "a part of this path is a file; expected a folder",
     errno.EROFS: "this file system cannot be written",
 }
+"""Errors of the disk, in words."""
+DISK_ERRORS = frozenset({*PROBLEMS, None})
+"""None: raised with a message alone, by our code or a library."""
 
 
 class UserError(ValueError):
@@ -104,7 +90,7 @@ def _unnameable(error: UnicodeEncodeError) -> str | None:
     """Why a file's name cannot be used; None where the text is no such name."""
     if error.encoding.lower().replace("_", "-") != "utf-8":  # the locale's, as files are all in UTF-8
         return (
-            f"{error.object!r} cannot be written in this terminal's encoding, {error.encoding}: set the environment "
+            f"{error.object!r} cannot be written in this system's encoding, {error.encoding}: set the environment "
             "variable PYTHONUTF8=1, or LC_ALL to a locale of UTF-8 such as C.UTF-8"
         )
     if any("\udc80" <= character <= "\udcff" for character in error.object[error.start : error.end]):

@@ -53,6 +53,10 @@ class ContentHashes:
             return "absent"
         except OSError as error:
             return f"error {error.errno}"
+        except UnicodeEncodeError:  # a locale without UTF-8, in which no such file can be opened
+            raise
+        except ValueError:
+            return "no file's name"
 
 
 def _whole(path: Path, _stat: os.stat_result) -> str:

@@ -125,7 +125,9 @@ def _started(pid: int) -> str | None:
             return None
         with suppress(OSError, subprocess.SubprocessError):  # a system without /proc
             command, english = ["ps", "-o", "lstart=", "-p", str(pid)], os.environ | {"LC_ALL": "C"}
-            shown = subprocess.run(command, capture_output=True, text=True, timeout=10, env=english).stdout
+            shown = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, env=english
+            ).stdout
             return shown.strip() or None
         return None
     return "ended" if state in (b"Z", b"X") else others[18].decode()

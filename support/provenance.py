@@ -38,7 +38,12 @@ def commit() -> str | None:
     """The commit of this checkout, with `+changes` where tracked files differ from it; None outside a repository."""
     try:
         head = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+            timeout=10,
         ).stdout.strip()
         changed = subprocess.run(
             ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD"], capture_output=True, timeout=30

@@ -78,7 +78,7 @@ def test_an_error_of_the_disk_is_one_line(
 ) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     assert failing_with(monkeypatch, name, full).main(COMMANDS[name]) == OTHER_STATUS.get(name, 1)
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == "error: no space left on the disk; make room, then run it again\n"
 
 
 @pytest.mark.parametrize("name", sorted(words[-2] for words in imports.commands() if "-m" in words))

@@ -11,9 +11,12 @@ import pytest
 
 import train
 from configs.schema import load_config
+from support import folder_lock
+from support.folder_lock import FolderInUse
 from tests.conftest import ROOT
+from tests.locks import left_by
 from tests.parts import batch_sampler
-from tests.runs import losses_of, make_runner
+from tests.runs import kill_after, losses_of, make_runner
 
 
 def test_cached_encoder_outputs_do_not_change_the_losses(tiny_project):
@@ -86,3 +89,19 @@ def test_two_processes_equal_one(tiny_project):
     assert [step for step, *_ in got] == [step for step, *_ in expected]
     assert [loss for _, loss, _ in got] == pytest.approx([loss for _, loss, _ in expected], abs=1e-4)
     assert [norm for *_, norm in got] == pytest.approx([norm for *_, norm in expected], rel=1e-3)
+
+
+def test_a_runner_does_not_share_its_folder(tiny_project):
+    left_by(tiny_project.output, host="elsewhere")
+    with pytest.raises(FolderInUse, match="is in use by process"):
+        make_runner(tiny_project.config).train()
+    assert [path.name for path in tiny_project.output.iterdir()] == [".lock"]
+
+
+def test_a_run_whose_folder_was_taken_over_saves_nothing_more(tiny_project, monkeypatch):
+    """Its machine was suspended, and another one has taken the folder meanwhile."""
+    monkeypatch.setattr(folder_lock, "RECHECK_S", 0.0)
+    kill_after(monkeypatch, 2, lambda: left_by(tiny_project.output, host="elsewhere", token="another"))
+    with pytest.raises(FolderInUse, match=r"on elsewhere .* has taken this folder over"):
+        make_runner(tiny_project.config).train()
+    assert not list(tiny_project.output.glob("checkpoint_*")) and (tiny_project.output / ".lock").exists()

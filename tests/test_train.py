@@ -1,14 +1,20 @@
 """The command `train.py`: stages, resuming, messages."""
 
+import errno
 import json
 import os
 import signal
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 
+import evaluate
 import train
+from data.audio import load_waveform
 from tests import tiny
+from tests.locks import left_by
 from training.step import TrainingStep
 
 
@@ -56,7 +62,51 @@ def test_resume_without_a_checkpoint_starts(tiny_project, capsys):
     status, out, _ = run(capsys, "--cfg-path", tiny_project.config, "--resume", "--options", "run.optims.max_epoch=1")
     assert status == 0
     assert "resumed" not in out
+    assert f"{tiny_project.output}: no checkpoint to resume from yet, so this run starts from the beginning" in out
     assert "warmup_steps" not in out
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_folder_in_which_another_run_trains_is_left_alone(tiny_project, capsys, monkeypatch, resume):
+    left_by(tiny_project.output, host="elsewhere", pid=77)
+    monkeypatch.setattr("models.build.build_model", None)  # it must be found before minutes of loading
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, *resume)
+    assert status == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error")]
+    assert f"{tiny_project.output} is in use by process 77 on elsewhere" in line and "another run.output_dir" in line
+    assert [path.name for path in tiny_project.output.iterdir()] == [".lock"]
+
+
+def test_a_dead_runs_folder_is_taken_over(tiny_project, capsys):
+    left_by(tiny_project.output, started="1")
+    status, out, _ = run(capsys, "--cfg-path", tiny_project.config)
+    assert status == 0 and "has ended without giving it back; taking the folder over" in out
+    assert not (tiny_project.output / ".lock").exists()
+
+
+def test_an_error_leaves_no_folder_that_only_held_the_lock(tiny_project, capsys):
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", "model.whisper_path=nowhere/at_all")
+    assert status == 1 and "nowhere/at_all" in err and not tiny_project.output.exists()
+
+
+def test_a_file_system_without_links(tiny_project, capsys, monkeypatch, without_java):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    options = ["--options", "run.checkpoint_every_steps=1", "run.keep_checkpoints=1"]
+    assert run(capsys, "--cfg-path", tiny_project.config, *options, "run.optims.max_epoch=1")[0] == 0
+    best = tiny_project.output / "best"
+    assert best.is_file() and (tiny_project.output / best.read_text().strip() / "adapter.safetensors").is_file()
+    assert run(capsys, "--cfg-path", tiny_project.config, "--resume", *options)[0] == 0
+    found = {path.name for path in tiny_project.output.glob("checkpoint_*")}
+    assert {(tiny_project.output / name).read_text().strip() for name in ("best", "last")} == found
+    for ckpt in (best, best / "adapter.safetensors", tiny_project.output / "last", tiny_project.output):
+        arguments = ["--cfg-path", str(tiny_project.config), "--mode", "submission_asr", "--ckpt", str(ckpt)]
+        assert evaluate.main(arguments) == 0, ckpt
+    elsewhere = f"run.output_dir={tiny_project.root / 'other'}"
+    resumed = ["--resume", tiny_project.output / "last", "--options", elsewhere]
+    assert run(capsys, "--cfg-path", tiny_project.config, *resumed)[0] == 0
 
 
 def test_a_warm_up_longer_than_the_run_is_said(tiny_project, capsys):
@@ -115,3 +165,54 @@ def test_errors_are_one_line(tiny_project, capsys):
     problem = "no such folder here, and the hub cannot be reached"
     assert err.startswith(f"error: {tiny_project.config}: model.whisper_path: ") and problem in err
     assert len(err.splitlines()) == 1
+
+
+def test_training_on_parts_equals_training_on_their_files(tmp_path, capsys):
+    losses = []
+    for kind in ("files", "parts"):
+        project = tiny.write_project(tmp_path / kind, run={"optims": {"max_epoch": 1}}, datasets={"bucket_batches": 0})
+        entries = json.loads(project.train.read_text())["annotation"]
+        if kind == "parts":
+            sounds = [load_waveform(project.train.parent / entry["path"]).numpy() for entry in entries]
+            starts = np.cumsum([0, *map(len, sounds)]) / tiny.SAMPLE_RATE
+            soundfile.write(
+                project.train.parent / "long.wav", np.concatenate(sounds), tiny.SAMPLE_RATE, subtype="FLOAT"
+            )
+            for entry, start, end in zip(entries, starts, starts[1:], strict=False):
+                entry |= {"path": "long.wav", "start": float(start), "end": float(end)}
+        tiny.write_annotations(project.train, entries)
+        status, out, _ = run(capsys, "--cfg-path", project.config, "--dryrun")
+        assert status == 0 and ("of them parts of recordings" in out) == (kind == "parts")
+        assert run(capsys, "--cfg-path", project.config)[0] == 0
+        losses.append(
+            [line["loss"] for line in map(json.loads, (project.output / "log.jsonl").open()) if "loss" in line]
+        )
+    assert losses[0] == losses[1]
+
+
+def test_nothing_to_train_on_is_an_error(tiny_project, capsys):
+    for name in ("train", "valid"):
+        options = [f"datasets.{other}_ann_path={tiny_project.root / other}.json" for other in ("train", "valid")]
+        for other in ("train", "valid"):
+            entries = json.loads(getattr(tiny_project, other).read_text())["annotation"]
+            folder = "/nowhere" if other == name else tiny_project.train.parent
+            written = [entry | {"path": f"{folder}/{entry['path']}"} for entry in entries]
+            tiny.write_annotations(tiny_project.root / f"{other}.json", written)
+        for dryrun in ((), ("--dryrun",)):
+            status, _, err = run(capsys, "--cfg-path", tiny_project.config, *dryrun, "--options", *options)
+            assert status == 1
+            assert f"datasets.{name}_ann_path: no file is there for any of the" in err
+            assert "the first is /nowhere/" in err and "datasets.prefix" in err
+    tiny.write_annotations(tiny_project.train, [entry | {"text": " ", "texts": None} for entry in entries])
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config)
+    assert status == 1 and "there is nothing to learn" in err
+
+
+def test_a_run_of_bad_clips_alone_ends_with_an_error(tiny_project, capsys):
+    entries = json.loads(tiny_project.train.read_text())["annotation"]
+    for entry in entries:
+        (tiny_project.train.parent / entry["path"]).write_text("no sound")
+    options = ("datasets.max_bad_fraction=1", "datasets.valid_ann_path=null")
+    status, _, err = run(capsys, "--cfg-path", tiny_project.config, "--options", *options)
+    assert status == 1
+    assert f"none of the {len(entries)} clips could be used, so nothing was learned" in err

@@ -23,6 +23,7 @@ from configs import augmentation
 from configs.parsing import ConfigError
 from configs.schema import Config, add_config_arguments, config_from_arguments
 from data.annotations import load_annotations
+from data.parts import Part
 from support import command_line
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ ANNOTATIONS = ("train_ann_path", "valid_ann_path", "train_stage2_path", "valid_s
 """Keys of the annotation files to encode, in addition to the test files."""
 TEST_ANNOTATIONS = ("test_ann_path", "test_ann_path_asr", "test_ann_path_aac")
 
-Clip = tuple[str, tuple[str, ...]]
-"""The paths of a clip and of those appended to it."""
+Clip = tuple[str, tuple[str, ...], Part | None]
+"""The paths of a clip and of those appended to it, and the part of the first that is meant."""
 
 
 _cache: FrameCache
@@ -67,9 +68,9 @@ def _encode(clips: Sequence[Clip]) -> tuple[int, int]:
     from data.audio import AudioError, load_clip
 
     encoded = 0
-    for path, expand in clips:
+    for path, expand, part in clips:
         try:
-            waveform, _ = load_clip(path, expand=expand, max_audio_s=_max_audio_s)
+            waveform, _ = load_clip(path, expand=expand, max_audio_s=_max_audio_s, part=part)
         except AudioError:
             continue
         with torch.no_grad():
@@ -86,7 +87,7 @@ def clips_of(config: Config) -> list[Clip]:
         for name in names:
             if getattr(datasets, name):
                 entries = load_annotations(getattr(datasets, name), datasets.prefix, require_text=require_text)
-                clips.update({(entry.path, entry.expand_wav): None for entry in entries})
+                clips.update({(entry.path, entry.expand_wav, entry.part): None for entry in entries})
     return list(clips)
 
 

@@ -56,6 +56,8 @@ def work(arguments: argparse.Namespace) -> int:
     done = convert_folder(source, target, rounded=arguments.round, threads=arguments.threads, progress=progress)
     if not done.converted + done.kept + len(done.failed):
         raise UserError(f"{arguments.source}: no .wav file there, nor in the folders below")
+    for note in done.notes:
+        print(f"note: {note}")
     for failure in done.failed[:SHOWN]:
         print(f"not converted: {failure}", file=sys.stderr)
     if len(done.failed) > SHOWN:

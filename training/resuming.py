@@ -44,7 +44,8 @@ def data_digest(clips: Iterable[Annotation]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for clip in clips:
         names = [Path(path).name for path in (clip.path, *clip.expand_wav)]
-        digest.update(json.dumps([names, clip.task, clip.text, clip.texts, clip.Q]).encode() + b"\n")
+        part = [] if clip.part is None else [str(clip.part)]
+        digest.update(json.dumps([names, *part, clip.task, clip.text, clip.texts, clip.Q]).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ formants' frequencies, strengths and widths, and how breathy or rough the voice 
 a speaker of its own (espeak-ng's docs/voices.md describes the lines).
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,13 @@ def _by_stress(rng: np.random.Generator, low: float, high: float) -> str:
     return " ".join(f"{rng.uniform(low, high):.0f}" for _ in range(STRESSES))
 
 
+def _link_or_copy(original: Path, place: Path) -> None:
+    try:
+        place.symlink_to(original)
+    except (OSError, NotImplementedError):  # a file system without links; the folder is of a few MiB
+        (shutil.copytree if original.is_dir() else shutil.copyfile)(original, place)
+
+
 class SpeakerFolder:
     """A copy of espeak-ng's data folder, of links, to which speakers can be added."""
 
@@ -73,9 +81,9 @@ class SpeakerFolder:
         variants.mkdir(parents=True)
         for entry in original.iterdir():
             if entry.name != "voices":
-                (self.path / entry.name).symlink_to(entry)
+                _link_or_copy(entry, self.path / entry.name)
         for entry in (original / "voices" / "!v").iterdir():
-            (variants / entry.name).symlink_to(entry)
+            _link_or_copy(entry, variants / entry.name)
 
     def add(self, name: str, definition: str) -> None:
         (self.path / "voices" / "!v" / name).write_text(definition, encoding="utf-8")

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from configs.recorded import CONFIG_FILE, RUN_POINTERS
 from configs.schema import Config, dump_config
 from models.checkpoint.adapter_tensors import (
     CheckpointError,
@@ -41,10 +42,8 @@ from support.pointers import pointed
 logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter.safetensors"
-CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
 MANIFEST_FILE = "manifest.json"
-RUN_POINTERS = ("best", "last")  # links in a run's folder, in the order of preference
 LEGACY_SUFFIXES = (".pth", ".pt", ".bin")
 FORMAT = {"format": "smolt-adapter", "version": "1"}
 
@@ -184,8 +183,8 @@ def _adapter_file(source: Path) -> Path:
 def checkpoint_of(source: Path) -> Path:
     """The checkpoint that `source` names: itself, or in a run's folder its `best`, else its `last`."""
     recover(source.resolve())
-    if not source.is_dir():  # a pointer on a file system without links
-        source = pointed(source) if pointed(source).is_dir() else source
+    if not source.is_dir() and (not source.exists() or pointed(source).is_dir()):
+        source = pointed(source) if pointed(source).exists() else source  # a file in place of a link, or below one
     if source.is_dir() and not (source / ADAPTER_FILE).exists():
         for name in RUN_POINTERS:
             checkpoint = pointed(source / name)

@@ -12,6 +12,7 @@ from models import build_model, load_model
 from models.checkpoint.adapter_folder import save_adapter
 from models.checkpoint.adapter_tensors import CheckpointError
 from models.checkpoint.released import load_legacy
+from support.command_line import UserError
 from tests import tiny
 from tests.released import PROMPT, Malicious, make, pad_rows, released_state, write
 from tools.convert_checkpoint import main
@@ -167,3 +168,15 @@ def test_structures_that_would_be_endless_are_kept_or_refused(tmp_path, shared_t
     monkeypatch.setattr("conversion.salmonn_pth.read_released", lambda path: {**content, "optimizer": deep})
     with pytest.raises(CheckpointError, match="nested too deeply"):
         to_folder(file, tmp_path / "z", load_config(shared_tiny_project.config))
+
+
+def test_the_folder_is_evaluated_by_its_own_rules(tmp_path, shared_tiny_project):
+    """The YAML does not say `model.legacy`; the file's name no longer does either."""
+    file = write(tmp_path / "x.pth", released_state(make(shared_tiny_project)))
+    assert main([str(file), str(tmp_path / "adapter"), "--cfg-path", str(shared_tiny_project.config)]) == 0
+    config = load_config(shared_tiny_project.config)
+    by_file, by_folder = config.with_adapter(str(file)), config.with_adapter(str(tmp_path / "adapter"))
+    assert by_file.model.legacy == by_folder.model.legacy == "weights"
+    assert tokens_of(build_model(by_file.model)) == tokens_of(build_model(by_folder.model))
+    with pytest.raises(UserError, match=r"model\.legacy is off, but .*adapter was trained, or converted, with"):
+        build_model(replace(config.model, ckpt=str(tmp_path / "adapter")))

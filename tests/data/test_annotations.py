@@ -256,3 +256,19 @@ def test_real_recordings(real_dir: Path) -> None:
     )
     assert {a.task for a in annotations} == {"asr", "audiocaption"}
     assert all(Path(a.path).is_file() for a in annotations)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"PK\x03\x04 packed", "zip archive"),
+        (b"", "empty"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named(tmp_path, content, words):
+    file = tmp_path / "train.json"
+    file.write_bytes(content)
+    with pytest.raises(AnnotationError, match=words):
+        load_annotations(file)

@@ -288,3 +288,18 @@ def test_the_first_channel_alone(tmp_path: Path, subtype: str) -> None:
         torch.testing.assert_close(waveform, torch.full((1600,), level), atol=1e-4, rtol=0)
     soundfile.write(path, left, SAMPLE_RATE, subtype=subtype)
     assert torch.equal(load_clip(path, first_channel=True)[0], load_clip(path)[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n", "git lfs pull"),
+        (b"<html><body>404 Not Found</body></html>", "web page"),
+        (b"PK\x03\x04" + b"packed" * 1000, "zip archive"),
+    ],
+)
+def test_a_clip_that_is_something_else_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "clip.wav"
+    file.write_bytes(content)
+    with pytest.raises(AudioError, match=words):
+        load_waveform(file)

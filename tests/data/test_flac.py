@@ -140,3 +140,29 @@ def test_a_disk_that_writes_other_bytes_is_noticed(tmp_path: Path, monkeypatch: 
     with pytest.raises(flac.ConversionError, match="other samples"):
         flac.convert(wav, tmp_path / "a.flac")
     assert list(tmp_path.iterdir()) == [wav]
+
+
+def test_all_sound_is_converted_whatever_the_header_says(tmp_path: Path, capsys) -> None:
+    """As a program that was killed while it recorded leaves a file: the header says less than is there."""
+    wav = write(tmp_path / "in" / "a.wav", frames=40_000)
+    content = bytearray(wav.read_bytes())
+    samples = soundfile.read(wav, dtype="int16")[0]
+    at = content.index(b"data") + 4
+    content[at : at + 4] = (8_000).to_bytes(4, "little")
+    wav.write_bytes(content)
+    status, out, _ = run(capsys, tmp_path / "in", tmp_path / "out")
+    assert status == 0 and f"note: {wav}" in out
+    assert np.array_equal(soundfile.read(tmp_path / "out" / "a.flac", dtype="int16")[0], samples)
+    assert "1 there already" in run(capsys, tmp_path / "in", tmp_path / "out")[1]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_file_behind_a_file_is_not_lost(tmp_path: Path, capsys, same: bool) -> None:
+    first, second = write(tmp_path / "1.wav", frames=9_000), write(tmp_path / "2.wav", channels=1 if same else 2)
+    wav = tmp_path / "in" / "a.wav"
+    wav.parent.mkdir()
+    wav.write_bytes(first.read_bytes() + second.read_bytes())
+    status, _, err = run(capsys, tmp_path / "in", tmp_path / "out")
+    flac_file = tmp_path / "out" / "a.flac"
+    assert soundfile.info(flac_file).frames == 13_000 if status == 0 else "one after another" in err
+    assert status == int(not same)

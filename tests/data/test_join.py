@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from configs.schema import load_config
 from configs.sections import JoinClipsConfig
 from data.annotations import Annotation
 from data.join import Joiner
+from data.parts import Part
 from dataset import AudioTextDataset
 
 PROMPTS = {task: ["<Speech><SpeechHere></Speech> ?"] for task in ("asr", "audiocaption")}
@@ -54,6 +56,20 @@ def test_what_is_heard_is_what_is_written(annotations: list[Annotation]) -> None
             lengths.add(len(words))
     assert lengths == {2, 3, 4}
     assert data[0, 6].text == "a dog", "captions stay alone"
+
+
+def test_parts_of_recordings_are_joined(annotations: list[Annotation], tmp_path: Path) -> None:
+    words = np.repeat(np.arange(1, 7) / 10, 1_600)
+    soundfile.write(tmp_path / "long.wav", words, 16_000, subtype="FLOAT")
+    parts = [
+        dataclasses.replace(clip, path=str(tmp_path / "long.wav"), part=Part(clip.index / 10, (clip.index + 1) / 10))
+        for clip in annotations[:6]
+    ]
+    join = JoinClipsConfig(p=1, most=3, min_pause_s=0.01, max_pause_s=0.05)
+    whole, cut = (AudioTextDataset(clips, PROMPTS, training=True, join=join) for clips in (annotations[:6], parts))
+    for index in range(6):
+        assert torch.equal(whole[0, index].waveform, cut[0, index].waveform)
+        assert whole[0, index].text == cut[0, index].text
 
 
 def test_none_outside_training_and_none_past_the_longest(annotations: list[Annotation]) -> None:

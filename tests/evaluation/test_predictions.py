@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from data.parts import Part
 from evaluation.predictions import PREDICTIONS, Prediction, PredictionStore, row_ids
 from tests.evaluations import annotation
 
@@ -61,6 +62,14 @@ def test_names_of_rows() -> None:
         annotation("d/w.wav", "", "QA"),
     ]
     assert row_ids(clips) == ["7", "y", "a/z.wav", "b/z.wav", "c/7.wav", "d/w.wav#5", "d/w.wav#6"]
+
+
+def test_names_of_parts_of_one_recording() -> None:
+    parts = [Part(0.0, 1.5), Part(1.5), Part(1.5)]
+    clips = [annotation("r/long.wav", "", part=part) for part in parts] + [annotation("r/alone.wav", "", part=parts[0])]
+    assert row_ids(clips) == [
+        "r/long.wav [0-1.5 s]", "r/long.wav [1.5-end s]#1", "r/long.wav [1.5-end s]#2", "alone",
+    ]  # fmt: skip
 
 
 def test_names_of_rows_that_two_files_share() -> None:

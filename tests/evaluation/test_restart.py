@@ -343,3 +343,18 @@ def test_kill_9_loses_nothing_that_was_written(project: tiny.TinyProject, genera
     resumed = (project.output / "eval/submission_asr/submission.csv").read_bytes()
     assert evaluate.main([*arguments, f"run.output_dir={tmp_path / 'whole'}"]) == 0
     assert (tmp_path / "whole/eval/submission_asr/submission.csv").read_bytes() == resumed
+
+
+def test_where_texts_depend_on_the_batch_a_restart_has_the_same_batches(
+    project: tiny.TinyProject, generated: list[int]
+) -> None:
+    exact = ["model.legacy=exact", "run.batch_size_eval=2"]
+    made, lines, _ = again(project, generated, *exact)
+    assert made == 5
+    file = project.output / "eval/submission_asr/predictions.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[1:]))
+    made, resumed, _ = again(project, generated, *exact)
+    assert made == 2 and resumed == lines  # its batch again, not the clip alone
+    assert again(project, generated, "model.legacy=exact", "run.batch_size_eval=3")[0] == 5
+    replaced(project, Path(lines[4]["path"]), seed=7)
+    assert again(project, generated, "model.legacy=exact", "run.batch_size_eval=3")[0] == 5

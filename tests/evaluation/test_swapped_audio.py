@@ -2,6 +2,7 @@
 
 import pytest
 
+from data.parts import Part
 from evaluation.swapped_audio import swap_audio
 from tests import tiny
 from tests.evaluations import annotation, outputs, run
@@ -29,6 +30,16 @@ def test_swapping_where_references_are_alike() -> None:
         swap_audio([annotation("a.wav", "yes"), annotation("a.wav", "no", "QA")], seed=0)
     with pytest.raises(ValueError, match="more than half"):
         swap_audio([annotation("a.wav", "yes")] * 3 + [annotation("b.wav", "no")], seed=0)
+
+
+def test_parts_of_one_recording_are_different_clips() -> None:
+    clips = [annotation("long.wav", f"{i}", part=Part(float(i), i + 1.0), extra={"offset": i}) for i in range(6)]
+    swap = swap_audio(clips, seed=1)
+    assert all(new.part != old.part and new.text == old.text for new, old in zip(swap.annotations, clips, strict=True))
+    assert {new.part for new in swap.annotations} == {old.part for old in clips}
+    assert all(new.extra["offset"] == new.part.start_s for new in swap.annotations), "what is stated of the audio"
+    with pytest.raises(ValueError, match="two different clips"):
+        swap_audio([clips[0], annotation("long.wav", "x", part=Part(0.0, 1.0))], seed=0)
 
 
 def test_swapped_evaluation_has_its_own_folder(project: tiny.TinyProject) -> None:

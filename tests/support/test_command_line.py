@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from support.command_line import UserError, require_writable, run
+from tests.conftest import ROOT
 
 
 def command(error: Exception | None = None, status: int | None = None, *arguments: str) -> int:
@@ -69,3 +73,24 @@ def test_the_home_folder_is_expanded_after_an_equals_sign_too(monkeypatch, tmp_p
     run(seen.append, parser, ["--out=~/report.json", "--ckpt=~", "--texts", "~5 words", "a~/b"])
     assert (seen[0].out, seen[0].ckpt) == (tmp_path / "report.json", str(tmp_path))
     assert seen[0].texts == ["~5 words", "a~/b"]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}],
+)
+@pytest.mark.parametrize("argument", ["--help", "--text=한국어 é"])
+def test_a_terminal_without_utf_8_shows_escapes(tmp_path: Path, environment: dict[str, str], argument: str) -> None:
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import argparse, sys\nfrom support import command_line\n"
+        "parser = argparse.ArgumentParser(description='B · é … 한')\nparser.add_argument('--text')\n"
+        "def work(arguments):\n    print('done … 한국어')\n    raise command_line.UserError(arguments.text)\n"
+        "sys.exit(command_line.run(work, parser))",
+        encoding="utf-8",
+    )
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, str(script), argument]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == (0 if argument == "--help" else 1), done.stderr
+    assert b"Traceback" not in done.stderr and (b"done" in done.stdout or b"usage" in done.stdout)

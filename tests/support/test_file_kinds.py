@@ -43,6 +43,7 @@ def archive(kind: str) -> bytes:
         (archive("gz"), "gzip archive"),
         (archive("tar"), "tar archive"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_stands_under_another_name(tmp_path, content, words):
     file = tmp_path / "model.safetensors"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from support import folder_lock
 from support.command_line import UserError
 from support.folder_lock import LOCK_FILE, SILENCE_S, FolderInUse, Owner, locked, locked_by_first, require_held
 from tests.conftest import ROOT
+from tests.locks import left_by
 
 HOLDER = """
 import sys, time
@@ -45,15 +46,6 @@ def taken(folder: Path) -> list[str]:
         assert (folder / LOCK_FILE).exists()
     assert not list(folder.glob(".*"))
     return said
-
-
-def left_by(folder: Path, silent_s: float = 0.0, **changes: object) -> None:
-    """A lock file of this process with changes, last renewed so long ago."""
-    folder.mkdir(exist_ok=True)
-    owner = replace(Owner.this_process("training"), **changes)
-    (folder / LOCK_FILE).write_bytes(owner.to_json())
-    then = time.time() - silent_s
-    os.utime(folder / LOCK_FILE, (then, then))
 
 
 def test_a_second_process_is_told_who_since_when_and_what_to_do(tmp_path: Path, holder: subprocess.Popen) -> None:

@@ -51,6 +51,20 @@ def test_training_finds_every_clip(options: list[str], tmp_path: Path, monkeypat
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == stored
 
 
+def test_parts_of_a_recording_are_clips_of_their_own(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    part = {"path": "a.wav", "text": "a", "task": "asr", "duration": 0.1}
+    entries = [{**part, "offset": 0.0}, {**part, "offset": 0.2}, {**part, "duration": 0.375}]
+    (tmp_path / "train.json").write_text(json.dumps(entries))
+    config = load_config(ROOT / "configs/demo/stage1.yaml", [*options[:2], options[-1], "datasets.valid_ann_path=null",
+                         "datasets.test_ann_path_asr=null", "datasets.test_ann_path_aac=null"])  # fmt: skip
+    assert len(clips_of(config)) == 3
+    assert fill_cache(config, 1) == (3, 0)
+    assert len(list((tmp_path / "frames").rglob("*.safetensors"))) == 3
+
+
 def test_what_cannot_be_cached_is_said(
     options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,3 +90,19 @@ def test_dryrun_reports_and_writes_nothing(tiny_project, capsys):
     ):
         assert expected in out
     assert not tiny_project.output.exists()
+
+
+def test_augmentation_is_listed_in_its_order(tiny_project):
+    spec = "datasets.augmentation={AddGaussianNoise: {p: 0.3}, gain: {p: 0.2}, Shift: {use: false}}"
+    assert dryrun._augmentation(load_config(tiny_project.config, [spec])).splitlines() == [
+        "augmentation:",
+        "  gain: p 0.2, min_db -6.0, max_db 6.0",
+        "  amplitude_noise: p 0.3, min_amplitude 0.001, max_amplitude 0.015",
+    ]
+    assert dryrun._augmentation(load_config(tiny_project.config)) == "augmentation: none"
+
+
+def test_augmentation_is_checked_where_there_are_no_weights(capsys):
+    wrong = "datasets.augmentation={AddGausianNoise: {p: 0.3}}"
+    assert train.main(["--cfg-path", "configs/cv16/stage1.yaml", "--dryrun", "--options", wrong]) == 1
+    assert "AddGausianNoise: unknown; did you mean 'AddGaussianNoise'?" in capsys.readouterr().err

@@ -39,8 +39,9 @@ def java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 FAKE_SPICE = """
 import json, os, sys
 assert "--add-opens=java.base/java.lang=ALL-UNNAMED" in os.environ["JDK_JAVA_OPTIONS"]
-items = json.load(open(sys.argv[4]))
-json.dump([{"image_id": i["image_id"], "scores": {"All": {"f": 0.25}}} for i in items], open(sys.argv[6], "w"))
+out = sys.argv.index("-out")
+items = json.load(open(sys.argv[out - 1]))
+json.dump([{"image_id": i["image_id"], "scores": {"All": {"f": 0.25}}} for i in items], open(sys.argv[out + 1], "w"))
 """
 
 

@@ -181,7 +181,7 @@ def damaged(kind, state, path):
         ("one number for all", "speech_llama_proj.weight has the shape .* of which the file holds 4; expected"),
         ("a head of a petabyte", "lm_head.weight has the shape .* of which the file holds 4; expected"),
         ("truncated", "truncated"),
-        ("empty", "truncated"),
+        ("empty", "empty"),
         ("no state dict", "optimizer, epoch"),
         ("list", "holds list"),
     ],

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from configs.sections import ModelConfig
 from models.hub import split_revision
 from models.language.text import TextProcessor, _declared_eos_ids, load_tokenizer
+from support.command_line import UserError
 from tests import tiny
 from tests.parts import text_processor
 
@@ -221,3 +222,25 @@ def test_an_escape_of_two_characters_is_named(tokenizer, caplog, key):
 def test_a_line_break_and_a_backslash_alone_are_not(tokenizer, caplog):
     text_processor(tokenizer, prompt_template="USER: {}\nC:\\data ASSISTANT:")
     assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"", "is empty"),
+        (b'{"eos_token_id": 2', "is no JSON"),
+        ("{}".encode("utf-16"), "is no JSON"),
+        (b"[2]", "expected a JSON object"),
+    ],
+)
+def test_a_declaration_that_cannot_be_read_is_named(tmp_path, name, content, words):
+    folder = tiny.write_llm(tmp_path / "llm")
+    if name == "config.json":
+        (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        _declared_eos_ids(str(folder), None)
+    assert name in str(caught.value)

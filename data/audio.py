@@ -11,6 +11,7 @@ import io
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,15 @@ def load_clip(
         waveform = np.concatenate(parts)
     capped = limit is not None and len(waveform) > limit
     return torch.from_numpy(waveform[:limit] if capped else waveform), capped
+
+
+def header_duration_s(path: str | Path) -> float:
+    """Length in seconds as the header has it: a few hundred bytes are read, where `probe_duration_s` reads all of a
+    compressed file. Where the header has none, that of the sound; raises `AudioError` if it cannot be read."""
+    with suppress(RuntimeError, TypeError), soundfile.SoundFile(str(path)) as sound:
+        if 0 < sound.frames < UNKNOWN_LENGTH_FRAMES and LOWEST_RATE_HZ <= sound.samplerate <= HIGHEST_RATE_HZ:
+            return sound.frames / sound.samplerate
+    return probe_duration_s(path)
 
 
 def probe_duration_s(source: Source) -> float:

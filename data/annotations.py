@@ -154,20 +154,23 @@ def _say(file: Path, entries: list[tuple[str, dict[str, Any]]], parts: list[Part
     found = [part for part in parts if part is not None]
     if found:
         notes.append(
-            f"{len(found):,} of {len(entries):,} entries mean a part of their file, which alone is read "
+            f"{file}: {len(found):,} of {len(entries):,} entries name a part of their file; only that part is read "
             f"({found[0].fields})"
         )
     present = {name for _, entry in entries for name in entry}
     for name in sorted(CHANGED_SOUND & present):
         count = sum(_changes_sound(entry.get(name)) for _, entry in entries)
         if count:
-            notes.append(f"field '{name}' of {count:,} entries has no effect here; see datasets.augmentation")
+            notes.append(f"{file}: field '{name}' of {count:,} entries has no effect here; see datasets.augmentation")
     if prefix is not None and existing(str(_at_home(prefix))) is None:
-        notes.append(f"datasets.prefix, {str(prefix)!r}, is no folder")
+        notes.append(
+            f"datasets.prefix, {str(prefix)!r}, is no folder; relative paths of clips are looked up next to their "
+            "annotation file"
+        )
     for note in notes:
-        if f"{file}: {note}" not in _said:
-            _said.add(f"{file}: {note}")
-            log.warning("%s: %s", file, note)
+        if note not in _said:
+            _said.add(note)
+            log.warning("%s", note)
 
 
 def _changes_sound(value: object) -> bool:

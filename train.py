@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from training.run_folder import RunFolder
 
 PRECISION_WORDS = {"fp16": "fp16 with loss scaling", "bf16": "bf16"}
+NEEDS = ("datasets.train_ann_path", "datasets.valid_ann_path", "model.prompt_path", "model")
+"""Paths that a mistake elsewhere in the file must not hide."""
 STAGE_OPTIONS = ("run.output_dir", "run.auto_second", "run.second_stage_config", "run.resume", "model.ckpt")
 """Options that belong to the first stage alone when a second one follows from its own YAML."""
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(arguments: argparse.Namespace) -> int:
     """Train every stage; with `run.evaluate`, evaluate instead."""
-    config = config_from_arguments(arguments)
+    config = config_from_arguments(arguments, needs=() if arguments.dryrun else NEEDS)
     if config.run.evaluate and not arguments.dryrun:
         from evaluation.modes import chosen_modes
         from evaluation.run import evaluate_modes

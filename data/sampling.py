@@ -229,8 +229,8 @@ def _probed(paths: Sequence[str], threads: int, *, exact: bool = False) -> dict[
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(threads) as pool:
         probes = tqdm(
-            pool.map(partial(_probe_or_zero, exact=exact), paths), total=len(paths), desc="reading clip lengths", unit="clip",
-            disable=len(paths) < PROBES_WITH_PROGRESS,
+            pool.map(partial(_probe_or_zero, exact=exact), paths),
+            total=len(paths), desc="reading clip lengths", unit="clip", disable=len(paths) < PROBES_WITH_PROGRESS,
         )  # fmt: skip
         return dict(zip(paths, probes, strict=True))
 

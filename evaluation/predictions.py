@@ -252,10 +252,10 @@ class PredictionStore:
                     yield prediction
 
     def _what_is_made_anew(self, before: Mapping[str, str], parts: Mapping[str, str]) -> list[str]:
-        there = [prediction.digest for prediction in self._on_disk()]
-        old = [digest for digest in there if digest not in set(self.digests)]
+        wanted, there = set(self.digests), [prediction.digest for prediction in self._on_disk()]
+        old = [digest for digest in there if digest not in wanted]
         changed = [name for name in parts if before.get(name) != parts[name]]
-        if not old or not changed or set(self.digests) <= set(there):
+        if not old or not changed or wanted <= set(there):
             return []
         made_with = " and another ".join(CHANGED_SHOWN.get(name, name) for name in changed)
         if len(old) == len(there):

@@ -236,14 +236,12 @@ def _report(
 def _limits(report: Mapping[str, object]) -> list[str]:
     """What limits took from clips and answers."""
     config, clips, lines = report["config"], report["clips"], []
-    if report["cut_to_max_audio_s"]:
-        limit_s = config["datasets"]["max_audio_s"]
-        lines.append(f"  cut to datasets.max_audio_s = {limit_s:g} s: {report['cut_to_max_audio_s']} of {clips} clips")
-    if report["stopped_by_length"]:
+    cut, stopped = report["cut_to_max_audio_s"], report["stopped_by_length"]
+    if cut:
+        lines.append(f"  cut to datasets.max_audio_s = {config['datasets']['max_audio_s']:g} s: {cut} of {clips} clips")
+    if stopped:
         limit = config["generate"]["max_new_tokens"]
-        lines.append(
-            f"  stopped by generate.max_new_tokens = {limit}: {report['stopped_by_length']} of {clips} answers"
-        )
+        lines.append(f"  stopped by generate.max_new_tokens = {limit}: {stopped} of {clips} answers")
     return lines
 
 

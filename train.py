@@ -282,16 +282,12 @@ def _check_content(
 
     for note in lost_text(train_data.annotations, model.text):
         accelerator.print(note)
-    for data, new_tokens in ((train_data, 0), (valid_data, config.generate.max_new_tokens)):
-        if data is not None:
-            require_positions(
-                model,
-                data.annotations,
-                data.durations(),
-                data.prompts_of,
-                training=data is train_data,
-                new_tokens=new_tokens,
-            )
+    for data in filter(None, (train_data, valid_data)):
+        require_positions(model, data.annotations, data.durations(), data.prompts_of, training=True)
+    if valid_data is not None and config.run.valid_scoring:
+        new_tokens = config.generate.max_new_tokens
+        clips, durations_s = valid_data.annotations, valid_data.durations()
+        require_positions(model, clips, durations_s, valid_data.prompts_of, training=False, new_tokens=new_tokens)
 
 
 def _data_paths(config: Config) -> list[str]:

@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ PROBED_CLIPS = 16
 CHANGED_SOUND = {"speed", "tempo", "pitch", "volume", "gain", "augment", "augmentation", "transforms", "effects"}
 """Fields by which other programs change a clip's sound as they load it."""
 GZIP = b"\x1f\x8b"
+DOCUMENT = re.compile(r'\s*(\[|\{\s*"annotation"\s*:)')
+"""How a file begins that is no JSON Lines."""
 
 _said: set[str] = set()
 """What was said about files: a run reads them several times."""
@@ -225,6 +228,8 @@ def _check_characters(entry: dict[str, Any], place: str) -> None:
 
 def _is_json_lines(content: str) -> bool:
     """Whether the first line alone is an entry, whatever the file's suffix."""
+    if DOCUMENT.match(content):  # which may be one line of many megabytes: it is not parsed twice
+        return False
     first = content.lstrip().partition("\n")[0]
     try:
         entry = json.loads(first)

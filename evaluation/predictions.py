@@ -175,7 +175,8 @@ class PredictionStore:
             if before and before.get("adapter") != parts.get("adapter"):
                 notes += self._exchange(before, parts)
                 before = self._read_run()
-            if not before:  # nobody knows what the lines are of
+            if not before and self._files():  # nobody knows what the lines are of
+                notes.append(f"{self.folder}: no {RUN} says what its predictions depend on; they are made again")
                 self._delete(self._files())
             notes += self._what_is_made_anew(before, parts)
             write_json(self.folder / RUN, {**parts, "checkpoint": checkpoint})

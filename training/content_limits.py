@@ -75,7 +75,7 @@ def require_positions(
 
     Args:
         prompts_of: the prompts that a clip may get, questions filled in.
-        training: the answer is the longest of a clip's texts; else it has up to `new_tokens`.
+        training: the answer is the longest of a clip's texts, as for every loss; else it has up to `new_tokens`.
     """
     limit = model.llm.positions
     if limit is None:

@@ -48,6 +48,8 @@ DECODER_MARGIN_S = 1.0  # read before a part where the decoder's state depends o
 MP3_FROM_START_S = 60  # later parts of an mp3 differ from a whole read by a rounding of float32
 MP3_GUESS_FRAMES = 2 * 1152  # without a length header the decoder estimates; `inspect` counted before
 UNKNOWN_LENGTH_FRAMES = 1 << 62  # libsndfile's answer where a header gives no length is 2^63 - 1
+NOT_THERE = "File does not exist or is not a regular file"
+"""What libsndfile says as well where its mp3 decoder finds nothing."""
 MOST_REPAIRS = 3  # a piece of a file may need one itself
 SAMPLE_BYTES = {
     "PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1,
@@ -258,7 +260,8 @@ def _wrong_rate(rate_hz: int) -> str:
 
 
 def _detail(error: Exception) -> str:
-    return str(getattr(error, "error_string", error)).strip().rstrip(".")
+    said = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    return "no frames of sound found" if said.startswith(NOT_THERE) else said  # the file was looked for before
 
 
 def _decode(source: Source, limit: int | None, first_channel: bool, remarks: list[Remark]) -> np.ndarray:

@@ -41,11 +41,11 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, object]:
     """Processor seconds of an epoch, of its checks while loading, and of those before it."""
     import torch
 
-    import train
     from models.build import build_model
+    from runner import Runner
     from training.content_limits import clips_to_skip, lost_text, require_positions
 
-    train_data, _ = train.load_data(config)
+    train_data = _training_data(config)
     lengths_s = _taken(train_data.whole_durations)
     with_checks, without = _loading(train_data, rounds)
     torch.manual_seed(config.run.seed)
@@ -59,7 +59,7 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, object]:
             ),
         )
     )
-    runner = train.make_runner(config, model, train_data)
+    runner = Runner(config, model, train_data)
     step_s = _step_seconds(runner, steps)
     epoch_s = without + step_s * runner.iters_per_epoch
     return {
@@ -73,6 +73,22 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, object]:
         "share": (max(0.0, with_checks - without) + before_s) / epoch_s,
         "claimed_share": CLAIMED_SHARE,
     }
+
+
+def _training_data(config: Config) -> AudioTextDataset:
+    from data.annotations import load_annotations
+    from data.prompts import load_prompts
+    from dataset import AudioTextDataset
+
+    datasets = config.datasets
+    return AudioTextDataset(
+        load_annotations(datasets.train_ann_path, datasets.prefix),
+        load_prompts(config.model.prompt_path),
+        seed=config.run.seed,
+        training=True,
+        max_audio_s=datasets.max_audio_s,
+        long_clips=datasets.long_clips,
+    )
 
 
 def _loading(data: AudioTextDataset, rounds: int) -> tuple[float, float]:

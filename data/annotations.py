@@ -170,8 +170,8 @@ def _say(file: Path, entries: list[tuple[str, dict[str, Any]]], parts: list[Part
     unread = Counter(name for _, entry in entries for name in unread_times(entry))
     for name, count in sorted(unread.items()):
         notes.append(
-            f"{file}: field '{name}' of {count:,} entries is not read; if it says which part of the recording is meant, "
-            "write 'start' and 'end', or 'offset' and 'duration', in seconds"
+            f"{file}: field '{name}' of {count:,} entries is not read; if it says which part of the recording is "
+            "meant, write 'start' and 'end', or 'offset' and 'duration', in seconds"
         )
     if prefix is not None and existing(str(_at_home(prefix))) is None:
         notes.append(

@@ -236,7 +236,7 @@ def _not_opened(source: Source, failure: str) -> str:
         return _wrong_rate(rate_hz)
     found = None if isinstance(source, bytes) else mistaken(source)
     if found:
-        return found
+        return f"is not audio: it {found}"
     return (
         f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({failure}); "
         "expected wav, flac, mp3, ogg or opus"

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from training.run_folder import RunFolder
 
 PRECISION_WORDS = {"fp16": "fp16 with loss scaling", "bf16": "bf16"}
+NEEDS = ("datasets.train_ann_path", "datasets.valid_ann_path", "model.prompt_path", "model")
+"""Paths that a mistake elsewhere in the file must not hide."""
 STAGE_OPTIONS = ("run.output_dir", "run.auto_second", "run.second_stage_config", "run.resume", "model.ckpt")
 """Options that belong to the first stage alone when a second one follows from its own YAML."""
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(arguments: argparse.Namespace) -> int:
     """Train every stage; with `run.evaluate`, evaluate instead."""
-    config = config_from_arguments(arguments)
+    config = config_from_arguments(arguments, needs=() if arguments.dryrun else NEEDS)
     if config.run.evaluate and not arguments.dryrun:
         from evaluation.modes import chosen_modes
         from evaluation.run import evaluate_modes
@@ -280,16 +282,12 @@ def _check_content(
 
     for note in lost_text(train_data.annotations, model.text):
         accelerator.print(note)
-    for data, new_tokens in ((train_data, 0), (valid_data, config.generate.max_new_tokens)):
-        if data is not None:
-            require_positions(
-                model,
-                data.annotations,
-                data.durations(),
-                data.prompts_of,
-                training=data is train_data,
-                new_tokens=new_tokens,
-            )
+    for data in filter(None, (train_data, valid_data)):
+        require_positions(model, data.annotations, data.durations(), data.prompts_of, training=True)
+    if valid_data is not None and config.run.valid_scoring:
+        new_tokens = config.generate.max_new_tokens
+        clips, durations_s = valid_data.annotations, valid_data.durations()
+        require_positions(model, clips, durations_s, valid_data.prompts_of, training=False, new_tokens=new_tokens)
 
 
 def _data_paths(config: Config) -> list[str]:

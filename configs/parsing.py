@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ Problem = tuple[str, str]
 """Where a value was set, and what is wrong with it."""
 
 
+LINE = re.compile(r", line (\d+)$")
 MISPLACED = 0.8
 """Likeness, from 0 to 1, from which an unknown key is taken for a mistyped one of another section."""
 
@@ -32,7 +34,9 @@ class ConfigError(UserError):
 
 
 def raise_problems(file: str, problems: typing.Sequence[Problem]) -> None:
-    """Raise one ConfigError for all problems of a file, each with its place; nothing for none."""
+    """Raise one ConfigError for all problems of a file, each with its place, in the order of the file's lines; nothing
+    for none."""
+    problems = sorted(problems, key=lambda problem: _line_of(problem[0]))
     if len(problems) == 1:
         raise ConfigError(": ".join(problems[0]))
     if problems:
@@ -40,6 +44,12 @@ def raise_problems(file: str, problems: typing.Sequence[Problem]) -> None:
             f"{place.removeprefix(f'{file}, ').replace(f' (over {file})', '')}: {text}" for place, text in problems
         ]
         raise ConfigError("\n  ".join([f"{file}: {len(problems)} things to fix", *dict.fromkeys(lines)]))
+
+
+def _line_of(place: str) -> float:
+    """The line that a place names; infinite for one that names none."""
+    found = LINE.search(place)
+    return int(found[1]) if found else math.inf
 
 
 def option(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING, **metadata: Any) -> Any:
@@ -63,9 +73,13 @@ class Origin:
     """Dotted key -> the raw text given after `--options`."""
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Our dotted key -> the name that the user wrote for it."""
+    arguments: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Dotted key -> the command's own argument that set it: `--ckpt`."""
 
     def of(self, key: str) -> str:
         """Where a dotted key was set, for the beginning of a message."""
+        if key in self.arguments:
+            return self.arguments[key]
         written = self.renamed.get(key, key)
         if written in self.lines and not any(f"{written}.".startswith(f"{option}.") for option in self.overrides):
             return f"{self.file}, line {self.lines[written]}"

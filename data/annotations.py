@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ PROBED_CLIPS = 16
 CHANGED_SOUND = {"speed", "tempo", "pitch", "volume", "gain", "augment", "augmentation", "transforms", "effects"}
 """Fields by which other programs change a clip's sound as they load it."""
 GZIP = b"\x1f\x8b"
+DOCUMENT = re.compile(r'\s*(\[|\{\s*"annotation"\s*:)')
+"""How a file begins that is no JSON Lines."""
 
 _said: set[str] = set()
 """What was said about files: a run reads them several times."""
@@ -156,26 +159,29 @@ def _say(file: Path, entries: list[tuple[str, dict[str, Any]]], parts: list[Part
     found = [part for part in parts if part is not None]
     if found:
         notes.append(
-            f"{len(found):,} of {len(entries):,} entries mean a part of their file, which alone is read "
+            f"{file}: {len(found):,} of {len(entries):,} entries name a part of their file; only that part is read "
             f"({found[0].fields})"
         )
     present = {name for _, entry in entries for name in entry}
     for name in sorted(CHANGED_SOUND & present):
         count = sum(_changes_sound(entry.get(name)) for _, entry in entries)
         if count:
-            notes.append(f"field '{name}' of {count:,} entries has no effect here; see datasets.augmentation")
+            notes.append(f"{file}: field '{name}' of {count:,} entries has no effect here; see datasets.augmentation")
     unread = Counter(name for _, entry in entries for name in unread_times(entry))
     for name, count in sorted(unread.items()):
         notes.append(
-            f"field '{name}' of {count:,} entries is not read; if it says which part of the recording is meant, write "
-            "'start' and 'end', or 'offset' and 'duration', in seconds"
+            f"{file}: field '{name}' of {count:,} entries is not read; if it says which part of the recording is "
+            "meant, write 'start' and 'end', or 'offset' and 'duration', in seconds"
         )
     if prefix is not None and existing(str(_at_home(prefix))) is None:
-        notes.append(f"datasets.prefix, {str(prefix)!r}, is no folder")
+        notes.append(
+            f"datasets.prefix, {str(prefix)!r}, is no folder; relative paths of clips are looked up next to their "
+            "annotation file"
+        )
     for note in notes:
-        if f"{file}: {note}" not in _said:
-            _said.add(f"{file}: {note}")
-            log.warning("%s: %s", file, note)
+        if note not in _said:
+            _said.add(note)
+            log.warning("%s", note)
 
 
 def _changes_sound(value: object) -> bool:
@@ -230,6 +236,8 @@ def _check_characters(entry: dict[str, Any], place: str) -> None:
 
 def _is_json_lines(content: str) -> bool:
     """Whether the first line alone is an entry, whatever the file's suffix."""
+    if DOCUMENT.match(content):  # which may be one line of many megabytes: it is not parsed twice
+        return False
     first = content.lstrip().partition("\n")[0]
     try:
         entry = json.loads(first)

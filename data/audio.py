@@ -11,6 +11,7 @@ import io
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,15 @@ def load_clip(
     return torch.from_numpy(waveform[:limit] if capped else waveform), capped
 
 
+def header_duration_s(path: str | Path) -> float:
+    """Length in seconds as the header has it: a few hundred bytes are read, where `probe_duration_s` reads all of a
+    compressed file. Where the header has none, that of the sound; raises `AudioError` if it cannot be read."""
+    with suppress(RuntimeError, TypeError), soundfile.SoundFile(str(path)) as sound:
+        if 0 < sound.frames < UNKNOWN_LENGTH_FRAMES and LOWEST_RATE_HZ <= sound.samplerate <= HIGHEST_RATE_HZ:
+            return sound.frames / sound.samplerate
+    return probe_duration_s(path)
+
+
 def probe_duration_s(source: Source) -> float:
     """Length in seconds of the sound that is there, without decoding it; raises `AudioError` if it cannot be read."""
     return sum(sound.frames / sound.samplerate for _, sound in _sounds(source, clip_name(source), []))
@@ -226,7 +236,7 @@ def _not_opened(source: Source, failure: str) -> str:
         return _wrong_rate(rate_hz)
     found = None if isinstance(source, bytes) else mistaken(source)
     if found:
-        return found
+        return f"is not audio: it {found}"
     return (
         f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({failure}); "
         "expected wav, flac, mp3, ogg or opus"

@@ -233,10 +233,23 @@ def _report(
     }
 
 
+def _limits(report: Mapping[str, object]) -> list[str]:
+    """What limits took from clips and answers."""
+    config, clips, lines = report["config"], report["clips"], []
+    cut, stopped = report["cut_to_max_audio_s"], report["stopped_by_length"]
+    if cut:
+        lines.append(f"  cut to datasets.max_audio_s = {config['datasets']['max_audio_s']:g} s: {cut} of {clips} clips")
+    if stopped:
+        limit = config["generate"]["max_new_tokens"]
+        lines.append(f"  stopped by generate.max_new_tokens = {limit}: {stopped} of {clips} answers")
+    return lines
+
+
 def _summary(folder: Path, report: Mapping[str, object]) -> str:
     lines = [f"{folder}: {report['clips']} clips, {report['failed']} failed, {report['seconds']} s"]
     if report["resumed_clips"]:
         lines[0] += f" ({report['resumed_clips']} clips were there from an earlier run)"
+    lines += _limits(report)
     for task, row in report["tasks"].items():
         shown = [f"{name} {value:.4g}" for name, value in row["scores"].items() if value is not None]
         lines.append(f"  {task} ({row['clips']} clips): {', '.join(shown) or 'not scored'}")

@@ -347,7 +347,7 @@ class SALMONN(nn.Module):
         if not any(True for _ in self.llm.lora_layers()):
             return "none"
         merged = self.merges_lora and self.llm.merge_lora()
-        return "merged into the weights" if merged else "beside the weights"
+        return "merged into the weights" if merged else "next to the weights"
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter that training changes."""

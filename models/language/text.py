@@ -6,6 +6,7 @@ symbol's. Special tokens come from the template and the end symbol alone: what a
 spells is plain text (`plain_text.py`).
 """
 
+import importlib
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "vocab.json",
 )
+SENTENCEPIECE_PACKAGES = ("sentencepiece", "google.protobuf")
 TOKENIZED_PROMPTS_KEPT = 4096  # prompts are few and repeat; a corpus of questions is not kept whole
 
 
@@ -294,11 +296,25 @@ def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenize
         exact = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options)
         loader = PreTrainedTokenizerFast if exact is not None else AutoTokenizer
         return loader.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
+        absent = [package for package in SENTENCEPIECE_PACKAGES if not _is_installed(package)]
+        if absent and (Path(name) / "tokenizer.model").is_file():
+            raise UserError(
+                f"model.llama_path: {path!r} has a tokenizer.model alone, which needs {' and '.join(absent)}; install "
+                "them: pip install sentencepiece protobuf"
+            ) from error
         raise UserError(
             f"model.llama_path: no tokenizer could be loaded from {path!r} ({loading_problem(path, error)}); "
             "expected a folder with tokenizer.json, or a hub name."
         ) from error
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
 
 
 def _bos_ids(tokenizer: PreTrainedTokenizerBase, bos_token: str | None) -> tuple[int, ...]:

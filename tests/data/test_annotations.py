@@ -272,3 +272,13 @@ def test_a_file_that_is_something_else_is_named(tmp_path, content, words):
     file.write_bytes(content)
     with pytest.raises(AnnotationError, match=words):
         load_annotations(file)
+
+
+@pytest.mark.parametrize("start", ["[", " \n[", '{"annotation": [', '{ "annotation" :\n['])
+def test_a_document_of_one_line_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(f'{start}{{"path": "a.wav", "task": "asr", "text": "x"}}]' + "}" * ("{" in start))
+    parsed, real = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(len(text)) or real(text))
+    (annotation,) = load_annotations(file)
+    assert annotation.text == "x" and len(parsed) == 1

@@ -160,7 +160,7 @@ def test_a_duration_alone_is_the_first_part_of_a_recording_that_others_divide(
     assert len({one.audio for one in (first, second, third)}) == 3
     assert second.clip == f"{tmp_path / 'a.wav'} [2-3.5 s]" and third.clip == third.path
     assert second.extra == {"offset": 2.0, "duration": 1.5}
-    assert "2 of 3 entries mean a part of their file" in caplog.text
+    assert "2 of 3 entries name a part of their file" in caplog.text
     caplog.clear()
     load_annotations(file)
     assert not caplog.text

@@ -66,7 +66,9 @@ def test_it_can_be_asked_to_stop(project: tiny.TinyProject) -> None:
         evaluated(project, Echo(), should_stop=lambda: True)
 
 
-def test_a_clip_exactly_as_long_as_the_limit_is_not_cut(project: tiny.TinyProject) -> None:
+def test_a_clip_exactly_as_long_as_the_limit_is_not_cut(
+    project: tiny.TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
     clips = entries(project.test_asr)[:2]
     for clip, samples in zip(clips, (8000, 8001), strict=True):
         clip["path"] = str(project.output.parent / f"{samples}.wav")
@@ -75,3 +77,4 @@ def test_a_clip_exactly_as_long_as_the_limit_is_not_cut(project: tiny.TinyProjec
     assert run(project, "--mode", "submission_asr", "--options", "datasets.max_audio_s=0.5") == 0
     _, predictions, scores = outputs(project, "submission_asr")
     assert [row["cut"] for row in predictions] == [False, True] and scores["cut_to_max_audio_s"] == 1
+    assert "cut to datasets.max_audio_s = 0.5 s: 1 of 2 clips" in capsys.readouterr().out

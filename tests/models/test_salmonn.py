@@ -305,7 +305,7 @@ def test_serving_merges_lora_where_that_rounds_nothing(config, model):
     assert served.merge_for_serving() == served.merge_for_serving() == "merged into the weights"
     found = served.generate(waveforms, lengths, PROMPTS, **options)
     assert [each.tokens for each in found] == [each.tokens for each in expected]
-    assert build_model(replace(config, legacy="exact")).merge_for_serving() == "beside the weights"
+    assert build_model(replace(config, legacy="exact")).merge_for_serving() == "next to the weights"
     quantised = replace(config, quantization="nf4", allow_slow_kernels=True)
-    assert build_model(quantised).merge_for_serving() == "beside the weights"
+    assert build_model(quantised).merge_for_serving() == "next to the weights"
     assert build_model(replace(config, lora=False)).merge_for_serving() == "none"

@@ -4,7 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import train
 from configs.schema import load_config
@@ -65,12 +66,46 @@ def test_end_symbols_and_special_tokens_in_texts_are_named(tokenizer):
     assert "1 of 2 texts spell special tokens (</s>)" in note and "plain text" in note
 
 
-def test_characters_without_a_token_are_named(tokenizer):
+def test_characters_without_a_token_are_named():
+    pieces = ["<unk>", "</s>", *" enotw"]
+    letters = Tokenizer(models.BPE({piece: id for id, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    few = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>", eos_token="</s>")
     unknown = "\u4e2d"
-    if not text_processor(tokenizer).plain.unknown_tokens(unknown):
-        pytest.skip("this tokenizer writes every character")
-    (note,) = lost_text(clips(f"one {unknown}", "two"), text_processor(tokenizer))
+    assert text_processor(few).plain.unknown_tokens(unknown) == 1
+    (note,) = lost_text(clips(f"one {unknown}", "two"), text_processor(few))
     assert "1 of 2 texts" in note and unknown in note
+    assert lost_text(clips("one", "two"), text_processor(few)) == []
+
+
+def test_generation_counts_in_validation_only_where_it_is_scored(tmp_path, capsys):
+    project = tiny.write_project(tmp_path, generate={"max_new_tokens": 2000})
+    arguments = ["--cfg-path", str(project.config), "--dryrun"]
+    assert train.main(arguments) == 0
+    assert train.main([*arguments, "--options", "run.valid_scoring=true"]) == 1
+    assert "generate.max_new_tokens = 2000" in capsys.readouterr().err
+
+
+def test_texts_of_validation_count_as_those_of_training(tmp_path, capsys):
+    project = tiny.write_project(tmp_path, model={"max_txt_len": 3000})
+    entries = json.loads(project.valid.read_text(encoding="utf-8"))["annotation"]
+    entries[0]["text"] = "red " * 1500
+    tiny.write_annotations(project.valid, entries)
+    assert train.main(["--cfg-path", str(project.config), "--dryrun"]) == 1
+    error = capsys.readouterr().err
+    assert "1 of 5 clips need more than the language model's 1,024 positions" in error and "valid.json#0" in error
+
+
+def test_prompts_are_made_once_for_a_question_not_once_a_clip(tmp_path):
+    model = build_model(load_config(tiny.write_project(tmp_path).config).model)
+    asked = []
+
+    def prompts_of(annotation: Annotation) -> list[str]:
+        asked.append(annotation.Q)
+        return ["<Speech><SpeechHere></Speech> x"]
+
+    annotations = [replace(clip, Q="a" if clip.index % 2 else None) for clip in clips(*["one"] * 50)]
+    require_positions(model, annotations, [1.0] * 50, prompts_of, training=True)
+    assert sorted(map(str, asked)) == ["None", "a"]
 
 
 def test_long_training_clips_are_refused_skipped_or_cut():

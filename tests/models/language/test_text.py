@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 
 import pytest
 import torch
@@ -228,6 +229,40 @@ def test_an_escape_of_two_characters_is_named(tokenizer, caplog, key):
 def test_a_line_break_and_a_backslash_alone_are_not(tokenizer, caplog):
     text_processor(tokenizer, prompt_template="USER: {}\nC:\\data ASSISTANT:")
     assert not caplog.text
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_folder(tmp_path_factory):
+    """A language model's folder as Vicuna's: `tokenizer.model` and no `tokenizer.json`."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("vicuna")
+    trained = folder / "tokenizer.model"
+    texts = tmp_path_factory.mktemp("texts") / "texts.txt"
+    texts.write_text("\n".join(["hello world", "a dog barks", "one two three four"] * 20), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(texts), model_prefix=str(trained.with_suffix("")), vocab_size=300, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    trained.with_suffix(".vocab").unlink()
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(sentencepiece_folder):
+    tokenizer = load_tokenizer(str(sentencepiece_folder))
+    text = text_processor(tokenizer, prompt_template="USER: {}\nASSISTANT:")
+    batch = text.batch([PROMPT], ["hello world </s> é"])
+    assert text.decode(batch.targets[0]) == "hello world </s> é"
+    assert batch.before[0][0] == tokenizer.bos_token_id and batch.targets[0].tolist().count(2) == 1
+
+
+def test_without_its_packages_the_error_names_them(sentencepiece_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(UserError) as error:
+        load_tokenizer(str(sentencepiece_folder))
+    assert "sentencepiece" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json"])

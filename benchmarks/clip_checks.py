@@ -41,25 +41,19 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, object]:
     """Processor seconds of an epoch, of its checks while loading, and of those before it."""
     import torch
 
-    import train
     from models.build import build_model
-    from training.content_limits import clips_to_skip, lost_text, require_positions
+    from runner import Runner
+    from training_data import check_content, load_data, without_long_clips
 
-    train_data, _ = train.load_data(config)
+    train_data, _ = load_data(config)
     lengths_s = _taken(train_data.whole_durations)
     with_checks, without = _loading(train_data, rounds)
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, device="cpu")
     before_s = lengths_s + _taken(
-        lambda: (
-            clips_to_skip(train_data.annotations, train_data.whole_durations(), config.datasets),
-            lost_text(train_data.annotations, model.text),
-            require_positions(
-                model, train_data.annotations, train_data.durations(), train_data.prompts_of, training=True
-            ),
-        )
+        lambda: check_content(config, model, without_long_clips(config, train_data, print), None, print)
     )
-    runner = train.make_runner(config, model, train_data)
+    runner = Runner(config, model, train_data)
     step_s = _step_seconds(runner, steps)
     epoch_s = without + step_s * runner.iters_per_epoch
     return {

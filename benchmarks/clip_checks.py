@@ -91,7 +91,7 @@ def _no_checks() -> Iterator[None]:
     from data.findings import WHOLE
 
     with (
-        mock.patch("data.audio.inspect", lambda file, decoded=None: WHOLE),
+        mock.patch("data.opening.inspect", lambda file, decoded=None: WHOLE),
         mock.patch("data.channels.energy", lambda samples: 0.0),
         mock.patch("data.audio.problem_with", lambda low, high: None),
         mock.patch("dataset.misstated", lambda annotation, found_s, capped=False: []),

@@ -254,13 +254,22 @@ def _check_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check_ranges(section: Any) -> None:
-    """Raise UserError for a number of a dataclass, made in Python, that is outside of what its field allows."""
+def check_values(section: Any) -> None:
+    """Raise UserError for a value of a dataclass, made in Python, of another type or outside of what its field allows.
+
+    Numbers of numpy and whole floats (3.0 for a whole number) become what the field holds.
+    """
+    annotations = field_types(type(section))
     for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
+        given = getattr(section, field.name)
+        try:
+            value = _convert(given.item() if hasattr(given, "item") else given, annotations[field.name], None)
+        except (_Mismatch, ValueError, RuntimeError):  # an array of several numbers is none
+            raise UserError(f"{field.name} is {given!r:.60}; expected {described(annotations[field.name])}.") from None
         problem = _check_range(value, field.metadata)
         if problem is not None:
             raise UserError(f"{field.name} is {value}; expected {problem}.")
+        object.__setattr__(section, field.name, value)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from data.file_names import existing, may_differ
 from data.manifests import kaldi_folder, our_entry, read_kaldi
 from data.part_fields import first_parts_of, read_part, stated_duration
 from data.parts import Part
+from data.unread_times import unread_times
 from support.file_kinds import mistaken
 
 log = logging.getLogger(__name__)
@@ -165,6 +167,12 @@ def _say(file: Path, entries: list[tuple[str, dict[str, Any]]], parts: list[Part
         count = sum(_changes_sound(entry.get(name)) for _, entry in entries)
         if count:
             notes.append(f"{file}: field '{name}' of {count:,} entries has no effect here; see datasets.augmentation")
+    unread = Counter(name for _, entry in entries for name in unread_times(entry))
+    for name, count in sorted(unread.items()):
+        notes.append(
+            f"{file}: field '{name}' of {count:,} entries is not read; if it says which part of the recording is "
+            "meant, write 'start' and 'end', or 'offset' and 'duration', in seconds"
+        )
     if prefix is not None and existing(str(_at_home(prefix))) is None:
         notes.append(
             f"datasets.prefix, {str(prefix)!r}, is no folder; relative paths of clips are looked up next to their "

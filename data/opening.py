@@ -22,6 +22,8 @@ from support.file_kinds import mistaken
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000  # outside, a header is wrong
 UNKNOWN_LENGTH_FRAMES = 1 << 62  # libsndfile's answer where a header gives no length is 2^63 - 1
+NOT_THERE = "File does not exist or is not a regular file"
+"""What libsndfile says as well where its mp3 decoder finds nothing."""
 MOST_REPAIRS = 3  # a piece of a file may need one itself
 SAMPLE_BYTES = {
     "PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1,
@@ -155,7 +157,7 @@ def _not_opened(source: Source, failure: str) -> str:
         return _wrong_rate(rate_hz)
     found = None if isinstance(source, bytes) else mistaken(source)
     if found:
-        return found
+        return f"is not audio: it {found}"
     return (
         f"is not audio that libsndfile {soundfile.__libsndfile_version__} reads ({failure}); "
         "expected wav, flac, mp3, ogg or opus"
@@ -179,7 +181,8 @@ def _wrong_rate(rate_hz: int) -> str:
 
 
 def detail_of(error: Exception) -> str:
-    return str(getattr(error, "error_string", error)).strip().rstrip(".")
+    said = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    return "no frames of sound found" if said.startswith(NOT_THERE) else said  # the file was looked for before
 
 
 def sounds_checked_once(

@@ -26,6 +26,8 @@ from models.hub import loading_problem, require_real_files, split_revision
 from models.language.plain_text import PlainText
 from models.runtime.spans import spanned
 from support.command_line import UserError
+from support.file_kinds import mistaken
+from support.texts import require_texts
 
 # Loader workers are forked after the tokenizer was used: its own threads would only print a warning and switch off.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -171,6 +173,9 @@ class TextProcessor:
 
         Raises ValueError for a prompt without exactly one placeholder and for unequal counts.
         """
+        require_texts("prompts", prompts)
+        if texts is not None:
+            require_texts("texts", texts)
         if texts is not None and len(texts) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(texts)} texts; each prompt needs one text.")
         pieces = [self._prompt_ids(prompt) for prompt in prompts]
@@ -344,7 +349,13 @@ def _declared_eos_ids(path: str, token: str | None) -> tuple[int, ...]:
         file = cached_file(name, file_name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False)
         if file is None:
             continue
-        declared = json.loads(Path(file).read_text(encoding="utf-8"))
+        try:
+            declared = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+            what = mistaken(file, text_is_right=True) or f"is no JSON ({error}); copy or download it again"
+            raise UserError(f"{file} {what}") from None
+        if not isinstance(declared, dict):
+            raise UserError(f"{file}: expected a JSON object, found {type(declared).__name__}; download it again")
         ids = declared.get("eos_token_id")
         if ids is None:
             ids = (declared.get("text_config") or {}).get("eos_token_id")

@@ -218,3 +218,21 @@ def test_other_prompts_are_not_replaced(write) -> None:
         assert config.model.prompt_path == path
         with pytest.raises(ConfigError, match="does not exist"):
             config.require_paths("model.prompt_path")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n", "is a git-lfs pointer"),
+        ("<!DOCTYPE html>\n<html>" + "x" * 9000, "is a web page"),
+        ("Entry not found", "a server's answer"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_named(write, content: str, words: str) -> None:
+    text = message(write(content))
+    assert text.startswith("mine.yaml: ") and words in text and len(text) < 300
+
+
+def test_a_packed_file_is_named(write) -> None:
+    Path("mine.yaml").write_bytes(b"PK\x03\x04" + bytes(200))
+    assert "is a zip archive" in message("mine.yaml")

@@ -257,3 +257,25 @@ def test_without_its_packages_the_error_names_them(sentencepiece_folder, monkeyp
     with pytest.raises(UserError) as error:
         load_tokenizer(str(sentencepiece_folder))
     assert "sentencepiece" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"", "is empty"),
+        (b'{"eos_token_id": 2', "is no JSON"),
+        ("{}".encode("utf-16"), "is no JSON"),
+        (b"[2]", "expected a JSON object"),
+    ],
+)
+def test_a_declaration_that_cannot_be_read_is_named(tmp_path, name, content, words):
+    folder = tiny.write_llm(tmp_path / "llm")
+    if name == "config.json":
+        (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        _declared_eos_ids(str(folder), None)
+    assert name in str(caught.value)

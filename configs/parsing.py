@@ -330,6 +330,12 @@ class Builder:
         if nested is not None and isinstance(value, Mapping):
             values[name] = self.build(nested, value, f"{key}.")
             return
+        if value == "None" and (annotation is str or takes_list(annotation)):
+            self.add(
+                key,
+                f"{origin.name(key)}: found None, which YAML reads as a text; drop the key, or give a value",
+            )
+            return
         try:
             converted = _convert(value, annotation, text)
         except _Mismatch:

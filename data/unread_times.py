@@ -19,7 +19,10 @@ OTHER_WORDS = re.compile(
 
 def unread_times(entry: Mapping[str, Any]) -> list[str]:
     """The names of an entry's fields that look like a time, with a number, and are not read."""
-    found = [name for name in _suspects(tuple(entry)) if _is_time(entry[name])]
+    suspects = _suspects(tuple(entry))
+    if not suspects and dict not in map(type, entry.values()):  # nearly all entries
+        return []
+    found = [name for name in suspects if _is_time(entry[name])]
     for name, value in entry.items():
         if isinstance(value, dict) and time_role(name) is None and name != "custom":
             found += [f"{name}.{inner}" for inner in value if time_role(inner) == "start" and _is_time(value[inner])]

@@ -294,7 +294,7 @@ class SALMONN(nn.Module):
 
     def require_positions(self, assembled: Assembled, new_tokens: int = 0) -> None:
         """Raise UserError where a row and its answer are longer than the language model's positions."""
-        limit = self.llm.positions
+        limit = None if self.text is None else self.llm.positions  # a planned clip is a supposed one
         if limit is not None and assembled.embeds.shape[1] + new_tokens > limit:
             lengths = assembled.mask.sum(dim=1)
             row = int(lengths.argmax())

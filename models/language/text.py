@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 PLACEHOLDER = "<SpeechHere>"
 MARKED_PLACEHOLDER = f"<Speech>{PLACEHOLDER}</Speech>"
-ESCAPE = re.compile(r"\\[nrt]")
+ESCAPE = re.compile(r"\\(?:[nrt]|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})")
 UNDECODED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose others are still to come
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -236,3 +236,9 @@ def test_a_file_that_is_no_yaml_is_named(write, content: str, words: str) -> Non
 def test_a_packed_file_is_named(write) -> None:
     Path("mine.yaml").write_bytes(b"PK\x03\x04" + bytes(200))
     assert "is a zip archive" in message("mine.yaml")
+
+
+@pytest.mark.parametrize("key", ["end_sym", "prompt_template", "stop_strings"])
+def test_pythons_none_is_no_text(write, key: str) -> None:
+    assert f"model.{key}: found None, which YAML reads as a text" in message(write(f"model:\n  {key}: None\n"))
+    assert f"model.{key}: found None" in message(write("model: {}\n"), f"model.{key}=None")

@@ -213,6 +213,12 @@ def test_an_end_that_begins_with_a_special_token_ends_by_its_id(tmp_path, option
     assert text.decode([*tokenizer.encode("one two", add_special_tokens=False), end, 7]) == "one two"
 
 
+@pytest.mark.parametrize("escape", [r"\u000a", r"\x0A", r"\r"])
+def test_escapes_of_numbers_are_named_too(tokenizer, caplog, escape):
+    text_processor(tokenizer, prompt_template=f"USER: {{}}{escape}ASSISTANT:")
+    assert "model.prompt_template" in caplog.text
+
+
 @pytest.mark.parametrize("key", ["prompt_template", "end_sym", "stop_strings"])
 def test_an_escape_of_two_characters_is_named(tokenizer, caplog, key):
     value = {"prompt_template": r"USER: {}\nASSISTANT:", "end_sym": r"\n###", "stop_strings": ("a", r"\t")}[key]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -37,18 +39,20 @@ def config_of(file: GGUFFile) -> PreTrainedConfig:
             f"{file.path} holds a model of architecture {file.architecture!r}; expected a language model of "
             f"{', '.join(MODEL_TYPES)}"
         )
-    heads, width = _number(file, "attention.head_count"), _number(file, "embedding_length")
+    heads, width, layers = (_number(file, key) for key in ("attention.head_count", "embedding_length", "block_count"))
+    if not (0 < heads <= width and 0 < layers <= len(file.tensors)):
+        raise UserError(f"{file.path} states {layers} layers with {heads} heads of {width}; no model has such sizes")
     settings = {
         "vocab_size": len(file.required_entry("tokenizer.ggml.tokens")),
         "hidden_size": width,
         "intermediate_size": _number(file, "feed_forward_length"),
-        "num_hidden_layers": _number(file, "block_count"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": int(file.value("attention.head_count_kv", heads)),
-        "head_dim": int(file.value("attention.key_length") or file.value("rope.dimension_count") or width // heads),
+        "num_key_value_heads": _number(file, "attention.head_count_kv", heads),
+        "head_dim": _number(file, "attention.key_length", _number(file, "rope.dimension_count", width // heads)),
         "max_position_embeddings": _number(file, "context_length"),
-        "rms_norm_eps": float(file.required("attention.layer_norm_rms_epsilon")),
-        "rope_theta": float(file.value("rope.freq_base", 10_000.0)),
+        "rms_norm_eps": _positive(file, "attention.layer_norm_rms_epsilon"),
+        "rope_theta": _positive(file, "rope.freq_base", 10_000.0),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         **{key: token_id(file, key) for key in ("bos_token_id", "pad_token_id")},
         "eos_token_id": end_ids(file),
@@ -60,7 +64,10 @@ def config_of(file: GGUFFile) -> PreTrainedConfig:
         del settings["head_dim"]  # always width / heads
     if kind.startswith("gemma"):
         settings |= _gemma_settings(file, settings)
-    return AutoConfig.for_model(kind, **settings)
+    try:
+        return AutoConfig.for_model(kind, **settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file.path}: its sizes make no {kind} model: {str(error).strip().splitlines()[-1]}") from error
 
 
 def token_id(file: GGUFFile, key: str) -> int | None:
@@ -75,10 +82,17 @@ def end_ids(file: GGUFFile) -> int | list[int] | None:
     return found[0] if len(found) == 1 else found or None
 
 
-def _number(file: GGUFFile, key: str) -> int:
-    value = file.required(key)
+def _number(file: GGUFFile, key: str, default: int | None = None) -> int:
+    value = file.required(key) if default is None else file.value(key, default)
     if not isinstance(value, int):  # a list: pruned layer by layer
         raise UserError(f"{file.path}: {file.architecture}.{key} is {str(value)[:60]}; expected one whole number")
+    return value
+
+
+def _positive(file: GGUFFile, key: str, default: float | None = None) -> float:
+    value = file.required(key) if default is None else file.value(key, default)
+    if not isinstance(value, float) or not 0 < value < math.inf:
+        raise UserError(f"{file.path}: {file.architecture}.{key} is {str(value)[:60]}; expected a number above 0")
     return value
 
 
@@ -88,7 +102,7 @@ def _rope_scaling(file: GGUFFile, settings: dict) -> dict | None:
         return _llama3_scaling(file, settings)
     if kind == "none":
         return None
-    factor = float(file.value("rope.scaling.factor", 1.0))
+    factor = _positive(file, "rope.scaling.factor", 1.0)
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":

@@ -50,6 +50,10 @@ class GGUFFile:
         names = [tensor.tensor_type.name for tensor in self.tensors.values()]
         return {name: names.count(name) for name in sorted(set(names), key=lambda name: (-names.count(name), name))}
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As torch has it: rows first."""
+        return tuple(int(size) for size in reversed(self.tensors[name].shape))
+
     def weights(self, name: str) -> torch.Tensor:
         """One tensor's values in float32, dequantised by the package."""
         from gguf import dequantize
@@ -62,8 +66,7 @@ class GGUFFile:
                 f"{self.path}: {name} is stored as {tensor.tensor_type.name}, which the package gguf does not "
                 "dequantise; take the same model in another type, Q8_0 or Q4_K_M say"
             ) from error
-        shape = [int(size) for size in reversed(tensor.shape)]
-        return torch.from_numpy(np.array(values, dtype=np.float32).reshape(shape))
+        return torch.from_numpy(np.array(values, dtype=np.float32).reshape(self.shape(name)))
 
 
 def read_gguf(path: Path) -> GGUFFile:

@@ -7,127 +7,92 @@ must have its place in the model, and every weight of the model its tensor. Noth
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from conversion.gguf_config import ROPE_FREQUENCIES, config_of
-from conversion.gguf_file import GGUFFile, read_gguf
+from conversion.gguf_file import GGUFFile, is_gguf, read_gguf
 from conversion.gguf_tokenizer import tokenizer_of
+from conversion.stored_tensors import StoredTensor, exact_dtype
+from conversion.weights_folder import write_weights
+from models.device import META
 from support.command_line import UserError
-from support.files import new_folder
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PLAIN_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 SHOWN = 5  # tensors that an error names
+HEAD = "lm_head.weight"
 ROTATED = re.compile(r"\.attn_([qk])\.(weight|bias)$")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What was found in a file, and what was written."""
-
-    name: str
-    architecture: str
-    parameters: int
-    types: dict[str, int]
-    """Type of tensors -> how many."""
-    dtype: str
-    """The type that they were written in."""
-    vocabulary: int
-    has_template: bool
-    license: str
-
-    def __str__(self) -> str:
-        types = ", ".join(f"{count} {name}" for name, count in self.types.items())
-        return (
-            f"{self.name}: {self.architecture}, {self.parameters:,} parameters ({types}), written in {self.dtype}; "
-            f"{self.vocabulary:,} tokens; {'a' if self.has_template else 'no'} chat template; "
-            f"license: {self.license or 'not stated'}"
-        )
+recognises = is_gguf
 
 
-def convert_gguf(source: Path, folder: Path, dtype: str = "auto") -> Converted:
-    """Write the folder of a GGUF language model, whole or not at all.
+def convert(source: Path, folder: Path, dtype: str | None, report: Callable[[str], None]) -> None:
+    """Fill an empty folder: weights, configurations, tokenizer with chat template.
 
     Args:
-        dtype: `float32`, `float16`, `bfloat16`; `auto` is the type of the file's matrices, and float16 where they are
-            quantised: what that rounds away is far below what quantisation has.
+        dtype: of the weights; None for one that keeps every value, float32 where they are quantised.
 
     Raises:
-        UserError: the file is no GGUF language model of a known architecture, is damaged, or lacks tensors; or the
-            folder has files in it.
+        UserError: the file is no GGUF language model of a known architecture, is damaged, or lacks tensors.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; expected the name of a new folder, or of an empty one")
     file = read_gguf(source)
     config, tokenizer = config_of(file), tokenizer_of(file)
-    dtype = _stored_dtype(file) if dtype == "auto" else dtype
-    model = _model(file, config, DTYPES[dtype])
-    with new_folder(folder) as draft:
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-    return Converted(
-        name=str(file.metadata.get("general.name") or source.name),
-        architecture=file.architecture,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        types=file.types(),
-        dtype=dtype,
-        vocabulary=len(tokenizer),
-        has_template=tokenizer.chat_template is not None,
-        license=str(file.metadata.get("general.license", "")),
+    tensors = _stored(file, config)
+    chosen = getattr(torch, dtype) if dtype else exact_dtype(tensors.values())
+    report(_found(file, tokenizer, sum(tensor.size for tensor in tensors.values())))
+    config.dtype = chosen
+    config.save_pretrained(folder)
+    ends = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    GenerationConfig(**ends).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_weights(folder, tensors, chosen, source)
+    report(f"{len(tensors)} tensors in {str(chosen).removeprefix('torch.')}")
+
+
+def _found(file: GGUFFile, tokenizer: PreTrainedTokenizerFast, parameters: int) -> str:
+    types = ", ".join(f"{count} {name}" for name, count in file.types().items())
+    splits = file.metadata.get("tokenizer.ggml.pre")
+    return (
+        f"{file.path}: {file.metadata.get('general.name', 'a model without a name')}, GGUF of {file.architecture}, "
+        f"{parameters:,} parameters (tensors: {types}); {len(tokenizer):,} tokens"
+        f"{f', split as {splits!r}' if splits else ''}; {'a' if tokenizer.chat_template else 'no'} chat template; "
+        f"license: {file.metadata.get('general.license', 'not stated')}"
     )
 
 
-def _stored_dtype(file: GGUFFile) -> str:
-    matrices = {tensor.tensor_type.name for tensor in file.tensors.values() if len(tensor.shape) > 1}
-    if matrices <= {"F32"}:
-        return "float32"
-    return "bfloat16" if matrices <= {"F32", "BF16"} else "float16"
+def _stored(file: GGUFFile, config: PreTrainedConfig) -> dict[str, StoredTensor]:
+    """The file's tensors under transformers' names; each is read when it is written."""
+    with META:
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        shapes.pop(HEAD, None)  # the embedding table again
+    tensors = {}
+    for name, key in _places(file, list(shapes), config).items():
+        found = file.shape(name)
+        if found != shapes[key]:
+            raise UserError(
+                f"{file.path}: {name} is {list(found)}, expected {list(shapes[key])} by the sizes that the file states"
+            )
+        kind = file.tensors[name].tensor_type.name
+        load = partial(_weights, file, name, config)
+        tensors[key] = StoredTensor(shape=found, type=PLAIN_TYPES.get(kind, kind.lower()), load=load)
+    return tensors
 
 
-def _model(file: GGUFFile, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with the file's weights, on the CPU."""
-    config.dtype = dtype
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    places = _places(file, model)
-    state = {place: _weights(file, name, config).to(dtype) for name, place in places.items()}
-    overflowing = [name for name, place in places.items() if not torch.isfinite(state[place]).all()]
-    if overflowing:
-        raise UserError(
-            f"{file.path}: {overflowing[0]} has values that are not finite in {str(dtype).removeprefix('torch.')}; "
-            "write it in float32 (--dtype float32), or download it again"
-        )
-    wrong = [place for place, shape in _shapes(model).items() if place in state and state[place].shape != shape]
-    if wrong:
-        raise UserError(
-            f"{file.path}: {wrong[0]} is {list(state[wrong[0]].shape)}, expected {list(_shapes(model)[wrong[0]])} by "
-            "the sizes that the file states"
-        )
-    model.load_state_dict(state, strict=False, assign=True)  # what is there was compared above; buffers stay computed
-    model.tie_weights()
-    ends = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**ends)
-    return model
-
-
-def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
-    """The model's own weights; a tied output head is the embedding table again."""
-    tied = model.config.tie_word_embeddings
-    return {key: value.shape for key, value in model.state_dict().items() if not (tied and key == "lm_head.weight")}
-
-
-def _places(file: GGUFFile, model: PreTrainedModel) -> dict[str, str]:
+def _places(file: GGUFFile, keys: list[str], config: PreTrainedConfig) -> dict[str, str]:
     """Tensor of the file -> weight of the model, each exactly once."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == file.architecture)
-    names = get_tensor_name_map(architecture, model.config.num_hidden_layers)
+    names = get_tensor_name_map(architecture, config.num_hidden_layers)
     found = {}
-    for key in _shapes(model):
+    for key in keys:
         stem, _, suffix = key.rpartition(".")
         found[f"{names.get_name(stem)}.{suffix}"] = key
     missing = sorted(found.keys() - file.tensors.keys())

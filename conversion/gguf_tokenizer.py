@@ -73,6 +73,8 @@ def _byte_level(file: GGUFFile, tokens: Sequence[str]) -> Tokenizer:
             f"{', '.join(sorted(SPLITS))}"
         )
     merges = [tuple(merge.split(" ")) for merge in file.required_entry("tokenizer.ggml.merges")]
+    if any(len(merge) != 2 for merge in merges):
+        raise UserError(f"{file.path}: its tokenizer cannot be built (a merge is not of two tokens); download it again")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in WHOLE_WORDS))
     if pre in COMPOSED:

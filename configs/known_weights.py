@@ -103,7 +103,7 @@ def place_of(name: str) -> Path:
 
 
 def cached_weights(name: str) -> Path | None:
-    """The folder that the cache has for a hub name `owner/name`; None where it has none. A revision is not kept here."""
+    """The folder that the cache has for a hub name `owner/name`, without a revision; None where it has none."""
     if not NAME.fullmatch(name):
         return None
     folder = place_of(name)

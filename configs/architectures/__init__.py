@@ -72,8 +72,8 @@ class Architecture:
 def find_architecture(path: str, kind: str | None = None) -> Architecture:
     """The facts of what a configuration names: a folder, a hub name (with or without revision), or a `.pt` file's name.
 
-    A `config.json` in the folder, in our cache of weights or in the hub's comes first; then the table, by the whole name or by its last
-    part, so that `weights/Llama-3.2-1B-Instruct` is found before it is downloaded.
+    A `config.json` in the folder, in our cache of weights or in the hub's comes first; then the table, by the whole
+    name or by its last part, so that `weights/Llama-3.2-1B-Instruct` is found before it is downloaded.
 
     Raises:
         UnknownArchitectureError: with the known names.

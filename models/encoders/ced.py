@@ -22,7 +22,7 @@ from models.device import META
 from models.encoders.base import AudioEncoder, Features, load_strictly
 from models.encoders.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, decibel_frames, decibel_spectrogram
 from models.frames import key_mask, zero_after
-from models.hub import CONFIG_FILES, WEIGHT_FILES, require_real_files, located
+from models.hub import CONFIG_FILES, WEIGHT_FILES, located, require_real_files
 from models.runtime.spans import span
 from models.tensor_file import TensorFileError, read_tensor_file
 from support.command_line import UserError

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from configs.sections import ModelConfig
-from models.hub import loading_problem, require_real_files, located
+from models.hub import loading_problem, located, require_real_files
 from models.language.plain_text import PlainText
 from models.runtime.spans import spanned
 from support.command_line import UserError

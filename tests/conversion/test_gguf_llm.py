@@ -121,7 +121,10 @@ def test_scaled_positions_are_kept_or_refused(tmp_path: Path, llm: Path):
     ("changes", "problem"),
     [
         ({"without": "blk.1.ffn_up.weight"}, r"lacks 1 tensors: blk\.1\.ffn_up\.weight; expected a whole llama model"),
-        ({"extra": {"blk.0.more.weight": np.zeros(32, np.float32)}}, r"without a place in the model, 1 tensors: blk\.0"),
+        (
+            {"extra": {"blk.0.more.weight": np.zeros(32, np.float32)}},
+            r"without a place in the model, 1 tensors: blk\.0",
+        ),
         ({"metadata": {"feed_forward_length": 96}}, r"blk\.0\.ffn_\w+\.weight is \[.*\], expected \[.*96"),
         ({"metadata": {"feed_forward_length": [64, 96]}}, r"feed_forward_length is \[64, 96\]; expected one whole"),
         ({"metadata": {"context_length": None}}, r"has no llama\.context_length"),
@@ -166,7 +169,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, llm: Path):
     content = bytearray(source.read_bytes())
     content[-400:-396] = np.float32("nan").tobytes()
     source.write_bytes(content)
-    with pytest.raises(UserError, match="model.gguf"):
+    with pytest.raises(UserError, match=r"model\.gguf"):
         converted(source)
 
 

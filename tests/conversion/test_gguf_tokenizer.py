@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def merged(text: str, words: dict, splits: tuple[str, ...], *, whole: bool) -> l
         symbols = [spelling[byte] for byte in piece.encode()]
         if whole and "".join(symbols) in vocabulary:
             symbols = ["".join(symbols)]
-        while pairs := [(ranks[pair], at) for at, pair in enumerate(zip(symbols, symbols[1:])) if pair in ranks]:
+        while pairs := [(ranks[pair], at) for at, pair in enumerate(pairwise(symbols)) if pair in ranks]:
             _, at = min(pairs)
             symbols[at : at + 2] = ["".join(symbols[at : at + 2])]
         ids += [vocabulary[symbol] for symbol in symbols]
@@ -134,7 +135,11 @@ def test_eos_is_appended_where_the_file_says_so(tmp_path: Path, llm: Path):
 
 def sentencepiece_model() -> sentencepiece.SentencePieceProcessor:
     """A small SentencePiece BPE with Llama's settings, trained on the tests' words."""
-    lines = [" ".join(tiny.WORDS), *tiny.SOUNDS.values(), *(prompt for group in tiny.TRAIN_PROMPTS.values() for prompt in group)]
+    lines = [
+        " ".join(tiny.WORDS),
+        *tiny.SOUNDS.values(),
+        *(prompt for group in tiny.TRAIN_PROMPTS.values() for prompt in group),
+    ]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines * 3),
@@ -154,9 +159,7 @@ def sentencepiece_model() -> sentencepiece.SentencePieceProcessor:
 def test_sentencepiece_ids_are_sentencepiece_s(tmp_path: Path, llm: Path):
     theirs = sentencepiece_model()
     ids = range(theirs.get_piece_size())
-    kinds = [
-        2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 6 if theirs.is_byte(i) else 1 for i in ids
-    ]
+    kinds = [2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 6 if theirs.is_byte(i) else 1 for i in ids]
     tokenizer = read(
         tmp_path,
         llm,

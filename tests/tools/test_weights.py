@@ -286,7 +286,7 @@ def test_the_real_weights_come_and_speak(tmp_path: Path, monkeypatch: pytest.Mon
     assert run("tiny") == 0
     folder = cached_weights("HuggingFaceTB/SmolLM2-135M-Instruct")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    assert tokenizer("12 dogs").input_ids == [33, 34, 5062]
+    assert tokenizer.tokenize("12 dogs") == ["1", "2", "Ġdogs"]  # digit by digit, as it was trained
     question = [{"role": "user", "content": "What is the capital of France?"}]
     given = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.float().generate(**given, max_new_tokens=16, do_sample=False)[0, given["input_ids"].shape[1] :]

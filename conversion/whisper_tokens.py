@@ -64,7 +64,7 @@ class WhisperTokens:
 
 
 def tokens_of_size(vocabulary: int) -> WhisperTokens | None:
-    """Those of a released model, by the size of its vocabulary, from which OpenAI's code derives them too; else None."""
+    """Those of a released model, by the size of its vocabulary, as OpenAI's code derives them; else None."""
     multilingual = vocabulary > ENGLISH_ONLY
     languages = vocabulary - ENGLISH_ONLY + LANGUAGE_COUNTS[0] - multilingual
     if languages not in LANGUAGE_COUNTS or vocabulary < ENGLISH_ONLY:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from support.command_line import UserError
-from support.file_kinds import mistaken_in
+from support.file_kinds import mistaken_in, of_another_program
 
 BROKEN_SHOWN = 8  # weights that an error names
 CONFIG_FILES = ("config.json",)
@@ -55,7 +55,8 @@ def load_config(kind: type[PreTrainedConfig], path: str, token: str | None) -> P
 
 def require_real_files(path: str, names: Sequence[str]) -> None:
     """Raise UserError where a file of a folder is not what its name says: a git-lfs pointer, say. Hub names pass."""
-    found = mistaken_in(path, names) if Path(path).is_dir() else None
+    other = of_another_program(path)
+    found = f"{path} {other}" if other else mistaken_in(path, names) if Path(path).is_dir() else None
     if found:
         raise UserError(found)
 

@@ -214,3 +214,10 @@ def test_settings_of_generation_are_written(tmp_path: Path) -> None:
     assert settings["suppress_tokens"] == [1, 2] and settings["begin_suppress_tokens"] == [3]
     assert settings["alignment_heads"] == [[0, 1]] and settings["max_length"] == 12
     assert WhisperModel.from_pretrained(folder).config.vocab_size == VOCABULARY
+
+
+@every_kind
+def test_a_model_that_was_not_converted_is_named_where_it_is_loaded(kind: str, tmp_path: Path) -> None:
+    source = write(kind, tmp_path / "s", state_of(tiny_whisper()))
+    with pytest.raises(UserError, match=rf"{source} is a .*'python -m tools\.convert {source} FOLDER' makes one"):
+        WhisperEncoder.from_pretrained(source)

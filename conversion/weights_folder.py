@@ -20,7 +20,10 @@ LARGEST_FILE_BYTES = 2 * 1024**3  # what is in memory at once
 
 
 def write_weights(folder: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, source: Path) -> None:
-    """Write `tensors` in `dtype`, by name, next to config.json; UserError, naming the `source`, where a value is not finite in it."""
+    """Write `tensors` in `dtype`, by name, next to config.json.
+
+    Raises UserError, naming the `source`, where a value is not finite, or not in that dtype.
+    """
     files = _files(tensors, dtype)
     progress = tqdm(
         total=sum(tensor.size for tensor in tensors.values()) * dtype.itemsize,

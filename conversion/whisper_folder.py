@@ -74,7 +74,7 @@ def _config(source: WhisperSource) -> WhisperConfig:
     for side, heads in (("encoder", source.encoder_heads), ("decoder", source.decoder_heads)):
         if heads < 1 or width % heads:
             raise UserError(f"{source.path}: {heads} heads of the {side} do not divide the width {width}")
-    special = source.tokens.settings() if source.tokens else {}
+    special = source.tokens.settings() if source.tokens else {"decoder_start_token_id": 0}  # which must be a number
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     return WhisperConfig(
         vocab_size=vocabulary,
@@ -112,8 +112,8 @@ def _check(source: WhisperSource, config: WhisperConfig) -> None:
     if faults:
         more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(
-            f"{source.path} is no whole Whisper: {', '.join(faults[:SHOWN])}{more}; copy or download it again, or it is "
-            "another model"
+            f"{source.path} is no whole Whisper: {', '.join(faults[:SHOWN])}{more}; copy or download it again, "
+            "or it is another model"
         )
 
 

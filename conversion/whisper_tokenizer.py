@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
@@ -33,8 +34,8 @@ def copy_tokenizer(source: Path, folder: Path, tokens: WhisperTokens) -> None:
         names = NO_SPEECH if name in NO_SPEECH else (name,)
         if number not in map(tokenizer.token_to_id, names):
             raise UserError(
-                f"{source} is another model's tokenizer: {name} is {tokenizer.token_to_id(name)}; expected {number}, as "
-                "in the model's vocabulary"
+                f"{source} is another model's tokenizer: {name} is {tokenizer.token_to_id(name)}; expected {number}, "
+                "as in the model's vocabulary"
             )
     shutil.copyfile(source, folder / "tokenizer.json")
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END)
@@ -72,7 +73,7 @@ def _parts(piece: bytes, ranks: dict[bytes, int], rank: int) -> list[bytes]:
     """What the pieces before `rank` make of a piece's bytes: two parts, in a vocabulary of byte-pair encoding."""
     parts = [bytes([value]) for value in piece]
     while len(parts) > 2:
-        pairs = [ranks.get(left + right, rank) for left, right in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
         first = min(range(len(pairs)), key=pairs.__getitem__)
         if pairs[first] >= rank:
             break

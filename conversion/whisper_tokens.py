@@ -19,6 +19,7 @@ LATEST_FIRST_TIMESTAMP = 50  # 1 s, as released
 END, START, TRANSLATE, TRANSCRIBE = "<|endoftext|>", "<|startoftranscript|>", "<|translate|>", "<|transcribe|>"
 LM, PREVIOUS, NO_TIMESTAMPS = "<|startoflm|>", "<|startofprev|>", "<|notimestamps|>"
 NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # two names of one token
+RENAMED = {"<|iw|>": "<|he|>"}  # Hebrew; `generate` knows the new code
 LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 
 
@@ -53,7 +54,9 @@ class WhisperTokens:
             "is_multilingual": self.multilingual,
         }
         if self.multilingual:
-            languages = {name: number for name, number in self.ids.items() if LANGUAGE.fullmatch(name)}
+            languages = {
+                RENAMED.get(name, name): number for name, number in self.ids.items() if LANGUAGE.fullmatch(name)
+            }
             tasks = {"transcribe": self.ids[TRANSCRIBE], "translate": self.ids[TRANSLATE]}
             result |= {"lang_to_id": languages, "task_to_id": tasks}
         return result
@@ -64,7 +67,7 @@ class WhisperTokens:
 
 
 def tokens_of_size(vocabulary: int) -> WhisperTokens | None:
-    """Those of a released model, by the size of its vocabulary, from which OpenAI's code derives them too; else None."""
+    """Those of a released model, by the size of its vocabulary, as OpenAI's code derives them; else None."""
     multilingual = vocabulary > ENGLISH_ONLY
     languages = vocabulary - ENGLISH_ONLY + LANGUAGE_COUNTS[0] - multilingual
     if languages not in LANGUAGE_COUNTS or vocabulary < ENGLISH_ONLY:

@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 
 from configs.known_weights import bringing_command, cached_weights
 from support.command_line import UserError
-from support.file_kinds import mistaken, mistaken_in
+from support.file_kinds import mistaken, mistaken_in, of_another_program
 
 BROKEN_SHOWN = 8  # weights that an error names
 CONFIG_FILES = ("config.json",)
@@ -65,12 +65,13 @@ def load_config(kind: type[PreTrainedConfig], path: str, token: str | None) -> P
 def require_real_files(path: str, names: Sequence[str]) -> None:
     """Raise UserError where a file of a folder is not what its name says: a git-lfs pointer, say. Hub names pass."""
     name, _ = located(path)
-    if Path(name).is_file():
-        raise UserError(
-            f"{path} {mistaken(name) or 'is a file'}; expected a folder with config.json and weights. Files of other "
-            "programs become one with: python -m tools.convert FILE FOLDER"
+    other = of_another_program(path)
+    found = f"{path} {other}" if other else mistaken_in(name, names) if Path(name).is_dir() else None
+    if not found and Path(name).is_file():
+        found = (
+            f"{path} {mistaken(name) or 'is a file'}; expected a folder of transformers, which 'python -m tools.convert "
+            f"{path} FOLDER' makes of a model that is known"
         )
-    found = mistaken_in(name, names) if Path(name).is_dir() else None
     if found:
         raise UserError(found)
 

@@ -1,6 +1,7 @@
 """What a file really is, where it is not what its name says: a pointer, a web page, an archive, another format."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,6 +24,13 @@ _FORMATS = {
     b"\x93NUMPY": "a numpy array",
     b"%PDF": "a PDF document",
 }
+_PROGRAMS = {
+    b"lmgg": "a ggml file of whisper.cpp",
+    b"GGUF": "a GGUF file of llama.cpp",
+    b"PK\x03\x04": "a file of torch.save, or another archive",
+}
+"""Files in the place of a folder of transformers."""
+_SPECIFICATION = re.compile(rb"[^\0]\0{3}.\0[A-Za-z0-9]{1,40}Spec\0", re.DOTALL)  # version, length, kind: CTranslate2
 _ANSWERS = ("not found", "access denied", "accessdenied", "unauthorized", "forbidden", "rate limit", "invalid username")
 
 
@@ -64,6 +72,22 @@ def mistaken(path: str | Path, *, zip_is_right: bool = False, text_is_right: boo
         first = text.strip().splitlines()[0][:60] if text.strip() else ""
         return f"is a short text ({first!r}), not data; copy or download the file again"
     return None
+
+
+def of_another_program(path: str | Path) -> str | None:
+    """'is …; what to do', for a model in another program's format where a folder of transformers is expected."""
+    path = Path(path)
+    weights = path / "model.bin" if path.is_dir() else path
+    try:
+        with open(weights, "rb") as file:
+            start = file.read(START_BYTES)
+    except (OSError, ValueError):  # a hub name, or a folder of transformers
+        return None
+    found = "a model of CTranslate2" if _SPECIFICATION.match(start) else None
+    if not path.is_dir():
+        found = found or next((what for mark, what in _PROGRAMS.items() if start.startswith(mark)), None)
+    convert = f"'python -m tools.convert {path} FOLDER' makes one of it, if it is a model that is known"
+    return f"is {found}; expected a folder of transformers: {convert}" if found else None
 
 
 def mistaken_in(folder: str | Path, names: Iterable[str]) -> str | None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "data.prepare": ["demo", "--out", "outputs/corpus"],
     "tools.cache_encoder_outputs": CONFIG,
     "tools.check_submission": ["submission.csv", "test_asr.json"],
+    "tools.convert": ["ggml-tiny.bin", "outputs/whisper"],
     "tools.convert_checkpoint": ["best.pth", "outputs/adapter", *CONFIG],
     "tools.demo": [],
     "tools.describe_corpus": ["train.json"],

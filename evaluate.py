@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(arguments: argparse.Namespace) -> None:
     """Evaluate the modes that the arguments ask for."""
-    config = config_from_arguments(arguments)
+    needs = ["model.test_prompt_path", *([] if arguments.ckpt else ["model"])]
+    config = config_from_arguments(arguments, needs=needs)
     if arguments.ckpt:
         config = config.with_adapter(arguments.ckpt)
     scoring = not arguments.skip_scoring

@@ -21,6 +21,7 @@ from configs.parsing import (
     yaml_type,
 )
 from configs.paths import did_you_mean
+from support.file_kinds import mistaken
 
 SECTIONS = ("wandb", "model", "distillation", "generate", "datasets", "run")
 YAML_NULLS = ("", "~", "null", "Null", "NULL")
@@ -39,6 +40,9 @@ def read(path: str, overrides: list[str], schema: type) -> tuple[dict[str, Any],
         if file.is_dir():
             raise ConfigError(f"{path}: is a folder; expected a YAML file.{did_you_mean(file / file.name, '*.y*ml')}")
         raise ConfigError(f"{path}: no such file{_nearest_file(file)}")
+    found = mistaken(file, text_is_right=True)
+    if found and file.stat().st_size:  # an empty file has all the defaults
+        raise ConfigError(f"{path}: {found}")
     try:
         text = file.read_text(encoding="utf-8")
         lines = yaml_lines(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ Problem = tuple[str, str]
 """Where a value was set, and what is wrong with it."""
 
 
+LINE = re.compile(r", line (\d+)$")
 MISPLACED = 0.8
 """Likeness, from 0 to 1, from which an unknown key is taken for a mistyped one of another section."""
 
@@ -32,7 +34,9 @@ class ConfigError(UserError):
 
 
 def raise_problems(file: str, problems: typing.Sequence[Problem]) -> None:
-    """Raise one ConfigError for all problems of a file, each with its place; nothing for none."""
+    """Raise one ConfigError for all problems of a file, each with its place, in the order of the file's lines; nothing
+    for none."""
+    problems = sorted(problems, key=lambda problem: _line_of(problem[0]))
     if len(problems) == 1:
         raise ConfigError(": ".join(problems[0]))
     if problems:
@@ -40,6 +44,12 @@ def raise_problems(file: str, problems: typing.Sequence[Problem]) -> None:
             f"{place.removeprefix(f'{file}, ').replace(f' (over {file})', '')}: {text}" for place, text in problems
         ]
         raise ConfigError("\n  ".join([f"{file}: {len(problems)} things to fix", *dict.fromkeys(lines)]))
+
+
+def _line_of(place: str) -> float:
+    """The line that a place names; infinite for one that names none."""
+    found = LINE.search(place)
+    return int(found[1]) if found else math.inf
 
 
 def option(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING, **metadata: Any) -> Any:
@@ -63,9 +73,13 @@ class Origin:
     """Dotted key -> the raw text given after `--options`."""
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Our dotted key -> the name that the user wrote for it."""
+    arguments: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Dotted key -> the command's own argument that set it: `--ckpt`."""
 
     def of(self, key: str) -> str:
         """Where a dotted key was set, for the beginning of a message."""
+        if key in self.arguments:
+            return self.arguments[key]
         written = self.renamed.get(key, key)
         if written in self.lines and not any(f"{written}.".startswith(f"{option}.") for option in self.overrides):
             return f"{self.file}, line {self.lines[written]}"
@@ -240,13 +254,22 @@ def _check_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check_ranges(section: Any) -> None:
-    """Raise UserError for a number of a dataclass, made in Python, that is outside of what its field allows."""
+def check_values(section: Any) -> None:
+    """Raise UserError for a value of a dataclass, made in Python, of another type or outside of what its field allows.
+
+    Numbers of numpy and whole floats (3.0 for a whole number) become what the field holds.
+    """
+    annotations = field_types(type(section))
     for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
+        given = getattr(section, field.name)
+        try:
+            value = _convert(given.item() if hasattr(given, "item") else given, annotations[field.name], None)
+        except (_Mismatch, ValueError, RuntimeError):  # an array of several numbers is none
+            raise UserError(f"{field.name} is {given!r:.60}; expected {described(annotations[field.name])}.") from None
         problem = _check_range(value, field.metadata)
         if problem is not None:
             raise UserError(f"{field.name} is {value}; expected {problem}.")
+        object.__setattr__(section, field.name, value)
 
 
 @dataclass(frozen=True)
@@ -306,6 +329,12 @@ class Builder:
             value = None  # the family writes "" for "not given"
         if nested is not None and isinstance(value, Mapping):
             values[name] = self.build(nested, value, f"{key}.")
+            return
+        if value == "None" and (annotation is str or takes_list(annotation)):
+            self.add(
+                key,
+                f"{origin.name(key)}: found None, which YAML reads as a text; drop the key, or give a value",
+            )
             return
         try:
             converted = _convert(value, annotation, text)

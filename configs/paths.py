@@ -69,11 +69,24 @@ def require_paths(
     file: str, sections: Mapping[str, Any], keys: Sequence[str], place: Callable[[str], str] | None = None
 ) -> None:
     """See `Config.require_paths`: `sections` of a YAML `file` by their names; `place` says where a key was set."""
+    raise_problems(file, missing_paths(file, sections, keys, place))
+
+
+def missing_paths(
+    file: str,
+    sections: Mapping[str, Any],
+    keys: Sequence[str],
+    place: Callable[[str], str] | None = None,
+    *,
+    given_alone: bool = False,
+) -> list[Problem]:
+    """What `require_paths` raises; with `given_alone` nothing of paths that are not given."""
     problems: list[Problem] = []
 
     def require(key: str, *, required: bool) -> None:
-        for problem in _missing(sections, key, required=required):
-            problems.append((place(key) if place else file, problem))
+        where = place(key) if place else file
+        required = required and not given_alone
+        problems.extend((where, problem) for problem in _missing(sections, key, where, required=required))
 
     for key in keys:
         if key not in MODELS:
@@ -83,9 +96,9 @@ def require_paths(
         encoders = [f"{key}.{name}" for name in ENCODER_PATHS]
         for encoder in (*encoders, f"{key}.ckpt", f"{key}.speech_llama_proj_model"):
             require(encoder, required=False)
-        if not any(_value(sections, encoder) for encoder in encoders):
+        if not given_alone and not any(_value(sections, encoder) for encoder in encoders):
             problems.append((file, f"the model has no encoder; set at least one of {', '.join(encoders)}"))
-    raise_problems(file, problems)
+    return problems
 
 
 def _value(sections: Mapping[str, Any], key: str) -> Any:
@@ -93,20 +106,26 @@ def _value(sections: Mapping[str, Any], key: str) -> Any:
     return operator.attrgetter(rest)(sections[section]) if rest else sections[section]
 
 
-def _missing(sections: Mapping[str, Any], key: str, *, required: bool) -> list[str]:
-    """What is wrong with the paths of a key."""
+def _missing(sections: Mapping[str, Any], key: str, where: str, *, required: bool) -> list[str]:
+    """What is wrong with the paths of a key that was set at a place."""
     section, _, name = key.rpartition(".")
     fields = _value(sections, section).__dataclass_fields__
     assert "path" in fields[name].metadata, f"{key} holds no path"
     kind, value = fields[name].metadata["path"], _value(sections, key)
+    by_option = where.startswith("--")
     if not value:
-        message = f"{key} is not set. Set it in the file, or add: --options {key}={_example(kind)}"
+        message = (
+            f"{key} is set to nothing. Leave that option out, or write {key}={_example(kind)}"
+            if by_option
+            else f"{key} is not set. Set it in the file, or add: --options {key}={_example(kind)}"
+        )
         return [message] if required else []
     given = (value,) if isinstance(value, str) else value
-    return [text for path in given if (text := _absent(key, kind, path, sections["datasets"].prefix))]
+    fix = "Correct that option" if by_option else f"Fix it in the file, or add: --options {key}={_example(kind)}"
+    return [text for path in given if (text := _absent(key, kind, path, sections["datasets"].prefix, fix))]
 
 
-def _absent(key: str, kind: str, path: str, prefix: str | None) -> str | None:
+def _absent(key: str, kind: str, path: str, prefix: str | None, fix: str) -> str | None:
     """Where a path was looked for and how to fix it, or None where it exists."""
     places = [Path(path).expanduser()]
     if kind == "annotation" and prefix and not places[0].is_absolute():
@@ -123,10 +142,7 @@ def _absent(key: str, kind: str, path: str, prefix: str | None) -> str | None:
         also = f". datasets.prefix, {prefix!r}, is no folder"
     hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
     meant = next(filter(None, map(did_you_mean, places)), "")
-    return (
-        f"{key}: {path!r} does not exist (looked at {looked}){hub}.{meant} "
-        f"Fix it in the file, or add: --options {key}={_example(kind)}{also}"
-    )
+    return f"{key}: {path!r} does not exist (looked at {looked}){hub}.{meant} {fix}{also}"
 
 
 def _example(kind: str) -> str:

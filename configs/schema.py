@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from configs import augmentation, compat, loading, paths
-from configs.parsing import Builder, ConfigError, Origin, dataclass_of, field_types, option, raise_problems
+from configs.parsing import Builder, ConfigError, Origin, Problem, dataclass_of, field_types, option, raise_problems
 from configs.recorded import legacy_to_use
 from configs.sections import (
     DatasetsConfig,
@@ -80,8 +80,12 @@ class Config:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a user should know before the run starts: `ignored` and `notes`."""
-        return (*self.ignored, *self.notes)
+        """What a user should know before the run starts: `ignored`, a line for each reason, and `notes`."""
+        keys: dict[str, list[str]] = {}
+        for line in self.ignored:
+            key, _, reason = line.partition(":")
+            keys.setdefault(reason, []).append(key)
+        return (*(f"{', '.join(names)}:{reason}" for reason, names in keys.items()), *self.notes)
 
     def to_dict(self, secrets: bool = False) -> dict[str, dict[str, Any]]:
         """The sections as plain data. Without `secrets`, secret keys are null."""
@@ -118,7 +122,8 @@ class Config:
         wanted = None if self.model.legacy == by_default else self.model.legacy
         model = dataclasses.replace(self.model, ckpt=ckpt, legacy=wanted)
         legacy = legacy_to_use(ckpt, model.legacy)
-        return dataclasses.replace(self, model=dataclasses.replace(model, legacy=legacy))
+        origin = self.origin and dataclasses.replace(self.origin, arguments={"model.ckpt": "--ckpt"})
+        return dataclasses.replace(self, model=dataclasses.replace(model, legacy=legacy), origin=origin)
 
     def second_stage(self, ckpt: str, overrides: Sequence[str] = ()) -> Config | None:
         """The configuration of the stage after this one, starting from adapter `ckpt`; None without
@@ -167,12 +172,16 @@ def _plain(section: Any, secrets: bool) -> dict[str, Any]:
     return result
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, needs: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `section.key=value` overrides.
 
     Keys of the SALMONN family with a better name here are mapped, those without effect are listed in `Config.ignored`.
     OmegaConf's interpolation (`${run.seed}`, `${oc.env:HOME}`) works. Overrides are YAML, except for keys of text:
     there everything after `=` is the text, unless it is quoted. `key=` and `key=null` set null, if the key may be null.
+
+    Args:
+        needs: keys as `Config.require_paths` takes them; where there is an error anyway, it names those of their paths
+            that do not exist, too.
 
     Raises:
         ConfigError: naming file, line, key, what was found and the nearest valid name.
@@ -183,7 +192,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         builder.add(key, text)
     augmentation_notes = _check_augmentation(given, builder)
     config = builder.build(Config, given)
-    raise_problems(origin.file, builder.problems)
+    if builder.problems:
+        raise_problems(origin.file, [*builder.problems, *_missing_paths(given, origin, needs)])
     run = config.run
     if not (given.get("run") or {}).get("output_dir"):  # null and "" mean "not given" in the family's files
         if "run.output_dir" in origin.overrides:
@@ -205,6 +215,24 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         notes=tuple(notes),
         origin=origin,
     )
+
+
+def _missing_paths(given: Mapping[str, Any], origin: Origin, needs: Sequence[str]) -> list[Problem]:
+    """Those of the paths of `needs` that do not exist, in a file whose other content is wrong."""
+    only_paths = {
+        section: {field.name: given[section].get(field.name) for field in dataclasses.fields(cls) if _is_path(field)}
+        for section, cls in field_types(Config).items()
+        if section in loading.SECTIONS and isinstance(given.get(section), Mapping)
+    }
+    config = Builder(origin, {}).build(Config, only_paths)
+    if config is None:
+        return []
+    sections = vars(config) | {"model": _located(config.model, "model", origin, [])}
+    return paths.missing_paths(origin.file, sections, needs, origin.of, given_alone=True)
+
+
+def _is_path(field: dataclasses.Field) -> bool:
+    return field.metadata.get("path", "output") != "output"
 
 
 def _places_of_names() -> dict[str, str]:
@@ -289,6 +317,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_from_arguments(arguments: argparse.Namespace) -> Config:
-    """The configuration that parsed arguments ask for."""
-    return load_config(arguments.cfg_path, arguments.options)
+def config_from_arguments(arguments: argparse.Namespace, *, needs: Sequence[str] = ()) -> Config:
+    """The configuration that parsed arguments ask for; `needs` as in `load_config`."""
+    return load_config(arguments.cfg_path, arguments.options, needs=needs)

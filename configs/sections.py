@@ -391,6 +391,12 @@ class DatasetsConfig(_Section):
             _rule(weight >= 0, f"datasets.task_weights.{task}: expected at least 0, found {weight}")
 
 
+ANNOTATION_PATHS = tuple(
+    field.name for field in dataclasses.fields(DatasetsConfig) if field.metadata.get("path") == "annotation"
+)
+"""Keys of `datasets` that name annotation files."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimsConfig:
     """AdamW and its learning rate: linear warm-up, then cosine decay over the run."""

@@ -1,7 +1,7 @@
 """Containers with one place for the samples and their length: wav (RIFF, RIFX, RF64, BW64), Wave64, AIFF, CAF, AU.
 
 A program that is stopped while it records, or that writes into a pipe, leaves a length that is 0, a mark for "unknown",
-or that of an earlier moment; the samples go on behind it. What may follow samples is a list of chunks, a tag, padding.
+or that of an earlier moment; the samples continue after it. Samples may be followed by chunks, a tag or padding.
 
 Sources: RIFF/WAVE (Microsoft, 1991), RF64 (EBU Tech 3306), BW64 (ITU-R BS.2088), Wave64 (Sony), AU (Sun), Core Audio
 Format (Apple), AIFF 1.3.
@@ -10,6 +10,7 @@ Format (Apple), AIFF 1.3.
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from typing import BinaryIO, NamedTuple
 
 from data.findings import LONGEST_PADDING, WHOLE, Decoded, Finding, is_sound, is_tag
@@ -94,6 +95,9 @@ def check_chunks(file: BinaryIO, head: bytes, size: int, decoded: Decoded | None
     beginning = head[:4]
     layout = CHUNKS[beginning]
     samples = _find_samples(file, head, size, layout)
+    padded = _padded(file, size, layout) if samples is None else None
+    if padded is not None:
+        return Finding(pieces=(padded,))
     if samples is None:
         return Finding(damage=f"truncated: it ends before its samples ('{layout.samples[:4].decode()}' chunk)")
     unknown = layout.unknown if samples.ds64 is None else UNKNOWN_SIZE_64
@@ -179,6 +183,25 @@ def _find_samples(file: BinaryIO, head: bytes, size: int, layout: Chunks) -> Sam
             comm = position
         position = payload + max(0, length) + -length % layout.align
     return None
+
+
+def _padded(file: BinaryIO, size: int, layout: Chunks) -> bytes | None:
+    """The file with the byte after each chunk of odd length that some programs forget; None where none is missing."""
+    header, position, at = layout.header, layout.start, []
+    while layout.align == 2 and position + header.size <= size:
+        file.seek(position)
+        name, length = header.unpack(file.read(header.size))
+        if name == layout.samples:
+            break
+        end = position + header.size + length
+        position = end + length % 2
+        if length % 2 and not _is_chunk(file, position, size, header) and _is_chunk(file, end, size, header):
+            at.append(end)
+            position = end
+    if not at:
+        return None
+    data, places = _all(file), [0, *at, size]
+    return b"\0".join(data[start:stop] for start, stop in pairwise(places))
 
 
 def _after(file: BinaryIO, end: int, size: int, layout: Chunks, silence: bool) -> tuple[int, int | None]:

@@ -163,7 +163,7 @@ def _rows(file: Path, columns: int, rest_may_be_empty: bool = False) -> list[tup
         content = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AnnotationError(f"{file}: cannot be read ({error}); expected lines of text in UTF-8") from None
-    rows = []
+    rows, first = [], {}
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
@@ -172,7 +172,11 @@ def _rows(file: Path, columns: int, rest_may_be_empty: bool = False) -> list[tup
         count = 1 + (len(rest.split()) if columns > 2 else bool(rest))
         if count != columns and not (rest_may_be_empty and not rest):
             raise AnnotationError(f"{file}, line {number}: expected {columns} columns, found {line.strip()!r}")
-        rows.append((f"{file}, line {number}", name, rest))
+        place = f"{file}, line {number}"
+        if name in first:
+            raise AnnotationError(f"{place}: {name!r} is there twice, first in line {first[name]}; keep one of them")
+        first[name] = number
+        rows.append((place, name, rest))
     return rows
 
 

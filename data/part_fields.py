@@ -23,18 +23,31 @@ def _names(listed: str) -> frozenset[str]:
 
 STARTS = _names(
     "start begin beg onset offset start_time begin_time onset_time starttime time_start time_begin start_offset "
-    "begin_offset time_offset t_start tstart start_at starts"
+    "begin_offset time_offset t_start tstart start_at starts start_timestamp timestamp_start ts_start offset_start "
+    "start_pos start_position trim_start crop_start cue_in"
 )
-ENDS = _names("end stop finish end_time stop_time endtime time_end time_stop end_offset t_end tend end_at ends")
+ENDS = _names(
+    "end stop finish end_time stop_time endtime time_end time_stop end_offset t_end tend end_at ends end_timestamp "
+    "timestamp_end ts_end offset_end end_pos end_position trim_end crop_end cue_out"
+)
 DURATIONS = frozenset({"duration", "dur"})
-PAIRS = _names("segment segments timestamp timestamps interval time_range time_span time_interval start_end time times")
+PAIRS = _names(
+    "segment segments timestamp timestamps interval time_range time_span time_interval start_end time times trim crop "
+    "time_stamp time_stamps"
+)
 NUMBERS_ALONE = {"from": "start", "to": "end", "xmin": "start", "xmax": "end", "tmin": "start", "tmax": "end",
-                 "t0": "start", "t1": "end", "length": "length"}  # fmt: skip
+                 "t0": "start", "t1": "end", "ss": "start", "st": "start", "et": "end", "length": "length"}  # fmt: skip
 """Names that also have other meanings: read only where their value is a number, a `length` only next to a start."""
 PREFIX = re.compile(r"(audio|segment|seg|clip|utterance|utt|part|chunk|speech|event|cut|wav|recording)_")
 OWN_LENGTH = re.compile(r"(segment|seg|utterance|utt|part|chunk|cut)_")
 """Prefixes of a duration that is the part's; `audio_duration` is the recording's."""
-UNIT = re.compile(r"_(?:in_)?(s|secs?|seconds?|ms|msecs?|millis|milliseconds?|samples?|frames?)$")
+UNIT = re.compile(
+    r"_(?:in_)?(s|secs?|seconds?|ms|msecs?|millis|milliseconds?|us|usecs?|microseconds?|ns|nsecs?|nanoseconds?|mins?|"
+    r"minutes?|samples?|frames?)$"
+)
+SCALES = {"us": 1e-6, "mic": 1e-6, "use": 1e-6, "ns": 1e-9, "nse": 1e-9, "nan": 1e-9, "min": 60.0, "ms": 1e-3,
+          "mse": 1e-3, "mil": 1e-3}  # fmt: skip
+"""Seconds of a unit, by the first letters of its name."""
 COUNTED = re.compile(r"(frame|sample)s?_(.+)")
 CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
 RANGE = re.compile(r"[\[(]?\s*(\d+(?:\.\d+)?)\s*s?\s*(?:-|\u2013|,|to)\s*(\d+(?:\.\d+)?)\s*s?\s*[\])]?")
@@ -116,6 +129,12 @@ def first_parts_of(parts: list[Part | None], paths: list[str], stated: list[floa
     ]
 
 
+def time_role(name: str) -> str | None:
+    """What a field's name is read as: start, end, pair, duration or length; None: nothing."""
+    kind = _kind(name, has_onset=False)
+    return None if kind is None else kind.role
+
+
 # -- times -----------------------------------------------------------------------------------------------------------
 
 
@@ -129,12 +148,13 @@ def _kinds(names: tuple[str, ...]) -> tuple[tuple[str, _Kind], ...]:
 
 def _kind(name: str, has_onset: bool) -> _Kind | None:
     """What a field's name means for time; None: nothing."""
-    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip()).lower().replace("-", "_").replace(" ", "_")
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip()).lower()
+    plain = re.sub(r"[^\w]+", "_", plain).strip("_")  # "Begin Time (s)", "start-time"
     unit = UNIT.search(plain)
     scale: float | None = 1.0
     if unit is not None:
         plain = plain[: unit.start()]
-        scale = None if unit[1].startswith(("frame", "sample")) else 1e-3 if unit[1][0] == "m" else 1.0
+        scale = None if unit[1].startswith(("frame", "sample")) else SCALES.get(unit[1][:3], 1.0)
     counted = COUNTED.fullmatch(plain)
     if counted is not None:
         plain, scale = counted[2], None
@@ -167,6 +187,12 @@ def _times(entry: Mapping[str, Any], place: str) -> _Times:
             found = {"start": times.starts, "end": times.ends, "duration": times.durations}[kind.role]
             found[name] = _seconds(value, name, kind, place)
     if times.starts and not (times.ends or times.durations):
+        for start in list(times.starts):  # audio_offset, audio_duration: of the same thing
+            prefix = PREFIX.match(start)
+            length = f"{prefix[0]}duration" if prefix else ""
+            if _is_number(entry.get(length)):
+                times.durations[length] = _seconds(entry[length], length, _Kind("duration", 1.0), place)
+    if times.starts and not (times.ends or times.durations):
         for name, value in lengths.items():
             times.durations[name] = _seconds(value, name, _Kind("duration", _kind(name, False).scale), place)
     return times
@@ -191,7 +217,7 @@ def _seconds(value: Any, name: str, kind: _Kind, place: str) -> float:
             f"{place}: field {name!r} counts samples or frames; write seconds, as 'start' and 'end', or 'offset' and "
             "'duration'"
         )
-    unit = "milliseconds" if kind.scale < 1 else "seconds"
+    unit = {1e-3: "milliseconds", 1e-6: "microseconds", 1e-9: "nanoseconds", 60: "minutes"}.get(kind.scale, "seconds")
     wrong = not _is_number(value) or not 0 <= value < MOST_S  # NaN is in no range
     if wrong or (value == 0 and kind.role == "duration"):
         least = "above 0" if kind.role == "duration" else "of at least 0"

@@ -67,7 +67,8 @@ def load_prompts(path: str | Path) -> Prompts:
     except FileNotFoundError:
         raise PromptError(f"{path}: no such prompt file; check model.prompt_path and model.test_prompt_path") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: the prompt file cannot be read ({error})") from None
+        found = mistaken(program_file(path), text_is_right=True) or f"cannot be read ({error})"
+        raise PromptError(f"{path}: the prompt file {found}") from None
     except json.JSONDecodeError as error:
         found = mistaken(program_file(path), text_is_right=True)
         if found:

@@ -10,13 +10,15 @@ import difflib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from data.annotations import Annotation
-from data.audio import EXPAND_SILENCE_S, AudioError, probe_duration_s
+from data.audio import EXPAND_SILENCE_S
+from data.opening import AudioError, header_duration_s, probe_duration_s
 from data.remarks import Remarks
 from data.stated import misstated, other_rates, spread, stated_s
 from support.command_line import UserError
@@ -186,14 +188,16 @@ def clip_durations(annotations: Sequence[Annotation], *, threads: int = PROBE_TH
 
     A part's length is what its fields say. A whole file's stated `duration` is used where those of some files, evenly
     spread, are right; without one, or if one of these is wrong, the header is read, and the wrong ones are listed.
-    0 for a file that cannot be read: its error is reported when the clip is loaded.
+    Headers are trusted, unless one contradicts its stated duration: whether a file has more is checked when it is
+    loaded, since at the start that would read the whole corpus. 0 for a file that cannot be read: its error is
+    reported when the clip is loaded.
     """
     remarks = Remarks()
     remarks.add(other_rates(annotations))
     stating = [annotation for annotation in annotations if stated_s(annotation) is not None]
-    probed = _probed([annotation.path for annotation in spread(stating)], threads)
+    probed = _compared(spread(stating), threads)
     if any(misstated(annotation, found) for annotation, found in _with_lengths(stating, probed)):
-        probed |= _probed([annotation.path for annotation in stating if annotation.path not in probed], threads)
+        probed |= _compared([annotation for annotation in stating if annotation.path not in probed], threads)
         for annotation, length in _with_lengths(stating, probed):
             remarks.add(misstated(annotation, length))
     remarks.report()
@@ -209,24 +213,31 @@ def clip_durations(annotations: Sequence[Annotation], *, threads: int = PROBE_TH
     return durations
 
 
+def _compared(stating: Sequence[Annotation], threads: int) -> dict[str, float]:
+    """Path -> length; where a header contradicts the stated duration, that of the sound: the header may be wrong."""
+    probed = _probed([annotation.path for annotation in stating], threads)
+    doubtful = [annotation.path for annotation, found in _with_lengths(stating, probed) if misstated(annotation, found)]
+    return probed | _probed(doubtful, threads, exact=True)
+
+
 def _with_lengths(annotations: Sequence[Annotation], probed: Mapping[str, float]) -> Iterator[tuple[Annotation, float]]:
     """Those whose file could be read, each with its length."""
     return ((annotation, probed[annotation.path]) for annotation in annotations if probed.get(annotation.path))
 
 
-def _probed(paths: Sequence[str], threads: int) -> dict[str, float]:
-    """Path -> length by its header, 0 where it cannot be read."""
+def _probed(paths: Sequence[str], threads: int, *, exact: bool = False) -> dict[str, float]:
+    """Path -> length by its header, or of the sound that is there; 0 where it cannot be read."""
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(threads) as pool:
         probes = tqdm(
-            pool.map(_probe_or_zero, paths), total=len(paths), desc="reading clip lengths", unit="clip",
-            disable=len(paths) < PROBES_WITH_PROGRESS,
+            pool.map(partial(_probe_or_zero, exact=exact), paths),
+            total=len(paths), desc="reading clip lengths", unit="clip", disable=len(paths) < PROBES_WITH_PROGRESS,
         )  # fmt: skip
         return dict(zip(paths, probes, strict=True))
 
 
-def _probe_or_zero(path: str) -> float:
+def _probe_or_zero(path: str, *, exact: bool) -> float:
     try:
-        return probe_duration_s(path)
+        return probe_duration_s(path) if exact else header_duration_s(path)
     except AudioError:
         return 0.0

@@ -175,7 +175,8 @@ class PredictionStore:
             if before and before.get("adapter") != parts.get("adapter"):
                 notes += self._exchange(before, parts)
                 before = self._read_run()
-            if not before:  # nobody knows what the lines are of
+            if not before and self._files():  # nobody knows what the lines are of
+                notes.append(f"{self.folder}: no {RUN} says what its predictions depend on; they are made again")
                 self._delete(self._files())
             notes += self._what_is_made_anew(before, parts)
             write_json(self.folder / RUN, {**parts, "checkpoint": checkpoint})
@@ -252,10 +253,10 @@ class PredictionStore:
                     yield prediction
 
     def _what_is_made_anew(self, before: Mapping[str, str], parts: Mapping[str, str]) -> list[str]:
-        there = [prediction.digest for prediction in self._on_disk()]
-        old = [digest for digest in there if digest not in set(self.digests)]
+        wanted, there = set(self.digests), [prediction.digest for prediction in self._on_disk()]
+        old = [digest for digest in there if digest not in wanted]
         changed = [name for name in parts if before.get(name) != parts[name]]
-        if not old or not changed or set(self.digests) <= set(there):
+        if not old or not changed or wanted <= set(there):
             return []
         made_with = " and another ".join(CHANGED_SHOWN.get(name, name) for name in changed)
         if len(old) == len(there):

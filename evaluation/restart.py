@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from configs.schema import Config
+from configs.sections import ANNOTATION_PATHS
 from data.annotations import Annotation
 from evaluation.model_files import file_hashes
 from evaluation.processes import Processes
@@ -29,14 +30,8 @@ BY_CONTENT = frozenset({"ckpt", "prompt_path", "test_prompt_path", "speech_llama
 """Keys of `model` whose files are read into what is hashed."""
 WITHOUT_EFFECT = frozenset(
     {
+        *ANNOTATION_PATHS,
         "prefix",
-        "train_ann_path",
-        "valid_ann_path",
-        "test_ann_path",
-        "test_ann_path_asr",
-        "test_ann_path_aac",
-        "train_stage2_path",
-        "valid_stage2_path",
         "long_clips",
         "max_bad_fraction",
         "cache_encoder_outputs",

@@ -49,6 +49,9 @@ def build_model(
     Raises:
         UserError: a part is not found, does not fit, or has an unknown architecture; the message names its key.
     """
+    if not isinstance(config, ModelConfig):
+        hint = ": give its .model" if hasattr(config, "model") else "; load_config(FILE).model is one"
+        raise UserError(f"build_model takes a ModelConfig, found {type(config).__name__}{hint}")
     device = pick_device(device) if weights else torch.device(device)
     rules = rules_of(config)
     paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]

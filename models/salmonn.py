@@ -4,9 +4,10 @@
 and speed are measured on the same lines.
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,7 @@ from models.language.sequence import Assembled
 from models.language.text import TextBatch, TextProcessor
 from models.runtime.spans import spanned
 from support.command_line import UserError
+from support.texts import require_texts
 from support.waveforms import as_clips, as_waveform
 
 IGNORED = -100  # the label that the loss skips
@@ -190,6 +192,7 @@ class SALMONN(nn.Module):
             if frames is None:
                 waveforms, lengths = as_clips(waveforms, lengths)
             check_prompts(waveforms, prompts, frames)
+            require_texts("texts", texts)
             text_batch = self.text.batch(prompts, texts)
         tokens, mask = self.encode_audio(waveforms, lengths, frames)
         assembled = self.assemble(tokens, mask, text_batch)
@@ -291,7 +294,7 @@ class SALMONN(nn.Module):
 
     def require_positions(self, assembled: Assembled, new_tokens: int = 0) -> None:
         """Raise UserError where a row and its answer are longer than the language model's positions."""
-        limit = self.llm.positions
+        limit = None if self.text is None else self.llm.positions  # a planned clip is a supposed one
         if limit is not None and assembled.embeds.shape[1] + new_tokens > limit:
             lengths = assembled.mask.sum(dim=1)
             row = int(lengths.argmax())
@@ -302,6 +305,12 @@ class SALMONN(nn.Module):
             )
 
     def _options(self, given: dict[str, object]) -> GenerateOptions:
+        known = [field.name for field in fields(GenerateOptions)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                raise UserError(f"there is no option {name!r} of generation{meant}; expected {', '.join(known)}")
         return GenerateOptions(**(asdict(self.generate_defaults) | {"stop_id": self.text.stop_id} | given))
 
     @contextmanager
@@ -338,7 +347,7 @@ class SALMONN(nn.Module):
         if not any(True for _ in self.llm.lora_layers()):
             return "none"
         merged = self.merges_lora and self.llm.merge_lora()
-        return "merged into the weights" if merged else "beside the weights"
+        return "merged into the weights" if merged else "next to the weights"
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter that training changes."""
@@ -366,8 +375,7 @@ def halving_on_oom(
 
 def check_prompts(waveforms: Tensor | None, prompts: list[str], frames: list[Frames] | None) -> None:
     """Raise ValueError unless there is one prompt for each clip, which come as waveforms or as frames."""
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is one text, {prompts!r}; expected a list with a prompt for each clip.")
+    require_texts("prompts", prompts)
     clips = len(waveforms) if frames is None else len(frames[0].lengths)
     if len(prompts) != clips:
         raise ValueError(f"got {len(prompts)} prompts for {clips} clips; expected a prompt for each clip.")

@@ -25,6 +25,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from support.texts import require_list, require_texts
+
 METEOR_TIMEOUT_S = 300.0
 SPICE_TIMEOUT_S = 1800.0
 
@@ -130,19 +132,19 @@ def _spelt(token: str) -> str:
 
 def check_pairs(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> None:
     """Raise ``ValueError`` unless there is one non-empty list of references for each of one or more hypotheses."""
-    for name, values in (("references", references), ("hypotheses", hypotheses)):
-        if isinstance(values, str):
-            raise ValueError(f"{name} is one string, expected a list with one entry per clip; wrap it in a list")
+    require_list("references", references)
+    require_texts("hypotheses", hypotheses)
     if len(references) != len(hypotheses):
         raise ValueError(
             f"{len(references)} references but {len(hypotheses)} hypotheses; both need one entry per clip, in order"
         )
-    if not hypotheses:
+    if len(hypotheses) == 0:  # of an array, the truth is not that
         raise ValueError("no clips to score: references and hypotheses are empty lists")
     for index, several in enumerate(references):
         if isinstance(several, str):
             raise ValueError(f"references[{index}] is a string, expected the list of that clip's references")
-        if not several:
+        require_texts(f"references[{index}]", several)
+        if len(several) == 0:
             raise ValueError(f"references[{index}] is an empty list, expected at least one reference")
 
 

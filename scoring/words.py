@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import jiwer
 
 from scoring.captions import check_pairs
+from support.command_line import UserError
+from support.texts import require_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,9 @@ def clean_hypothesis(text: str, special_tokens: Iterable[str] = ()) -> str:
     Common spellings (``</s>``, ``<|im_end|>``, ``<end_of_turn>``, ``[PAD]`` …) are always removed; ``special_tokens``
     adds the tokenizer's own (``tokenizer.all_special_tokens``) and an end symbol.
     """
-    for token in sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True):
+    if not isinstance(text, str):
+        raise UserError(f"the hypothesis is {type(text).__name__}, expected a string")
+    for token in sorted({token for token in special_tokens if token and token.strip()}, key=len, reverse=True):
         text = text.replace(token, " ")
     return " ".join(_SPECIAL.sub(" ", text).split())
 
@@ -111,12 +115,8 @@ def _tokenizer_13a() -> Callable[[str], str]:
 
 
 def check_texts(references: Sequence[str], hypotheses: Sequence[str]) -> None:
-    for name, values in (("references", references), ("hypotheses", hypotheses)):
-        if isinstance(values, str):
-            raise ValueError(f"{name} is one string, expected a list with one entry per clip; wrap it in a list")
-        wrong = next((index for index, value in enumerate(values) if not isinstance(value, str)), None)
-        if wrong is not None:
-            raise ValueError(f"{name}[{wrong}] is {type(values[wrong]).__name__}, expected a string")
+    require_texts("references", references)
+    require_texts("hypotheses", hypotheses)
     check_pairs([[text] for text in references], hypotheses)
 
 

@@ -31,6 +31,23 @@ _PROGRAMS = {
 }
 """Files in the place of a folder of transformers."""
 _SPECIFICATION = re.compile(rb"[^\0]\0{3}.\0[A-Za-z0-9]{1,40}Spec\0", re.DOTALL)  # version, length, kind: CTranslate2
+_SOUNDS = {
+    b"\x1a\x45\xdf\xa3": "a WebM or Matroska file",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "a Windows Media file (wma, asf)",
+    b"#!AMR": "AMR audio",
+    b"#!SILK": "SILK audio",
+    b"\x02#!SILK": "SILK audio",
+    b"FLV\x01": "a Flash video",
+    b"ADIF": "AAC audio",
+    b"MAC ": "Monkey's Audio (ape)",
+    b"wvpk": "WavPack audio",
+    b"DSD ": "DSD audio",
+    b"TTA1": "TTA audio",
+    b".RMF": "a RealMedia file",
+    b"MThd": "a MIDI file, which holds no sound",
+    b"\x00\x00\x01\xba": "an MPEG video",
+}
+"""Sound in containers that few audio libraries read."""
 _ANSWERS = ("not found", "access denied", "accessdenied", "unauthorized", "forbidden", "rate limit", "invalid username")
 
 
@@ -68,6 +85,9 @@ def mistaken(path: str | Path, *, zip_is_right: bool = False, text_is_right: boo
     for mark, what in _FORMATS.items():
         if start.startswith(mark):
             return f"is {what}"
+    sound = _unread_sound(start)
+    if sound:
+        return f"is {sound}; convert it to wav or flac, as by: ffmpeg -i FILE FILE.wav"
     if not text_is_right and size < START_BYTES and "\ufffd" not in text and "\x00" not in text:
         first = text.strip().splitlines()[0][:60] if text.strip() else ""
         return f"is a short text ({first!r}), not data; copy or download the file again"
@@ -88,6 +108,15 @@ def of_another_program(path: str | Path) -> str | None:
         found = found or next((what for mark, what in _PROGRAMS.items() if start.startswith(mark)), None)
     convert = f"'python -m tools.convert {path} FOLDER' makes one of it, if it is a model that is known"
     return f"is {found}; expected a folder of transformers: {convert}" if found else None
+
+
+def _unread_sound(start: bytes) -> str | None:
+    """What kind of sound or video a file is by its start; None where it is none of these."""
+    if start[4:8] == b"ftyp":
+        return "an MPEG-4 file (m4a, mp4, 3gp)"
+    if start[:2] in (b"\xff\xf1", b"\xff\xf9"):  # 12 bits that are set, layer 0
+        return "AAC audio (ADTS)"
+    return next((what for mark, what in _SOUNDS.items() if start.startswith(mark)), None)
 
 
 def mistaken_in(folder: str | Path, names: Iterable[str]) -> str | None:

@@ -51,7 +51,8 @@ def replace(draft: Path, path: Path) -> None:
     try:
         os.replace(draft, path)
     except OSError as error:
-        if error.errno not in NO_REPLACING or not os.path.lexists(path) or path.is_dir():
+        folder = path.is_dir() and not path.is_symlink()
+        if error.errno not in NO_REPLACING or not os.path.lexists(path) or folder:
             raise
         before = path.with_name(f".{path.name}.before")  # some mounted drives rename to free names only
         before.unlink(missing_ok=True)

@@ -83,6 +83,8 @@ def _as_tensor(value: Any, name: str) -> Tensor:
             f"{name} is a {type(value).__name__}; expected a torch tensor or numpy array of samples at 16 kHz "
             "(data.audio.load_waveform reads a file)."
         )
+    if value.layout != torch.strided:
+        raise WaveformError(f"{name}: a tensor in the layout {value.layout}; expected a dense one (.to_dense()).")
     if value.dtype not in FLOATS and value.dtype not in FULL_SCALE:
         kind = str(value.dtype).removeprefix("torch.")
         raise WaveformError(
@@ -104,7 +106,7 @@ def _as_lengths(lengths: Any, samples: Tensor) -> Tensor:
         raise WaveformError(
             f"lengths are {counts.dtype}, {counts.tolist()}; expected whole numbers of samples, not seconds."
         )
-    return counts.reshape(1) if counts.dim() == 0 else counts
+    return (counts.reshape(1) if counts.dim() == 0 else counts).long()
 
 
 def _in_range(samples: Tensor, name: str) -> Tensor:

@@ -106,3 +106,13 @@ def test_augmentation_is_checked_where_there_are_no_weights(capsys):
     wrong = "datasets.augmentation={AddGausianNoise: {p: 0.3}}"
     assert train.main(["--cfg-path", "configs/cv16/stage1.yaml", "--dryrun", "--options", wrong]) == 1
     assert "AddGausianNoise: unknown; did you mean 'AddGaussianNoise'?" in capsys.readouterr().err
+
+
+def test_positions_are_compared_with_the_clips_not_with_the_planned_one(tiny_project, capsys):
+    file = tiny_project.llm / "config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    for positions, status in ((64, 0), (24, 1)):
+        file.write_text(json.dumps(settings | {"max_position_embeddings": positions}), encoding="utf-8")
+        found, _, error = dry_run(capsys, "--cfg-path", tiny_project.config)
+        assert found == status
+    assert "clips need more than the language model's 24 positions" in error and "train.json#" in error

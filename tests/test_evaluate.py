@@ -198,8 +198,8 @@ def test_a_prefix_that_is_not_needed_is_only_said(project: tiny.TinyProject, cap
     for entry in annotations:
         entry["path"] = str(project.test_asr.parent / entry["path"])
     tiny.write_annotations(project.test_asr, annotations)
-    assert run(project, "--mode", "submission_asr", "--options", "datasets.prefix=/nowhere") == 0
-    assert "datasets.prefix, '/nowhere', is no folder" in caplog.text
+    assert run(project, "--mode", "submission_asr", "--options", f"datasets.prefix={project.root}/gone") == 0
+    assert f"datasets.prefix, '{project.root}/gone', is no folder" in caplog.text
     assert outputs(project, "submission_asr")[2]["failed"] == 0
 
 

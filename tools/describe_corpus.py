@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.sections import ANNOTATION_PATHS
 from support import command_line
 from support.command_line import UserError
 from support.files import write_json
@@ -24,15 +25,6 @@ if TYPE_CHECKING:
     from configs.schema import Config
     from data.describe import Corpus, Group, Spread
 
-KEYS = (
-    "train_ann_path",
-    "valid_ann_path",
-    "test_ann_path",
-    "test_ann_path_asr",
-    "test_ann_path_aac",
-    "train_stage2_path",
-    "valid_stage2_path",
-)
 LISTED = 12  # folders, rates or formats in a line
 
 
@@ -81,7 +73,7 @@ def work(arguments: argparse.Namespace) -> int:
 def _named(config: Config) -> dict[str, list[str]]:
     """The annotation files of a YAML by their keys."""
     found = {}
-    for key in KEYS:
+    for key in ANNOTATION_PATHS:
         value = getattr(config.datasets, key)
         if value:
             found[f"datasets.{key}"] = [value] if isinstance(value, str) else list(value)

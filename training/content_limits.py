@@ -75,24 +75,27 @@ def require_positions(
 
     Args:
         prompts_of: the prompts that a clip may get, questions filled in.
-        training: the answer is the longest of a clip's texts; else it has up to `new_tokens`.
+        training: the answer is the longest of a clip's texts, as for every loss; else it has up to `new_tokens`.
     """
     limit = model.llm.positions
     if limit is None:
         return
     audio_of: dict[int, int] = {}  # whole seconds -> audio tokens
+    prompt_bytes: dict[tuple[str, str | None], int] = {}  # task and question -> of the longest prompt
     too_long: list[tuple[float, Annotation]] = []
     for annotation, duration_s in zip(annotations, durations_s, strict=True):
         seconds = ceil(duration_s)
         if seconds not in audio_of:
             audio_of[seconds] = model.audio_tokens(seconds * SAMPLE_RATE)
-        prompts = prompts_of(annotation)
-        texts = (annotation.texts or (annotation.text,)) if training else ()
-        # A token is a byte or more, so that few texts need the tokenizer.
-        bound = audio_of[seconds] + max(_bytes(model.text.in_template(prompt)) for prompt in prompts) + new_tokens
-        bound += min(model.text.max_txt_len, max(map(_bytes, texts), default=0) + len(model.text.end_ids))
+        asked = (annotation.task, annotation.Q)
+        if asked not in prompt_bytes:
+            prompt_bytes[asked] = max(_bytes(model.text.in_template(prompt)) for prompt in prompts_of(annotation))
+        # A token is a byte or more, so that few clips need the tokenizer.
+        bound = audio_of[seconds] + prompt_bytes[asked] + new_tokens + (model.text.max_txt_len if training else 0)
         if bound <= limit:
             continue
+        texts = (annotation.texts or (annotation.text,)) if training else ()
+        prompts = prompts_of(annotation)
         rows = model.text.batch(list(prompts))
         tokens = model.audio_tokens(round(duration_s * SAMPLE_RATE)) + new_tokens
         tokens += max(len(before) + len(after) for before, after in zip(rows.before, rows.after, strict=True))

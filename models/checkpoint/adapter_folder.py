@@ -206,7 +206,8 @@ def verify_folder(folder: Path, names: tuple[str, ...] = (ADAPTER_FILE, CONFIG_F
         return
     try:
         listed: dict[str, dict] = json.loads(manifest_file.read_text(encoding="utf-8"))["files"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        _require_real(manifest_file, text=True)
         raise CheckpointError(f"{manifest_file} is damaged ({error}); use another checkpoint.") from error
     for name in names:
         if name not in listed:
@@ -216,12 +217,20 @@ def verify_folder(folder: Path, names: tuple[str, ...] = (ADAPTER_FILE, CONFIG_F
             raise CheckpointError(f"{path} is missing, though the manifest lists it; use another checkpoint.")
         size = path.stat().st_size
         if size != expected["bytes"]:
+            _require_real(path, text=path.suffix != ".safetensors")
             raise CheckpointError(
                 f"{path} has {size} bytes, the manifest says {expected['bytes']}: it is truncated or was altered; "
                 "use another checkpoint."
             )
         if _sha256(path) != expected["sha256"]:
             raise CheckpointError(f"{path} is damaged: its checksum is not the manifest's; use another checkpoint.")
+
+
+def _require_real(path: Path, *, text: bool) -> None:
+    """Name a file that is a git-lfs pointer, a web page and the like, for which there are better remedies."""
+    found = mistaken(path, text_is_right=text)
+    if found:
+        raise CheckpointError(f"{path} {found}.")
 
 
 def _write_manifest(folder: Path) -> None:

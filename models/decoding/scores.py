@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.parsing import check_ranges
+from configs.parsing import check_values
 from configs.sections import GenerateConfig
 
 
@@ -25,7 +25,7 @@ class GenerateOptions(GenerateConfig):
     """A row ends when it (its best running beam) has generated this id, which `min_length` does not forbid."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)  # those of a YAML are checked where it is read
+        check_values(self)  # those of a YAML are checked where it is read
         super().__post_init__()
 
 

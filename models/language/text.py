@@ -6,6 +6,7 @@ symbol's. Special tokens come from the template and the end symbol alone: what a
 spells is plain text (`plain_text.py`).
 """
 
+import importlib
 import json
 import logging
 import os
@@ -25,6 +26,8 @@ from models.hub import loading_problem, require_real_files, split_revision
 from models.language.plain_text import PlainText
 from models.runtime.spans import spanned
 from support.command_line import UserError
+from support.file_kinds import mistaken
+from support.texts import require_texts
 
 # Loader workers are forked after the tokenizer was used: its own threads would only print a warning and switch off.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,7 +36,7 @@ log = logging.getLogger(__name__)
 
 PLACEHOLDER = "<SpeechHere>"
 MARKED_PLACEHOLDER = f"<Speech>{PLACEHOLDER}</Speech>"
-ESCAPE = re.compile(r"\\[nrt]")
+ESCAPE = re.compile(r"\\(?:[nrt]|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})")
 UNDECODED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose others are still to come
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,6 +45,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "vocab.json",
 )
+SENTENCEPIECE_PACKAGES = ("sentencepiece", "google.protobuf")
 TOKENIZED_PROMPTS_KEPT = 4096  # prompts are few and repeat; a corpus of questions is not kept whole
 
 
@@ -169,6 +173,9 @@ class TextProcessor:
 
         Raises ValueError for a prompt without exactly one placeholder and for unequal counts.
         """
+        require_texts("prompts", prompts)
+        if texts is not None:
+            require_texts("texts", texts)
         if texts is not None and len(texts) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(texts)} texts; each prompt needs one text.")
         pieces = [self._prompt_ids(prompt) for prompt in prompts]
@@ -289,11 +296,25 @@ def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenize
         exact = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options)
         loader = PreTrainedTokenizerFast if exact is not None else AutoTokenizer
         return loader.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
+        absent = [package for package in SENTENCEPIECE_PACKAGES if not _is_installed(package)]
+        if absent and (Path(name) / "tokenizer.model").is_file():
+            raise UserError(
+                f"model.llama_path: {path!r} has a tokenizer.model alone, which needs {' and '.join(absent)}; install "
+                "them: pip install sentencepiece protobuf"
+            ) from error
         raise UserError(
             f"model.llama_path: no tokenizer could be loaded from {path!r} ({loading_problem(path, error)}); "
             "expected a folder with tokenizer.json, or a hub name."
         ) from error
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
 
 
 def _bos_ids(tokenizer: PreTrainedTokenizerBase, bos_token: str | None) -> tuple[int, ...]:
@@ -328,7 +349,13 @@ def _declared_eos_ids(path: str, token: str | None) -> tuple[int, ...]:
         file = cached_file(name, file_name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False)
         if file is None:
             continue
-        declared = json.loads(Path(file).read_text(encoding="utf-8"))
+        try:
+            declared = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+            what = mistaken(file, text_is_right=True) or f"is no JSON ({error}); copy or download it again"
+            raise UserError(f"{file} {what}") from None
+        if not isinstance(declared, dict):
+            raise UserError(f"{file}: expected a JSON object, found {type(declared).__name__}; download it again")
         ids = declared.get("eos_token_id")
         if ids is None:
             ids = (declared.get("text_config") or {}).get("eos_token_id")

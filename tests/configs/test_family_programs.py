@@ -230,5 +230,6 @@ def test_null_of_other_keys(load, text: str, override: str, key: str) -> None:
     assert getattr(getattr(load(text, override), section), name) is None
 
 
-def test_none_stays_text_where_null_is_not_allowed(load) -> None:
-    assert load("model: {end_sym: None}").model.end_sym == "None"
+def test_none_is_named_where_null_is_not_allowed(load) -> None:
+    with pytest.raises(ConfigError, match=r"model\.end_sym: found None"):
+        load("model: {end_sym: None}")

@@ -122,12 +122,67 @@ def test_every_missing_path_is_named_at_once(write) -> None:
     assert first == "mine.yaml: 6 things to fix"
     places = [line.split(" does not exist")[0] for line in lines]
     assert places == [
-        "line 6: datasets.train_ann_path: 'x.json'",
-        "line 6: datasets.train_ann_path: 'y.json'",
-        "--options: datasets.valid_ann_path: 'z.json'",
         "line 2: model.llama_path: 'a/b/c'",
         "line 3: model.whisper_path: './no'",
         "line 4: model.beats_path: 'b.pt'",
+        "line 6: datasets.train_ann_path: 'x.json'",
+        "line 6: datasets.train_ann_path: 'y.json'",
+        "--options: datasets.valid_ann_path: 'z.json'",
+    ]
+
+
+NEEDS = ("datasets.train_ann_path", "model.prompt_path", "model")
+
+
+def test_missing_paths_are_named_next_to_wrong_keys(write) -> None:
+    path = write(
+        "model:\n  lora_rnak: 8\n  gemma_path: a/b/c\n  whisper_path: org/whisper\n"
+        "  prompt_path: prompts/train_prompt.json\n"
+        "datasets:\n  train_ann_path: x.json\n  test_ann_path: y.json\nrun: {seed: one}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, needs=NEEDS)
+    first, *lines = str(caught.value).split("\n  ")
+    assert first == "mine.yaml: 4 things to fix"
+    assert [": ".join(line.split(": ")[:2]) for line in lines] == [
+        "line 2: model.lora_rnak",
+        "line 3: model.llama_path",
+        "line 7: datasets.train_ann_path",
+        "line 9: run.seed",
+    ]
+
+
+def test_paths_alone_are_left_to_the_command(write) -> None:
+    path = write("model: {llama_path: a/b/c}")
+    assert load_config(path, needs=NEEDS).model.llama_path == "a/b/c"
+    assert "does not exist" not in message(write("model: {llama_path: a/b/c, lora_rnak: 8}"))
+
+
+def test_paths_that_are_not_given_are_no_problem_among_others(write) -> None:
+    with pytest.raises(ConfigError, match=r"^mine\.yaml, line 1: model\.lama_path: no such key .* Did you mean"):
+        load_config(write("model: {lama_path: a/b/c}"), needs=NEEDS)
+
+
+def test_a_null_override_is_to_be_left_out(write) -> None:
+    config = load_config(write("model: {gemma_path: org/gemma, whisper_path: org/whisper}"), ["model.llama_path="])
+    with pytest.raises(
+        ConfigError, match=r"^--options .*: model\.llama_path is set to nothing\. Leave that option out"
+    ):
+        config.require_paths()
+
+
+def test_an_adapter_of_the_command_line_is_not_a_line_of_the_file(write) -> None:
+    config = load_config(write("model: {llama_path: org/a, whisper_path: org/b, ckpt: c}")).with_adapter("runs/none")
+    with pytest.raises(ConfigError, match=r"^--ckpt: model\.ckpt: 'runs/none' does not exist .* Correct that option$"):
+        config.require_paths()
+
+
+def test_keys_ignored_for_one_reason_are_one_line(write) -> None:
+    config = load_config(write("run: {use_distributed: false, world_size: 1, gpu: 0, dist_url: env}"))
+    assert len(config.ignored) == 4
+    assert sorted(line.partition(":")[0] for line in config.remarks) == [
+        "run.gpu",
+        "run.use_distributed, run.world_size, run.dist_url",
     ]
 
 
@@ -163,3 +218,27 @@ def test_other_prompts_are_not_replaced(write) -> None:
         assert config.model.prompt_path == path
         with pytest.raises(ConfigError, match="does not exist"):
             config.require_paths("model.prompt_path")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n", "is a git-lfs pointer"),
+        ("<!DOCTYPE html>\n<html>" + "x" * 9000, "is a web page"),
+        ("Entry not found", "a server's answer"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_named(write, content: str, words: str) -> None:
+    text = message(write(content))
+    assert text.startswith("mine.yaml: ") and words in text and len(text) < 300
+
+
+def test_a_packed_file_is_named(write) -> None:
+    Path("mine.yaml").write_bytes(b"PK\x03\x04" + bytes(200))
+    assert "is a zip archive" in message("mine.yaml")
+
+
+@pytest.mark.parametrize("key", ["end_sym", "prompt_template", "stop_strings"])
+def test_pythons_none_is_no_text(write, key: str) -> None:
+    assert f"model.{key}: found None, which YAML reads as a text" in message(write(f"model:\n  {key}: None\n"))
+    assert f"model.{key}: found None" in message(write("model: {}\n"), f"model.{key}=None")

@@ -296,6 +296,9 @@ def test_the_first_channel_alone(tmp_path: Path, subtype: str) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n", "git lfs pull"),
         (b"<html><body>404 Not Found</body></html>", "web page"),
         (b"PK\x03\x04" + b"packed" * 1000, "zip archive"),
+        (b"\0\0\0\x20ftypM4A " + bytes(500), "MPEG-4 file .*ffmpeg"),
+        (b"#!AMR\n" + b"\x3c" * 100, "AMR audio; convert it"),
+        ("{}".encode("utf-16") * 50, "no frames of sound found"),
     ],
 )
 def test_a_clip_that_is_something_else_is_named(tmp_path: Path, content: bytes, words: str) -> None:

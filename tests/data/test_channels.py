@@ -73,6 +73,39 @@ def test_the_decision_is_for_the_whole_clip() -> None:
         assert np.array_equal(mixed, left if clause else samples.mean(axis=1))
 
 
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize(
+    ("inverted", "seconds"), [(slice(40_000, None), 5), (slice(16_000, 28_000), 5), (slice(0, 8_000), 2)]
+)
+def test_a_stretch_that_cancels(kind: str, inverted: slice, seconds: int, caplog: pytest.LogCaptureFixture) -> None:
+    left = np.tile(TONE, 2 * seconds)
+    right = left.copy()
+    right[inverted] *= -1
+    with caplog.at_level(logging.WARNING):
+        waveform = load_waveform(stereo(left, right, kind))
+    assert all(part.std() > 0.25 for part in waveform[4000:-4000].split(4000))
+    assert len(caplog.records) == 1 and "used alone" in caplog.text
+
+
+def test_voices_in_turn_keep_the_mean() -> None:
+    """Each of two microphones has another voice, with some of the other's, late and weak: both are heard."""
+    silent = np.zeros(16_000, np.float32)
+    first, second = np.tile(TONE, 2), np.tile(NOISE, 2)
+    left = np.concatenate([first, silent, -0.05 * np.roll(second, 30)])
+    right = np.concatenate([0.05 * np.roll(first, 30), silent, second])
+    mixed, clause = mix_down(np.stack([left, right], axis=1))
+    assert clause is None and np.allclose(mixed, (left + right) / 2)
+
+
+@pytest.mark.parametrize("offset", [0.3, -0.5])
+def test_an_offset_hides_nothing(offset: float) -> None:
+    samples = np.stack([TONE + offset, -TONE + offset], axis=1).astype(np.float32)
+    mixed, clause = mix_down(samples)
+    assert "is silent" in clause and mixed.std() > 0.25
+    mixed, clause = mix_down(np.stack([TONE + offset, TONE + offset], axis=1).astype(np.float32))
+    assert clause is None and mixed.std() > 0.25
+
+
 def test_the_first_channel_is_asked_for() -> None:
     remarks = []
     waveform, _ = load_clip(stereo(0.5 * TONE, -TONE), first_channel=True, remarks=remarks)

@@ -174,3 +174,14 @@ def test_a_rate_that_no_recording_has(rate_hz: int) -> None:
     for read in (load_waveform, probe_duration_s):
         with pytest.raises(AudioError, match=f"its header gives a rate of {rate_hz} Hz; expected 1000 to 768000 Hz"):
             read(data)
+
+
+@pytest.mark.parametrize("names", [(b"LIST",), (b"LIST", b"bext"), (b"JUNK", b"LIST", b"cue ")])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_chunk_of_odd_length_without_its_padding(names: tuple[bytes, ...], subtype: str, caplog) -> None:
+    whole = encoded(subtype=subtype)
+    at = whole.index(b"data")
+    before = b"".join(name + struct.pack("<I", 7) + b"INFOabc" for name in names)
+    assert not remarks_of(whole[:at] + before + whole[at:], whole, caplog)
+    with pytest.raises(AudioError, match="truncated"):
+        load_waveform((whole[:at] + before + whole[at:])[:-500])

@@ -102,5 +102,8 @@ def test_what_is_nowhere(tmp_path: Path) -> None:
 def test_a_prefix_that_is_no_folder_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.wav").touch()
     file = annotate(tmp_path / "a.json", str(tmp_path / "a.wav"))
-    assert load_annotations(file, prefix="/nowhere")[0].path == str(tmp_path / "a.wav")
-    assert "datasets.prefix, '/nowhere', is no folder" in caplog.text
+    gone = tmp_path / "gone"
+    assert load_annotations(file, prefix=gone)[0].path == str(tmp_path / "a.wav")
+    other = annotate(tmp_path / "b.json", str(tmp_path / "a.wav"))
+    load_annotations([file, other], prefix=gone)
+    assert caplog.text.count(f"datasets.prefix, '{gone}', is no folder") == 1

@@ -147,6 +147,9 @@ def test_a_kaldi_folder_of_whole_recordings(tmp_path: Path) -> None:
         ({"segments": "u1 rec1 0 one\n"}, "expected a time in seconds, found 'one'"),
         ({"segments": "u1 rec1 2 1\n", "text": "u1 a\n"}, "ends before it starts"),
         ({"text": "u1 one\nu9 nine\n"}, "text: utterance 'u9' is not in"),
+        ({"text": "u1 one\nu2 two\nu1 other\n"}, "text, line 3: 'u1' is there twice, first in line 1"),
+        ({"segments": "u1 rec1 0 1\nu1 rec1 1 2\n"}, "segments, line 2: 'u1' is there twice"),
+        ({"wav_scp": "rec1 a.wav\nrec1 b.wav\n"}, "wav.scp, line 2: 'rec1' is there twice"),
     ],
 )
 def test_kaldi_folders_that_cannot_be_read(tmp_path: Path, files: dict, message: str) -> None:

@@ -50,6 +50,13 @@ HALF = Part(2.0, 2.5)
         {"START_TIME": 2, "END_TIME": 2.5},
         {"offset_in_seconds": 2, "duration_in_seconds": 0.5},
         {"start_time_ms": 2000, "end_time_ms": 2500},
+        {"audio_offset": 2, "audio_duration": 0.5},
+        {"audio_start": 2, "audio_end": 2.5, "audio_duration": 10},
+        {"start (s)": 2, "end (s)": 2.5},
+        {"start_us": 2_000_000, "end_us": 2_500_000},
+        {"start_min": 2 / 60, "end_ns": 2.5e9},
+        {"start_timestamp": 2, "end_timestamp": 2.5},
+        {"trim": [2, 2.5]},
     ],
 )
 def test_spellings(fields: dict) -> None:
@@ -153,7 +160,7 @@ def test_a_duration_alone_is_the_first_part_of_a_recording_that_others_divide(
     assert len({one.audio for one in (first, second, third)}) == 3
     assert second.clip == f"{tmp_path / 'a.wav'} [2-3.5 s]" and third.clip == third.path
     assert second.extra == {"offset": 2.0, "duration": 1.5}
-    assert "2 of 3 entries mean a part of their file" in caplog.text
+    assert "2 of 3 entries name a part of their file" in caplog.text
     caplog.clear()
     load_annotations(file)
     assert not caplog.text

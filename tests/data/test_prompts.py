@@ -47,3 +47,13 @@ def test_prompt_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps({"asr": PROMPTS["asr"][0]}), encoding="utf-8-sig")
     assert load_prompts(path)["asr"] == PROMPTS["asr"][0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"PK\x03\x04\xbd\xff", "zip archive"), (b"\x1f\x8b\x08\xff", "gzip archive")]
+)
+def test_a_packed_prompt_file_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_bytes(content)
+    with pytest.raises(PromptError, match=words):
+        load_prompts(path)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import stated
+from data import opening, sampling, stated
 from data.annotations import Annotation
+from data.opening import header_duration_s, probe_duration_s
 from data.parts import Part
 from data.sampling import clip_durations
 from data.stated import misstated, spread
 from dataset import AudioTextDataset, build_loader, collate
+from tests.encoded import encoded, with_number
 from tests.parts import batch_sampler
 
 
@@ -39,13 +41,39 @@ def stating(annotation: Annotation, seconds: float, **fields: object) -> Annotat
 
 def test_right_durations_are_believed(clips: list[Annotation], caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
     probed: list[str] = []
-    real = stated_probe = clip_durations.__globals__["probe_duration_s"]
-    monkeypatch.setitem(
-        clip_durations.__globals__, "probe_duration_s", lambda path: probed.append(path) or stated_probe(path)
-    )
+    monkeypatch.setattr(sampling, "header_duration_s", lambda path: probed.append(path) or header_duration_s(path))
     found = clip_durations([stating(clip, 1.05 + index % 5) for index, clip in enumerate(clips)])
-    assert found[:3] == [1.0, 2.0, 3.0] and len(probed) <= 5 and real is stated_probe
+    assert found[:3] == [1.0, 2.0, 3.0] and 1 <= len(probed) <= 5
     assert not caplog.text
+
+
+def test_a_right_duration_over_a_wrong_header_is_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = encoded(format="FLAC")
+    field = int.from_bytes(whole[21:26], "big")  # its low 36 bits are the number of samples
+    understated = field >> 36 << 36 | 1000
+    path = tmp_path / "understating.flac"
+    path.write_bytes(whole[:21] + understated.to_bytes(5, "big") + whole[26:])
+    true_s = probe_duration_s(path)
+    assert header_duration_s(path) < true_s / 2
+    clip = Annotation(path=str(path), text="a", task="asr", index=0, extra={"duration": true_s})
+    assert clip_durations([clip]) == [true_s] and not caplog.text
+    assert clip_durations([dataclasses.replace(clip, extra={})]) == [header_duration_s(path)]
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3", "WAV"])
+def test_lengths_are_read_from_headers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    path = tmp_path / f"clip.{kind.lower()}"
+    path.write_bytes(encoded(format=kind))
+    clip = Annotation(path=str(path), text="a", task="asr", index=0)
+    exact = probe_duration_s(path)
+    monkeypatch.setattr(opening, "inspect", lambda *_: pytest.fail("the whole file is read"))
+    assert clip_durations([clip]) == [pytest.approx(exact, abs=0.1)]
+
+
+def test_a_file_without_a_length_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "streamed.wav"
+    path.write_bytes(with_number(encoded(format="WAV"), 40, 0))
+    assert header_duration_s(path) == probe_duration_s(path) > 0
 
 
 def test_wrong_durations_are_not_believed(clips: list[Annotation], caplog: pytest.LogCaptureFixture) -> None:

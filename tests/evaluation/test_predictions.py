@@ -1,6 +1,7 @@
 """Lines of predictions: what every JSON reader can read."""
 
 import json
+import time
 from pathlib import Path
 
 from data.parts import Part
@@ -81,3 +82,16 @@ def test_names_of_rows_that_two_files_share() -> None:
     assert row_ids(clips) == ["asr/0", "1", "aac/0"]
     clips[2] = annotation("c.wav", "", testset_id="0", source="more/asr.json#0")
     assert row_ids(clips) == ["data/asr.json/0", "1", "more/asr.json/0"]
+
+
+def test_many_lines_that_are_made_anew_are_counted_at_once(tmp_path: Path) -> None:
+    clips = 20_000
+    before = PredictionStore(tmp_path, [f"old {n}" for n in range(clips)])
+    before.open_run({"adapter": "1", "program": "a"})
+    shared = {"path": "a.wav", "task": "asr", "prompt": "p", "hypothesis": "h"}
+    before.append(Prediction(index=n, id=str(n), **shared) for n in range(clips))
+    before.close()
+    started = time.process_time()
+    (note,) = PredictionStore(tmp_path, [f"new {n}" for n in range(clips)]).open_run({"adapter": "1", "program": "b"})
+    assert "starting from the beginning" in note and "another program" in note
+    assert time.process_time() - started < 5  # a set a line took half a minute

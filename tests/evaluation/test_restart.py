@@ -304,12 +304,14 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     assert again(project, generated, "run.batch_size_eval=1")[0] == 5 - done
 
 
-def test_lines_without_their_hashes_are_not_trusted(project: tiny.TinyProject, generated: list[int]) -> None:
+def test_lines_without_their_hashes_are_not_trusted(
+    project: tiny.TinyProject, generated: list[int], capsys: pytest.CaptureFixture
+) -> None:
     assert run(project, "--mode", "submission_asr") == 0
     (project.output / "eval/submission_asr/run.json").unlink()
     generated.clear()
     assert run(project, "--mode", "submission_asr") == 0
-    assert sum(generated) == 5
+    assert sum(generated) == 5 and "no run.json says what its predictions depend on" in capsys.readouterr().out
 
 
 SLOW_MODEL = """

@@ -11,6 +11,7 @@ from models.decoding.kv_cache import KeyValueCache
 from models.decoding.steps import prefill
 from models.frames import Frames
 from models.sizes import part_sizes
+from support.command_line import UserError
 from tests.clips import PROMPTS, TEXTS, alone, mixed_clips
 
 
@@ -157,7 +158,7 @@ def test_a_prompt_for_each_clip(model):
             model(waveforms, lengths, prompts, prompts)
     with pytest.raises(ValueError, match="got 2 prompts for 3 clips"):
         model.generate(None, None, PROMPTS[:2], frames=frames)
-    with pytest.raises(ValueError, match="prompts is one text"):
+    with pytest.raises(ValueError, match="prompts is one string"):
         model.generate(*alone(waveforms, lengths, 0), PROMPTS[0])
 
 
@@ -244,6 +245,57 @@ def test_prompts_without_text_are_refused(model):
         model(waveforms, lengths)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "prompts is a NoneType"),
+        (PROMPTS[0], "prompts is one string"),
+        ([3] * len(PROMPTS), r"prompts\[0\] is int"),
+        ([None] * len(PROMPTS), r"prompts\[0\] is NoneType"),
+        ([[PROMPTS[0]]] * len(PROMPTS), r"prompts\[0\] is list"),
+        ((prompt for prompt in PROMPTS), "prompts is a generator"),
+    ],
+)
+def test_prompts_that_are_no_texts_are_refused(model, prompts, message):
+    with pytest.raises(UserError, match=message):
+        model.generate(*mixed_clips(), prompts)
+
+
+def test_an_answer_that_is_missing_is_no_empty_answer(model):
+    waveforms, lengths = mixed_clips()
+    with pytest.raises(UserError, match=r"texts\[0\] is NoneType"):
+        model(waveforms, lengths, PROMPTS, [None, *TEXTS[1:]])
+    with pytest.raises(UserError, match="texts is one string"):
+        model(waveforms, lengths, PROMPTS, TEXTS[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": "5"}, "max_new_tokens is '5'; expected a whole number"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        ({"do_sample": "no"}, "do_sample is 'no'"),
+        ({"num_beam": 3}, r"no option 'num_beam' of generation \(did you mean num_beams\?\)"),
+        ({"seed": np.array([1, 2])}, "seed is"),
+    ],
+)
+def test_options_of_another_type_or_name_are_refused(model, options, message):
+    with pytest.raises(UserError, match=message):
+        model.generate(*mixed_clips(), PROMPTS, **options)
+
+
+def test_numbers_of_numpy_are_options(model):
+    clips = mixed_clips()
+    texts = model.generate(*clips, PROMPTS, num_beams=1, max_new_tokens=3)
+    assert model.generate(*clips, PROMPTS, num_beams=np.int64(1), max_new_tokens=3.0) == texts
+
+
+@pytest.mark.parametrize("given", [{"llama_path": "x"}, None, "model.yaml"])
+def test_a_model_is_built_from_a_model_config(given):
+    with pytest.raises(UserError, match=r"build_model takes a ModelConfig, found .*load_config\(FILE\)\.model"):
+        build_model(given)
+
+
 def test_serving_merges_lora_where_that_rounds_nothing(config, model):
     waveforms, lengths = mixed_clips()
     options = {"num_beams": 1, "max_new_tokens": 6, "return_details": True}
@@ -253,7 +305,7 @@ def test_serving_merges_lora_where_that_rounds_nothing(config, model):
     assert served.merge_for_serving() == served.merge_for_serving() == "merged into the weights"
     found = served.generate(waveforms, lengths, PROMPTS, **options)
     assert [each.tokens for each in found] == [each.tokens for each in expected]
-    assert build_model(replace(config, legacy="exact")).merge_for_serving() == "beside the weights"
+    assert build_model(replace(config, legacy="exact")).merge_for_serving() == "next to the weights"
     quantised = replace(config, quantization="nf4", allow_slow_kernels=True)
-    assert build_model(quantised).merge_for_serving() == "beside the weights"
+    assert build_model(quantised).merge_for_serving() == "next to the weights"
     assert build_model(replace(config, lora=False)).merge_for_serving() == "none"

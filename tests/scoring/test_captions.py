@@ -169,3 +169,20 @@ def test_a_hanging_or_failing_java_program_gives_none(java, program: str) -> Non
         assert function(REFERENCES, ["a", "b", "c"], 1.0) is None
     with pytest.raises(metrics.MetricUnavailable, match="SPICE's Java program"):
         captions.spice_or_raise(REFERENCES, ["a", "b", "c"], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [
+        ([[None]], ["a"], r"references\[0\]\[0\] is NoneType"),
+        ([["a"]], [None], r"hypotheses\[0\] is NoneType"),
+        (None, None, "references is a NoneType"),
+        ([["a"]], {"a"}, "hypotheses is a set"),
+        ([3], ["a"], r"references\[0\] is a int"),
+        ((each for each in [["a"]]), ["a"], "references is a generator"),
+    ],
+)
+def test_what_is_no_text_is_refused(references, hypotheses, message: str) -> None:
+    for metric in (metrics.bleu, metrics.cider_d, metrics.rouge_l, metrics.translation_bleu):
+        with pytest.raises(ValueError, match=message):
+            metric(references, hypotheses)

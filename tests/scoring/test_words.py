@@ -91,3 +91,16 @@ def test_a_tokenizers_own_tokens_go_too() -> None:
     assert metrics.clean_hypothesis("@@a dog@@ barks ###", ("@@", "###", "#", "")) == "a dog barks"
     assert metrics.clean_hypothesis("x < y and <laughs> [noise]") == "x < y and <laughs> [noise]"
     assert metrics.clean_hypothesis("  </s> ") == ""
+
+
+@pytest.mark.parametrize("metric", [metrics.wer, metrics.cer, metrics.accuracy, metrics.token_f1])
+def test_values_without_an_order_are_not_paired(metric) -> None:
+    for given in ({"a", "b"}, {"a": 1, "b": 2}, (each for each in ["a", "b"]), None):
+        with pytest.raises(ValueError, match="expected a list with one entry per clip, in order"):
+            metric(given, ["a", "b"])
+
+
+def test_a_hypothesis_that_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match="the hypothesis is NoneType"):
+        metrics.clean_hypothesis(None)
+    assert metrics.clean_hypothesis("a</x>", ["</x>", None]) == "a"

@@ -70,3 +70,22 @@ def test_models_of_other_programs_are_named(tmp_path):
     assert of_another_program(tmp_path) is None and of_another_program("openai/whisper-tiny") is None
     (tmp_path / "model.bin").write_bytes(b"\x06\0\0\0\x0c\0WhisperSpec\0" + bytes(20))
     assert "is a model of CTranslate2" in of_another_program(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\0\0\0\x20ftypM4A \0\0\0\0", "MPEG-4"),
+        (b"\0\0\0\x18ftyp3gp4\0\0\0\0", "MPEG-4"),
+        (b"\x1a\x45\xdf\xa3\x9fB\x86\x81\x01", "WebM"),
+        (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), "Windows Media"),
+        (b"#!AMR\n\x3c\x91", "AMR"),
+        (b"\x02#!SILK_V3", "SILK"),
+        (bytes.fromhex("fff15080"), "AAC"),
+        (b"wvpk", "WavPack"),
+    ],
+)
+def test_sound_that_is_not_read_is_named_with_a_remedy(tmp_path, start, words):
+    file = tmp_path / "clip.wav"
+    file.write_bytes(start + b"\x21\x00\xff" * 600)
+    assert words in mistaken(file) and "ffmpeg" in mistaken(file)

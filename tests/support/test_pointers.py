@@ -78,3 +78,19 @@ def test_other_files_are_no_pointers(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last").write_bytes(content)
     assert pointed(tmp_path / "last") == tmp_path / "last"
     assert pointed(tmp_path / "nowhere") == tmp_path / "nowhere"
+
+
+def test_a_link_is_moved_where_renaming_does_not_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+
+    def only_to_free_names(source, target, **_options):
+        if os.path.lexists(target):
+            raise FileExistsError(17, "File exists")
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", only_to_free_names)
+    for name in ("one", "two", "one"):
+        point(tmp_path / "best", tmp_path / name)
+        assert pointed(tmp_path / "best") == tmp_path / name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "one", "two"]

@@ -119,3 +119,12 @@ def test_a_batch_names_the_clip() -> None:
 def test_gradients_pass() -> None:
     clips = torch.zeros(1, 800, requires_grad=True)
     assert as_clips(clips, 800)[0] is clips
+
+
+def test_short_whole_numbers_are_counted_in_long_ones() -> None:
+    assert as_clips(np.zeros((2, 200), np.float32), np.array([200, 100], np.uint8))[1].dtype == torch.int64
+
+
+def test_a_sparse_tensor_is_refused() -> None:
+    with pytest.raises(WaveformError, match="to_dense"):
+        as_clips(torch.eye(2).to_sparse(), None)

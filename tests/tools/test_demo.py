@@ -40,7 +40,7 @@ def test_whole_path_on_a_tiny_project(
     assert nf4["wer"] == summary["asr"]["wer"] and nf4["ttft_s"] == summary["efficiency"]["ttft_s"]
     assert isinstance(float32["wer"], float) and isinstance(float32["cider_d"], float)
     assert nf4["kernel"].startswith("nf4: ") and float32["kernel"].startswith("none: ")
-    assert nf4["lora"] == "beside the weights" and float32["lora"] == "merged into the weights"
+    assert nf4["lora"] == "next to the weights" and float32["lora"] == "merged into the weights"
     saved = float32["llm_bytes"] - nf4["llm_bytes"]
     assert saved > 0 and float32["model_bytes"] - nf4["model_bytes"] == saved
     assert 0 < sum(summary["seconds_by_step"].values()) <= summary["seconds"] + 1

@@ -1,12 +1,11 @@
 """What limits take away is counted before a run starts."""
 
-import json
 from dataclasses import replace
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-import train
 from configs.schema import load_config
 from configs.sections import DatasetsConfig, ModelConfig
 from data.annotations import Annotation
@@ -65,12 +64,28 @@ def test_end_symbols_and_special_tokens_in_texts_are_named(tokenizer):
     assert "1 of 2 texts spell special tokens (</s>)" in note and "plain text" in note
 
 
-def test_characters_without_a_token_are_named(tokenizer):
+def test_characters_without_a_token_are_named():
+    pieces = ["<unk>", "</s>", *" enotw"]
+    letters = Tokenizer(models.BPE({piece: id for id, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    few = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>", eos_token="</s>")
     unknown = "\u4e2d"
-    if not text_processor(tokenizer).plain.unknown_tokens(unknown):
-        pytest.skip("this tokenizer writes every character")
-    (note,) = lost_text(clips(f"one {unknown}", "two"), text_processor(tokenizer))
+    assert text_processor(few).plain.unknown_tokens(unknown) == 1
+    (note,) = lost_text(clips(f"one {unknown}", "two"), text_processor(few))
     assert "1 of 2 texts" in note and unknown in note
+    assert lost_text(clips("one", "two"), text_processor(few)) == []
+
+
+def test_prompts_are_made_once_for_a_question_not_once_a_clip(tmp_path):
+    model = build_model(load_config(tiny.write_project(tmp_path).config).model)
+    asked = []
+
+    def prompts_of(annotation: Annotation) -> list[str]:
+        asked.append(annotation.Q)
+        return ["<Speech><SpeechHere></Speech> x"]
+
+    annotations = [replace(clip, Q="a" if clip.index % 2 else None) for clip in clips(*["one"] * 50)]
+    require_positions(model, annotations, [1.0] * 50, prompts_of, training=True)
+    assert sorted(map(str, asked)) == ["None", "a"]
 
 
 def test_long_training_clips_are_refused_skipped_or_cut():
@@ -89,25 +104,6 @@ def test_clips_that_exact_rules_cut_are_counted():
     (note,) = clips_cut_by_rules(clips("a", "b"), [31.0, 2.0], rules_of(ModelConfig(legacy="exact")).cuts_at_s)
     assert "cuts 1 of 2 training clips to 30 s" in note and "a.json#0: 31 s" in note
     assert clips_cut_by_rules(clips("a"), [31.0], rules_of(ModelConfig()).cuts_at_s) == []
-
-
-def test_a_run_with_long_clips(tmp_path, capsys):
-    project = tiny.write_project(tmp_path)
-    command = ["--cfg-path", str(project.config), "--options", "datasets.max_audio_s=0.9"]
-    assert train.main(command) == 1
-    assert "datasets.long_clips" in capsys.readouterr().err
-    assert not list(project.output.glob("checkpoint_*"))
-    assert train.main([*command, "datasets.long_clips=skip", "run.iters_per_epoch=1"]) == 0
-    assert "left out" in capsys.readouterr().out
-
-
-def test_dry_run_counts_them_too(tmp_path, capsys):
-    project = tiny.write_project(tmp_path)
-    entries = json.loads(project.train.read_text())["annotation"]
-    tiny.write_annotations(project.train, [{**entries[0], "text": "one two three four " * 100}, *entries[1:]])
-    assert train.main(["--cfg-path", str(project.config), "--dryrun", "--options", "model.max_txt_len=40"]) == 0
-    out = capsys.readouterr().out
-    assert "model.max_txt_len = 40 cuts 1 of " in out and f"{project.train}#0: " in out
 
 
 def test_more_tokens_than_positions(tmp_path):

@@ -268,3 +268,20 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"evil\.pth"):
         load_projection(Model(), tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 89472\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
+        (b"", r"empty \(0 bytes\)"),
+        (b"PK\x03\x04" + bytes(500), "zip archive"),
+    ],
+)
+@pytest.mark.parametrize("name", ["adapter.safetensors", "manifest.json"])
+def test_a_file_that_is_something_else_is_named(tmp_path, name, content, words):
+    save_adapter(Model(), tmp_path / "best")
+    (tmp_path / "best" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} is .*{words}"):
+        load_adapter(Model(), tmp_path / "best")

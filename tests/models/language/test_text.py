@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from configs.sections import ModelConfig
 from models.hub import split_revision
 from models.language.text import TextProcessor, _declared_eos_ids, load_tokenizer
+from support.command_line import UserError
 from tests import tiny
 from tests.parts import text_processor
 
@@ -211,6 +213,12 @@ def test_an_end_that_begins_with_a_special_token_ends_by_its_id(tmp_path, option
     assert text.decode([*tokenizer.encode("one two", add_special_tokens=False), end, 7]) == "one two"
 
 
+@pytest.mark.parametrize("escape", [r"\u000a", r"\x0A", r"\r"])
+def test_escapes_of_numbers_are_named_too(tokenizer, caplog, escape):
+    text_processor(tokenizer, prompt_template=f"USER: {{}}{escape}ASSISTANT:")
+    assert "model.prompt_template" in caplog.text
+
+
 @pytest.mark.parametrize("key", ["prompt_template", "end_sym", "stop_strings"])
 def test_an_escape_of_two_characters_is_named(tokenizer, caplog, key):
     value = {"prompt_template": r"USER: {}\nASSISTANT:", "end_sym": r"\n###", "stop_strings": ("a", r"\t")}[key]
@@ -221,3 +229,59 @@ def test_an_escape_of_two_characters_is_named(tokenizer, caplog, key):
 def test_a_line_break_and_a_backslash_alone_are_not(tokenizer, caplog):
     text_processor(tokenizer, prompt_template="USER: {}\nC:\\data ASSISTANT:")
     assert not caplog.text
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_folder(tmp_path_factory):
+    """A language model's folder as Vicuna's: `tokenizer.model` and no `tokenizer.json`."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("vicuna")
+    trained = folder / "tokenizer.model"
+    texts = tmp_path_factory.mktemp("texts") / "texts.txt"
+    texts.write_text("\n".join(["hello world", "a dog barks", "one two three four"] * 20), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(texts), model_prefix=str(trained.with_suffix("")), vocab_size=300, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    trained.with_suffix(".vocab").unlink()
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(sentencepiece_folder):
+    tokenizer = load_tokenizer(str(sentencepiece_folder))
+    text = text_processor(tokenizer, prompt_template="USER: {}\nASSISTANT:")
+    batch = text.batch([PROMPT], ["hello world </s> é"])
+    assert text.decode(batch.targets[0]) == "hello world </s> é"
+    assert batch.before[0][0] == tokenizer.bos_token_id and batch.targets[0].tolist().count(2) == 1
+
+
+def test_without_its_packages_the_error_names_them(sentencepiece_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(UserError) as error:
+        load_tokenizer(str(sentencepiece_folder))
+    assert "sentencepiece" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"", "is empty"),
+        (b'{"eos_token_id": 2', "is no JSON"),
+        ("{}".encode("utf-16"), "is no JSON"),
+        (b"[2]", "expected a JSON object"),
+    ],
+)
+def test_a_declaration_that_cannot_be_read_is_named(tmp_path, name, content, words):
+    folder = tiny.write_llm(tmp_path / "llm")
+    if name == "config.json":
+        (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        _declared_eos_ids(str(folder), None)
+    assert name in str(caught.value)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversion import ctranslate2_whisper, ggml_whisper, openai_whisper
+from conversion import ctranslate2_whisper, ggml_whisper, gguf_llm, openai_whisper
 from support.command_line import UserError, require_writable
 from support.file_kinds import mistaken
 from support.files import new_folder
@@ -44,6 +44,11 @@ FORMATS = (
         name="Whisper in a ggml-*.bin of whisper.cpp",
         recognises=ggml_whisper.recognises,
         convert=ggml_whisper.convert,
+    ),
+    Format(
+        name="a language model in GGUF (llama.cpp's)",
+        recognises=gguf_llm.recognises,
+        convert=gguf_llm.convert,
     ),
 )
 
@@ -92,7 +97,8 @@ def _folder_instead(folder: Path) -> str:
     weights = folder / "model.bin"
     if weights.is_file():
         return f"holds a model.bin that is no model: it {mistaken(weights) or 'is of an unknown format'}"
-    return "is a folder without a model.bin"
+    inside = sorted(folder.glob("*.gguf"))
+    return f"is a folder; name the file in it: {inside[0]}" if inside else "is a folder without a model.bin"
 
 
 def _refuse_target(source: Path, folder: Path, overwrite: bool) -> None:

@@ -19,7 +19,7 @@ _ARCHIVES = {
     b"\x28\xb5\x2f\xfd": "a zstd archive",
 }
 _FORMATS = {
-    b"GGUF": "a GGUF file (of llama.cpp); convert it to safetensors, or take the original model",
+    b"GGUF": "a GGUF file (of llama.cpp); make a folder of it: python -m tools.convert FILE FOLDER",
     b"\x89HDF": "an HDF5 file (of Keras); take the model in safetensors",
     b"\x93NUMPY": "a numpy array",
     b"%PDF": "a PDF document",

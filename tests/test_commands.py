@@ -32,6 +32,7 @@ COMMANDS = {
     "tools.pretrain_standins": ["--out", "outputs/standins"],
     "tools.quantize": [*CONFIG, "--out", "outputs/gptq"],
     "tools.to_flac": ["wav", "flac"],
+    "tools.weights": ["tiny"],
 }
 """Module -> arguments that it accepts."""
 OTHER_STATUS = {"tools.cache_encoder_outputs": 2, "tools.quantize": 2}

@@ -3,12 +3,14 @@
     python -m tools.convert faster-whisper-tiny.en models/whisper-tiny.en
     python -m tools.convert ~/.cache/whisper/small.pt models/whisper-small
     python -m tools.convert ggml-base.en-q5_1.bin models/whisper-base.en --dtype float16
+    python -m tools.convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2 --dtype float16
 
 The format of the source is recognised by its content: Whisper as a folder of CTranslate2 (faster-whisper's), as
-OpenAI's .pt, as a ggml-*.bin of whisper.cpp (float32, float16, q4_0, q4_1, q5_0, q5_1, q8_0). Nothing in it is run. The
-folder has the whole model (encoder and decoder), its configuration, and its tokenizer where the source has one; it
-appears once it is complete. Without --dtype, weights are float16 or bfloat16 where that changes no value, else float32:
-those that were quantised become float32. docs/weights.md has more.
+OpenAI's .pt, as a ggml-*.bin of whisper.cpp (float32, float16, q4_0, q4_1, q5_0, q5_1, q8_0); a language model (Llama,
+Qwen 2 and 3, Gemma 2 and 3) as a .gguf of llama.cpp. Nothing in it is run. The folder has the whole model, its
+configuration, and its tokenizer (with its chat template) where the source has one; it appears once it is complete.
+Without --dtype, weights are float16 or bfloat16 where that changes no value, else float32: those that were quantised
+become float32. docs/weights.md has more.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
 from conversion.byte_reader import ByteReader
-from conversion.ggml_blocks import BLOCK, BLOCK_TYPES, OTHER_TYPES
+from conversion.ggml_blocks import block_type
 from conversion.openai_whisper import check_sizes
 from conversion.stored_tensors import StoredTensor
 from conversion.whisper_folder import WhisperSource, write_whisper
@@ -129,15 +129,12 @@ def _tensor(reader: ByteReader, name: str, shape: tuple[int, ...], kind: int, ro
         stated, plain = PLAIN_TYPES[kind]
         raw = reader.take(count * plain.itemsize, name)
         return StoredTensor(shape=shape, type=stated, load=partial(_plain, raw, plain, shape))
-    if kind not in BLOCK_TYPES:
-        raise UserError(
-            f"{reader.path}: {name} is of type {OTHER_TYPES.get(kind, f'number {kind}')}; expected float32, float16, "
-            f"{', '.join(block.name for block in BLOCK_TYPES.values())}"
-        )
-    block = BLOCK_TYPES[kind]
-    if row % BLOCK:
+    block = block_type(kind)
+    if isinstance(block, str):
+        raise UserError(f"{reader.path}: {name} is of type {block}; expected float32, float16, or q2_k to q8_0")
+    if row % block.values:
         raise UserError(f"{reader.path} is damaged: {name} has rows of {row}, which {block.name} cannot store")
-    raw = reader.take(count // BLOCK * block.block_bytes, name)
+    raw = reader.take(count // block.values * block.bytes, name)
     return StoredTensor(shape=shape, type=block.name, load=lambda: block.decode(raw).reshape(shape))
 
 

@@ -99,7 +99,9 @@ def require_gguf_package() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise UserError("GGUF files are read with the package gguf: pip install gguf==0.19.0") from error
+        raise UserError(
+            "GGUF and quantised ggml files are read with the package gguf: pip install gguf==0.19.0"
+        ) from error
 
 
 def is_gguf(path: Path) -> bool:

@@ -249,6 +249,7 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
     accelerator.print(dryrun.plan(config, device, model))
     if weights:
         listed = "".join(f"\n  {key} = {path}" for key, path in weights.items())
+        listed += dryrun.how_to_bring(weights)
         accelerator.print(f"\nweights not found, so the plan comes from the architectures alone:{listed}")
     if data:
         listed = "".join(f"\n  {what}" for what in data)

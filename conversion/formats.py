@@ -53,6 +53,10 @@ FORMATS = (
 )
 
 
+INSIDE = ("*.gguf", "ggml*.bin", "*.pt", "*/model.bin", "*/*/model.bin")
+"""What is looked for in a folder that is of no format, for the error alone."""
+
+
 def convert(
     source: Path, folder: Path, *, dtype: str | None = None, overwrite: bool = False, report: Report = print
 ) -> Path:
@@ -81,7 +85,9 @@ def format_of(source: Path) -> Format:
     if found:
         raise UserError(f"{source} {found}")
     with open(source, "rb") as file:
-        start = file.read(8)
+        start = file.read(10)
+    if start[8:] == b'{"':
+        raise UserError(f"{source} is a file of safetensors; its folder, with config.json, is loaded as it is")
     raise UserError(f"{source} is in no format that is read (it starts with {start!r}); expected {_names()}")
 
 
@@ -97,8 +103,10 @@ def _folder_instead(folder: Path) -> str:
     weights = folder / "model.bin"
     if weights.is_file():
         return f"holds a model.bin that is no model: it {mistaken(weights) or 'is of an unknown format'}"
-    inside = sorted(folder.glob("*.gguf"))
-    return f"is a folder; name the file in it: {inside[0]}" if inside else "is a folder without a model.bin"
+    inside = next((found for pattern in INSIDE for found in sorted(folder.glob(pattern))), None)
+    if inside is None:
+        return "is a folder without a model.bin"
+    return f"is a folder; name what is in it: {inside.parent if inside.name == weights.name else inside}"
 
 
 def _refuse_target(source: Path, folder: Path, overwrite: bool) -> None:

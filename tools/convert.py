@@ -6,7 +6,7 @@
     python -m tools.convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2 --dtype float16
 
 The format of the source is recognised by its content: Whisper as a folder of CTranslate2 (faster-whisper's), as
-OpenAI's .pt, as a ggml-*.bin of whisper.cpp (float32, float16, q4_0, q4_1, q5_0, q5_1, q8_0); a language model (Llama,
+OpenAI's .pt, as a ggml-*.bin of whisper.cpp (float32, float16, q4_0 to q8_0, q2_k to q6_k); a language model (Llama,
 Qwen 2 and 3, Gemma 2 and 3) as a .gguf of llama.cpp. Nothing in it is run. The folder has the whole model, its
 configuration, and its tokenizer (with its chat template) where the source has one; it appears once it is complete.
 Without --dtype, weights are float16 or bfloat16 where that changes no value, else float32: those that were quantised

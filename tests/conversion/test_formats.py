@@ -197,12 +197,18 @@ def test_what_is_no_model_is_called_what_it_is(tmp_path: Path) -> None:
     assert "is empty (0 bytes)" in problem(b"")
     assert "is in no format that is read (it starts with b'" in problem(bytes(range(200)) * 20)
     assert all(known.name in problem(bytes(5000)) for known in FORMATS)
+    with pytest.raises(UserError, match=r"is a file of safetensors; its folder"):
+        format_of(tiny.write_whisper(tmp_path / "w") / "model.safetensors")
     with pytest.raises(UserError, match="does not exist"):
         format_of(tmp_path / "absent")
     with pytest.raises(UserError, match=r"a folder without a model\.bin"):
         format_of(tmp_path)
     with pytest.raises(UserError, match="a folder of transformers already"):
         format_of(tiny.write_whisper(tmp_path / "whisper"))
+    (tmp_path / "deep" / "model").mkdir(parents=True)
+    (tmp_path / "deep" / "model" / "model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"name what is in it: {tmp_path}/deep/model; expected"):
+        format_of(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match="git-lfs pointer"):
         format_of(tmp_path)

@@ -30,4 +30,4 @@ def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert error.startswith(f"error: {source} ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert main([str(tmp_path), str(tmp_path / "out")]) == 1
-    assert "is a folder without a model.bin" in capsys.readouterr().err
+    assert f"is a folder; name what is in it: {source}; expected" in capsys.readouterr().err

@@ -6,6 +6,7 @@ The plan needs neither weights nor data: the model is built from configs/archite
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from configs import augmentation
+from configs.known_weights import bringing_command, cached_weights
 from configs.paths import PROGRAM, program_file
 from configs.schema import Config, load_config
 from configs.sections import GenerateConfig, ModelConfig
@@ -47,7 +49,7 @@ def missing_weights(model: ModelConfig) -> dict[str, str]:
 
 
 def _is_available(path: str) -> bool:
-    if Path(path).expanduser().exists():
+    if Path(path).expanduser().exists() or cached_weights(path) is not None:
         return True
     name, _, revision = path.partition("@")
     try:
@@ -55,6 +57,12 @@ def _is_available(path: str) -> bool:
         return any(isinstance(file, str) for file in found)
     except HFValidationError:  # a path, not a hub name
         return False
+
+
+def how_to_bring(weights: Mapping[str, str]) -> str:
+    """Which commands bring missing weights, a line each; '' where none does."""
+    commands = dict.fromkeys(filter(None, map(bringing_command, weights.values())))
+    return "".join(f"\n{command} brings those that are known to it" for command in commands)
 
 
 def missing_data(config: Config) -> list[str]:

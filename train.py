@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 
 from configs.dated import placeholders
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
-from data.annotations import load_annotations
-from data.prompts import load_prompts
-from data.usable import require_files, require_some_usable, require_texts
+from data.usable import require_some_usable
 from support import command_line
+from training_data import check_content, load_data, without_long_clips
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -133,39 +132,6 @@ def _agreed(accelerator: Accelerator, config: Config, resume: str | None) -> Map
     return broadcast_object_list(moments)[0]
 
 
-def load_data(config: Config) -> tuple[AudioTextDataset, AudioTextDataset | None]:
-    """Training clips, and validation clips where the file names any."""
-    from dataset import AudioTextDataset
-    from models.released_rules import rules_of
-
-    datasets = config.datasets
-    train_clips = load_annotations(datasets.train_ann_path, datasets.prefix)
-    require_files(train_clips, datasets.prefix, "datasets.train_ann_path")
-    require_texts(train_clips, "datasets.train_ann_path")
-    train_data = AudioTextDataset(
-        train_clips,
-        load_prompts(config.model.prompt_path),
-        seed=config.run.seed,
-        training=True,
-        augment=datasets.augmentation,
-        join=datasets.join_clips,
-        max_audio_s=datasets.max_audio_s,
-        long_clips=datasets.long_clips,
-        first_channel=rules_of(config.model).first_channel,
-    )
-    if datasets.valid_ann_path is None:
-        return train_data, None
-    valid_clips = load_annotations(datasets.valid_ann_path, datasets.prefix)
-    require_files(valid_clips, datasets.prefix, "datasets.valid_ann_path")
-    valid_data = AudioTextDataset(
-        valid_clips,
-        load_prompts(config.model.test_prompt_path or config.model.prompt_path),
-        seed=config.run.seed,
-        max_audio_s=datasets.max_audio_s,
-    )
-    return train_data, valid_data
-
-
 def make_runner(
     config: Config,
     model: SALMONN,
@@ -231,9 +197,9 @@ def _train_in(config: Config, accelerator: Accelerator, resume: Path | None) -> 
     """Train in the run's folder, which is this run's alone."""
     config.require_paths(*_data_paths(config), *_model_paths(config))  # all that is missing, in one error
     train_data, valid_data = load_data(config)
-    train_data = _without_long_clips(config, train_data, accelerator)
+    train_data = without_long_clips(config, train_data, accelerator.print)
     model, distiller = _build(config, accelerator)
-    _check_content(config, model, train_data, valid_data, accelerator)
+    check_content(config, model, train_data, valid_data, accelerator.print)
     runner = make_runner(
         config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller
     )
@@ -255,39 +221,6 @@ def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller
     torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
     model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
     return model, build_distiller(config, model)
-
-
-def _without_long_clips(config: Config, train_data: AudioTextDataset, accelerator: Accelerator) -> AudioTextDataset:
-    """The training clips that `datasets.long_clips` leaves; says what it does to the others."""
-    from models.released_rules import rules_of
-    from training.content_limits import clips_cut_by_rules, clips_to_skip
-
-    durations_s = train_data.whole_durations()
-    skipped, notes = clips_to_skip(train_data.annotations, durations_s, config.datasets)
-    for note in notes + clips_cut_by_rules(train_data.annotations, durations_s, rules_of(config.model).cuts_at_s):
-        accelerator.print(note)
-    return train_data.without(skipped) if skipped else train_data
-
-
-def _check_content(
-    config: Config,
-    model: SALMONN,
-    train_data: AudioTextDataset,
-    valid_data: AudioTextDataset | None,
-    accelerator: Accelerator,
-) -> None:
-    """Say what limits and the tokenizer take away from texts; an error where a sequence has more tokens than the
-    language model has positions."""
-    from training.content_limits import lost_text, require_positions
-
-    for note in lost_text(train_data.annotations, model.text):
-        accelerator.print(note)
-    for data in filter(None, (train_data, valid_data)):
-        require_positions(model, data.annotations, data.durations(), data.prompts_of, training=True)
-    if valid_data is not None and config.run.valid_scoring:
-        new_tokens = config.generate.max_new_tokens
-        clips, durations_s = valid_data.annotations, valid_data.durations()
-        require_positions(model, clips, durations_s, valid_data.prompts_of, training=False, new_tokens=new_tokens)
 
 
 def _data_paths(config: Config) -> list[str]:
@@ -316,6 +249,7 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
     accelerator.print(dryrun.plan(config, device, model))
     if weights:
         listed = "".join(f"\n  {key} = {path}" for key, path in weights.items())
+        listed += dryrun.how_to_bring(weights)
         accelerator.print(f"\nweights not found, so the plan comes from the architectures alone:{listed}")
     if data:
         listed = "".join(f"\n  {what}" for what in data)
@@ -323,11 +257,11 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
     else:
         config.require_paths(*_data_paths(config))
         train_data, valid_data = load_data(config)
-        train_data = _without_long_clips(config, train_data, accelerator)
+        train_data = without_long_clips(config, train_data, accelerator.print)
         if model is None:
             accelerator.print(f"\n{dryrun.describe_data(train_data, valid_data)}")
         else:
-            _check_content(config, model, train_data, valid_data, accelerator)
+            check_content(config, model, train_data, valid_data, accelerator.print)
             loader = make_runner(config, model, train_data, valid_data, accelerator=accelerator).loader
             accelerator.print(f"\n{dryrun.describe(model, train_data, valid_data, next(iter(loader)))}")
     if distiller is not None:

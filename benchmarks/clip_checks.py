@@ -43,21 +43,15 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, object]:
 
     from models.build import build_model
     from runner import Runner
-    from training.content_limits import clips_to_skip, lost_text, require_positions
+    from training_data import check_content, load_data, without_long_clips
 
-    train_data = _training_data(config)
+    train_data, _ = load_data(config)
     lengths_s = _taken(train_data.whole_durations)
     with_checks, without = _loading(train_data, rounds)
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, device="cpu")
     before_s = lengths_s + _taken(
-        lambda: (
-            clips_to_skip(train_data.annotations, train_data.whole_durations(), config.datasets),
-            lost_text(train_data.annotations, model.text),
-            require_positions(
-                model, train_data.annotations, train_data.durations(), train_data.prompts_of, training=True
-            ),
-        )
+        lambda: check_content(config, model, without_long_clips(config, train_data, print), None, print)
     )
     runner = Runner(config, model, train_data)
     step_s = _step_seconds(runner, steps)
@@ -73,22 +67,6 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, object]:
         "share": (max(0.0, with_checks - without) + before_s) / epoch_s,
         "claimed_share": CLAIMED_SHARE,
     }
-
-
-def _training_data(config: Config) -> AudioTextDataset:
-    from data.annotations import load_annotations
-    from data.prompts import load_prompts
-    from dataset import AudioTextDataset
-
-    datasets = config.datasets
-    return AudioTextDataset(
-        load_annotations(datasets.train_ann_path, datasets.prefix),
-        load_prompts(config.model.prompt_path),
-        seed=config.run.seed,
-        training=True,
-        max_audio_s=datasets.max_audio_s,
-        long_clips=datasets.long_clips,
-    )
 
 
 def _loading(data: AudioTextDataset, rounds: int) -> tuple[float, float]:
@@ -113,7 +91,7 @@ def _no_checks() -> Iterator[None]:
     from data.findings import WHOLE
 
     with (
-        mock.patch("data.audio.inspect", lambda file, decoded=None: WHOLE),
+        mock.patch("data.opening.inspect", lambda file, decoded=None: WHOLE),
         mock.patch("data.channels.energy", lambda samples: 0.0),
         mock.patch("data.audio.problem_with", lambda low, high: None),
         mock.patch("dataset.misstated", lambda annotation, found_s, capped=False: []),

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from configs.sections import ModelConfig
+from models.hub import located
 from models.quantization.gptq import GPTQSettings, StoredGPTQ
 from models.quantization.gptq_folder import save_folder
 
@@ -25,7 +26,7 @@ WEIGHT_FILES = ("*.safetensors*", "*.bin*", "config.json", "generation_config.js
 
 def write_in_4_bits(config: ModelConfig, folder: str | Path, *, small: bool = False) -> ModelConfig:
     """Write the unquantised language model of `config` in 4 bits; the configuration that reads it."""
-    source = Path(config.llama_path)
+    source = Path(located(config.llama_path)[0])
     group_size = SMALL_GROUP_SIZE if small else GROUP_SIZE
     made = write_gptq(source, Path(folder) / f"{source.name}_gptq", group_size=group_size)
     return dataclasses.replace(config, llama_path=str(made), quantization="gptq")

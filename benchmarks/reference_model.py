@@ -40,6 +40,7 @@ from configs.sections import ModelConfig
 from models.checkpoint.adapter_folder import ADAPTER_FILE
 from models.checkpoint.released_names import released_name
 from models.encoders.table import ENCODERS, build_encoder
+from models.hub import located
 from models.language.text import PLACEHOLDER, load_tokenizer
 from models.released_rules import RELEASED_ENCODERS, encode_released
 from support.command_line import UserError
@@ -69,9 +70,9 @@ class ReferenceModel(nn.Module):
         if config.quantization not in ("none", "nf4"):
             raise UserError(f"the reference model has no quantisation {config.quantization!r}, only nf4")
 
-        whisper_config = WhisperConfig.from_pretrained(config.whisper_path)
+        whisper_config = WhisperConfig.from_pretrained(located(config.whisper_path)[0])
         self.extractor = WhisperFeatureExtractor(feature_size=whisper_config.num_mel_bins)
-        self.speech_encoder = WhisperModel.from_pretrained(config.whisper_path, dtype=torch.float32).encoder
+        self.speech_encoder = WhisperModel.from_pretrained(located(config.whisper_path)[0], dtype=torch.float32).encoder
         self.ln_speech = nn.LayerNorm(whisper_config.d_model)
         width = whisper_config.d_model
         self.beats = None
@@ -119,7 +120,7 @@ class ReferenceModel(nn.Module):
                 bnb_4bit_compute_dtype=dtype,
             )
         base = AutoModelForCausalLM.from_pretrained(
-            config.llama_path, dtype=dtype, device_map={"": self.device}, **options
+            located(config.llama_path)[0], dtype=dtype, device_map={"": self.device}, **options
         )
         base.requires_grad_(False)
         if not config.lora:

@@ -62,7 +62,7 @@ def take_pruned_model(reading: Reading, section: str) -> None:
 
 
 def read_distillation_of_one_section(reading: Reading) -> None:
-    """cv-18: student and teacher in one section, the teacher's paths beside the student's."""
+    """cv-18: student and teacher in one section, the teacher's paths next to the student's."""
     model = reading.holder("model")
     if model is None:
         return

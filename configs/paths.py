@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.family_reading import MODELS
+from configs.known_weights import bringing_command, cached_weights
 from configs.parsing import Problem, raise_problems
 from configs.sections import ENCODER_PATHS
 from support.pointers import pointed
@@ -132,7 +133,9 @@ def _absent(key: str, kind: str, path: str, prefix: str | None, fix: str) -> str
         places.append(Path(prefix).expanduser() / path)
     if kind == "prompts":
         places.append(program_file(path))
-    if any(place.exists() or pointed(place).exists() for place in places) or (kind == "model" and is_hub_name(path)):
+    if any(place.exists() or pointed(place).exists() for place in places):
+        return None
+    if kind == "model" and (is_hub_name(path) or cached_weights(path) is not None):
         return None
     looked = " and at ".join(dict.fromkeys(str(place.absolute()) for place in places))
     also = ""
@@ -141,6 +144,9 @@ def _absent(key: str, kind: str, path: str, prefix: str | None, fix: str) -> str
     elif kind == "annotation" and len(places) > 1 and not Path(prefix).expanduser().is_dir():
         also = f". datasets.prefix, {prefix!r}, is no folder"
     hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
+    command = bringing_command(path) if kind == "model" else None
+    if command:
+        also = f". {command} brings it"
     meant = next(filter(None, map(did_you_mean, places)), "")
     return f"{key}: {path!r} does not exist (looked at {looked}){hub}.{meant} {fix}{also}"
 

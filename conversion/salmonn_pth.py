@@ -16,7 +16,7 @@ from models.checkpoint.adapter_tensors import PAD_ROWS, CheckpointError, listed
 from models.checkpoint.pad_rows import pad_rows_of_head, read_pad_rows
 from models.checkpoint.released import read_released, sorted_out
 from models.checkpoint.released_names import HEAD, lora_targets, released_name
-from models.hub import split_revision
+from models.hub import located
 from models.tensor_file import TensorFileError, read_tensor_file
 from support.files import write_whole
 
@@ -94,7 +94,7 @@ def _pad_rows(path: Path | None, head: Tensor | None, config: ModelConfig) -> di
         return read_pad_rows(path)
     if head is None:
         return {}
-    name, revision = split_revision(config.llama_path)
+    name, revision = located(config.llama_path)
     try:
         llm_config = AutoConfig.from_pretrained(name, revision=revision, token=config.token)
     except (OSError, ValueError) as error:

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 REFERENCE_FIELDS = ("texts", "captions", "references")
 """Fields that may have a list of references in addition to `text`; the first one found is used."""
 KNOWN_FIELDS = frozenset({"path", "text", "task", "Q", "testset_id", "expand_wav"})
+PLAIN_NAME = re.compile(r"[\w-][^/\\]*(/[\w-][^/\\]*)*", re.ASCII)
+"""Relative paths without `~`, `.` or anything else at the beginning of a part that is not kept as it is."""
 PROBED_CLIPS = 16
 """Clips of a file that are looked up on disk to find the folder of its relative paths."""
 CHANGED_SOUND = {"speed", "tempo", "pitch", "volume", "gain", "augment", "augmentation", "transforms", "effects"}
@@ -284,7 +286,11 @@ def _locator(entries: list[tuple[str, dict[str, Any]]], file: Path, prefix: str 
     clips = [entry["path"] for _, entry in entries if isinstance(entry.get("path"), str)]
     root = _clip_root(clips[:PROBED_CLIPS], file.parent if file.is_file() else file, prefix)
 
+    folder = str(root / "x")[:-1]
+
     def joined(clip: str) -> str:
+        if PLAIN_NAME.fullmatch(clip):
+            return folder + clip  # what pathlib gives, in a tenth of its time
         return str(_join(root, clip))
 
     doubtful = [clip for clip in clips if may_differ(clip)][:PROBED_CLIPS]

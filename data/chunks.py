@@ -1,7 +1,7 @@
 """Containers with one place for the samples and their length: wav (RIFF, RIFX, RF64, BW64), Wave64, AIFF, CAF, AU.
 
 A program that is stopped while it records, or that writes into a pipe, leaves a length that is 0, a mark for "unknown",
-or that of an earlier moment; the samples go on behind it. What may follow samples is a list of chunks, a tag, padding.
+or that of an earlier moment; the samples continue after it. Samples may be followed by chunks, a tag or padding.
 
 Sources: RIFF/WAVE (Microsoft, 1991), RF64 (EBU Tech 3306), BW64 (ITU-R BS.2088), Wave64 (Sony), AU (Sun), Core Audio
 Format (Apple), AIFF 1.3.

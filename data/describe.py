@@ -125,15 +125,15 @@ def describe(annotations: Sequence[Annotation]) -> Corpus:
 
 
 def _group(annotations: Sequence[Annotation], seconds: Sequence[float]) -> Group:
-    heard = [length for length in seconds if length > 0]
+    readable = [length for length in seconds if length > 0]
     texts = [text for annotation in annotations for text in annotation.texts if text.strip()]
     return Group(
         clips=len(annotations),
-        seconds=Spread.of(heard),
+        seconds=Spread.of(readable),
         words=Spread.of([len(text.split()) for text in texts]),
         characters=Spread.of([len(text) for text in texts]),
-        short=sum(length < SHORT_S for length in heard),
-        long=sum(length > LONG_S for length in heard),
+        short=sum(length < SHORT_S for length in readable),
+        long=sum(length > LONG_S for length in readable),
         without_text=sum(not any(text.strip() for text in annotation.texts) for annotation in annotations),
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from data.audio import AudioError, open_sounds
+from data.opening import AudioError, open_sounds
 from data.remarks import Remark
 from support.command_line import UserError
 from support.files import write_whole

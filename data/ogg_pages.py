@@ -15,7 +15,7 @@ from data.findings import WHOLE, Finding
 
 HEADER_BYTES = 27
 FIRST_PAGE, LAST_PAGE = 0x02, 0x04  # flags of the pages that begin and end a stream
-CONTINUED = 255  # a lacing value: the packet goes on
+CONTINUED = 255  # a lacing value: the packet continues
 FULL_PAGE_BYTES = 4096  # libogg closes a page with the packet that takes it past this
 MOST_SEGMENTS = 255
 NO_MARK = "its last page is not marked as the end of the recording, which may have been cut there"

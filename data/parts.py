@@ -11,7 +11,7 @@ from support.units import SAMPLE_RATE
 END_TOLERANCE_S = 0.1
 """A part may end so much after its file, by rounding and by a codec's padding; then it ends with it."""
 RESAMPLER_MARGIN_S = 0.1
-"""Read before and after a part, so that the resampler's filter sees the sound there, not a beginning."""
+"""Read before and after a part, or past a cap, so that the resampler's filter sees the sound there, not an end."""
 
 
 class PartError(ValueError):

@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.annotations import Annotation
-from data.audio import EXPAND_SILENCE_S, AudioError, header_duration_s, probe_duration_s
+from data.audio import EXPAND_SILENCE_S
+from data.opening import AudioError, header_duration_s, probe_duration_s
 from data.remarks import Remarks
 from data.stated import misstated, other_rates, spread, stated_s
 from support.command_line import UserError

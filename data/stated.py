@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data.annotations import Annotation
-from data.audio import AudioError, probe_rate_hz
+from data.opening import AudioError, probe_rate_hz
 from data.part_fields import stated_duration
 from data.remarks import RATE, STATED, Remark
 

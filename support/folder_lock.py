@@ -234,7 +234,11 @@ class FolderLock:
             if Owner.read(self.path) != owner or (not ended and self._age_s(self.path) <= SILENCE_S):
                 return
             self.path.unlink()
-        how = "has ended without giving it back" if ended else f"has not been heard of for {silent_s / 60:.0f} minutes"
+        how = (
+            "has ended without giving it back"
+            if ended
+            else f"has given no sign of life for {silent_s / 60:.0f} minutes"
+        )
         self.took_over = f"{self.folder}: {owner or 'the process that had this folder'} {how}; taking the folder over"
 
     def _refusal(self, owner: Owner | None, silent_s: float, *, seen: bool) -> str:

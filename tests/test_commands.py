@@ -25,12 +25,14 @@ COMMANDS = {
     "data.prepare": ["demo", "--out", "outputs/corpus"],
     "tools.cache_encoder_outputs": CONFIG,
     "tools.check_submission": ["submission.csv", "test_asr.json"],
+    "tools.convert": ["ggml-tiny.bin", "outputs/whisper"],
     "tools.convert_checkpoint": ["best.pth", "outputs/adapter", *CONFIG],
     "tools.demo": [],
     "tools.describe_corpus": ["train.json"],
     "tools.pretrain_standins": ["--out", "outputs/standins"],
     "tools.quantize": [*CONFIG, "--out", "outputs/gptq"],
     "tools.to_flac": ["wav", "flac"],
+    "tools.weights": ["tiny"],
 }
 """Module -> arguments that it accepts."""
 OTHER_STATUS = {"tools.cache_encoder_outputs": 2, "tools.quantize": 2}

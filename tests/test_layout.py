@@ -21,7 +21,7 @@ FLOORS = (
     ("configs", "scoring"),
     ("data", "models", "metrics"),
     ("dataset", "training", "efficiency", "conversion"),
-    ("evaluation", "runner", "dryrun", "evaluate_efficiency"),
+    ("evaluation", "runner", "dryrun", "training_data", "evaluate_efficiency"),
     ("train", "evaluate", "tools", "benchmarks"),
 )
 """Rooms, from the ground up; a room imports from floors below its own."""

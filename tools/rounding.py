@@ -25,7 +25,7 @@ from evaluation.processes import Processes
 from models.build import build_model
 from models.checkpoint.adapter_folder import adapter_state_dict, write_adapter
 from models.device import pick_device
-from models.hub import split_revision
+from models.hub import located
 from models.quantization import backends
 from models.quantization.gptq import GPTQSettings
 from models.quantization.gptq_folder import save_folder
@@ -179,7 +179,7 @@ def round_model(
 def write_gptq(model: SALMONN, rounded: dict[str, Rounded], settings: GPTQSettings, source: str, out: Path) -> None:
     """Write the folder: packed layers, everything else in the type that the source's files have, tokenizer files."""
     network = model.llm.model
-    name, revision = split_revision(source)
+    name, revision = located(source)
     stored_type = AutoConfig.from_pretrained(name, revision=revision, token=model.config.token).dtype
     if isinstance(stored_type, torch.dtype):
         network.to(stored_type)
@@ -337,7 +337,7 @@ def run(arguments: argparse.Namespace) -> dict:
 def _llm_config(model: ModelConfig) -> object:
     if not model.llama_path:
         raise ConfigError("model.llama_path is not set")
-    name, revision = split_revision(model.llama_path)
+    name, revision = located(model.llama_path)
     try:
         return AutoConfig.from_pretrained(name, revision=revision, token=model.token)
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from configs.known_weights import cached_weights
 from support.command_line import UserError
 
 FOLDER = Path(__file__).resolve().parent
@@ -71,8 +72,8 @@ class Architecture:
 def find_architecture(path: str, kind: str | None = None) -> Architecture:
     """The facts of what a configuration names: a folder, a hub name (with or without revision), or a `.pt` file's name.
 
-    A `config.json` in the folder or in the hub's cache comes first; then the table, by the whole name or by its last
-    part, so that `weights/Llama-3.2-1B-Instruct` is found before it is downloaded.
+    A `config.json` in the folder, in our cache of weights or in the hub's comes first; then the table, by the whole
+    name or by its last part, so that `weights/Llama-3.2-1B-Instruct` is found before it is downloaded.
 
     Raises:
         UnknownArchitectureError: with the known names.
@@ -151,10 +152,13 @@ def _row(file: dict[str, Any], name: str) -> Architecture:
 
 
 def _config_file(path: str) -> Path | None:
-    """The config.json of a folder, or of a hub name that was downloaded before."""
+    """The config.json of a folder, or of a hub name that was brought or downloaded before."""
     local = Path(path).expanduser() / "config.json"
     if local.is_file():
         return local
+    kept = cached_weights(path)
+    if kept is not None:
+        return kept / "config.json"
     name, _, revision = path.partition("@")
     try:
         cached = try_to_load_from_cache(name, "config.json", revision=revision or None)

@@ -22,7 +22,7 @@ from models.device import META
 from models.encoders.base import AudioEncoder, Features, load_strictly
 from models.encoders.features import DECIBEL_BINS, FBANK_MEAN, FBANK_STD, HOP, decibel_frames, decibel_spectrogram
 from models.frames import key_mask, zero_after
-from models.hub import CONFIG_FILES, WEIGHT_FILES, require_real_files, split_revision
+from models.hub import CONFIG_FILES, WEIGHT_FILES, located, require_real_files
 from models.runtime.spans import span
 from models.tensor_file import TensorFileError, read_tensor_file
 from support.command_line import UserError
@@ -221,7 +221,7 @@ def _read(path: str | Path, token: str | None) -> tuple[dict[str, Tensor], dict[
         if source.is_file():
             return _state_dict(read_tensor_file(source)), {}
         require_real_files(str(path), (*CONFIG_FILES, *WEIGHT_FILES))
-        name, revision = split_revision(str(path))
+        name, revision = located(str(path))
         options = {"revision": revision, "token": token}
         described = json.loads(Path(cached_file(name, "config.json", **options)).read_text(encoding="utf-8"))
         return load_file(cached_file(name, "model.safetensors", **options)), described

@@ -39,7 +39,7 @@ from models.encoders.features import (
     stacked_fbank,
 )
 from models.frames import key_mask, zero_after
-from models.hub import load_config, load_weights, split_revision
+from models.hub import load_config, load_weights, located
 from models.runtime.spans import span
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
@@ -405,7 +405,7 @@ def _prepared(config: PretrainedConfig) -> PretrainedConfig:
 def _extractor(kind: Kind, path: str, token: str | None) -> FeatureExtractionMixin:
     """The folder's feature extractor; without one, with a warning, the library's default one."""
     extractor = getattr(transformers, kind.extractor)
-    name, revision = split_revision(path)
+    name, revision = located(path)
     with _quiet():
         try:
             return extractor.from_pretrained(name, revision=revision, token=token)

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from configs.sections import ModelConfig
-from models.hub import loading_problem, require_real_files, split_revision
+from models.hub import loading_problem, located, require_real_files
 from models.language.plain_text import PlainText
 from models.runtime.spans import spanned
 from support.command_line import UserError
@@ -289,7 +289,7 @@ def load_tokenizer(path: str, *, token: str | None = None) -> PreTrainedTokenize
     A `tokenizer.json` is loaded unchanged: `AutoTokenizer` would rebuild the class that the model's family usually has,
     and silently replace a custom vocabulary in a folder with, say, a Qwen config.
     """
-    name, revision = split_revision(path)
+    name, revision = located(path)
     options = {"revision": revision, "token": token}
     require_real_files(path, TOKENIZER_FILES)
     try:
@@ -344,7 +344,7 @@ def _declared_eos_ids(path: str, token: str | None) -> tuple[int, ...]:
 
     The files themselves are read: the library's config classes fill in a family's usual id where none is declared.
     """
-    name, revision = split_revision(path)
+    name, revision = located(path)
     for file_name in ("generation_config.json", "config.json"):
         file = cached_file(name, file_name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False)
         if file is None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import clip_checks
-from data import audio
+from data import opening
 from tests import tiny
 
 
 def test_a_run_is_written(tiny_project: tiny.TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, inspect = tmp_path / "checks.json", audio.inspect
+    out, inspect = tmp_path / "checks.json", opening.inspect
     arguments = ["--cfg-path", str(tiny_project.config), "--steps", "2", "--rounds", "1", "--out", str(out)]
     status = clip_checks.main(arguments)
     report = json.loads(out.read_text())
@@ -21,5 +21,5 @@ def test_a_run_is_written(tiny_project: tiny.TinyProject, tmp_path: Path, capsys
     checks_s = figures["checks_while_loading_s"] + figures["checks_before_training_s"]
     assert figures["share"] == pytest.approx(checks_s / figures["epoch_s"]) and figures["epoch_s"] > 0
     assert status == int(not report["reached"])
-    assert audio.inspect is inspect
+    assert opening.inspect is inspect
     assert "written to" in capsys.readouterr().out

@@ -282,3 +282,18 @@ def test_a_document_of_one_line_is_parsed_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(json, "loads", lambda text: parsed.append(len(text)) or real(text))
     (annotation,) = load_annotations(file)
     assert annotation.text == "x" and len(parsed) == 1
+
+
+@pytest.mark.parametrize("prefix", [".", "/data/", "/", "data", "./data", "data/../data", "~/data"])
+@pytest.mark.parametrize(
+    "clip",
+    ["a.wav", "a/b.c/d e.wav", "-a/_b.wav", "a//b.wav", "a/./b.wav", "./a.wav", "../a.wav", "a/../b.wav", ".a/b.wav",
+     "a/", "~/a.wav", "~a.wav", "/a/b.wav", "a\\b.wav", "\u00e9/a.wav"],
+)  # fmt: skip
+def test_plain_names_are_joined_as_pathlib_joins_them(tmp_path: Path, prefix: str, clip: str) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps([{"path": clip, "task": "asr", "text": "x"}]))
+    root = Path(prefix).expanduser()
+    assert load_annotations(file, prefix)[0].path == str(
+        root / Path(clip).expanduser() if clip != "~a.wav" else root / clip
+    )

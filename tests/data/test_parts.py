@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from data import audio
+from data import audio, opening
 from data.audio import AudioError, load_clip
 from data.parts import Part, PartError
 from support.units import SAMPLE_RATE
@@ -176,8 +176,8 @@ def test_parts_of_several_files_in_one(tmp_path: Path, suffix: str, subtype: str
 def test_a_recording_is_checked_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = recording(tmp_path, "wav", "PCM_16", SAMPLE_RATE)
     looked: list[str] = []
-    inspect = audio._inspect
-    monkeypatch.setattr(audio, "_inspect", lambda source, *rest: looked.append(str(source)) or inspect(source, *rest))
+    inspect = opening._inspect
+    monkeypatch.setattr(opening, "_inspect", lambda source, *rest: looked.append(str(source)) or inspect(source, *rest))
     for start_s in range(5):
         load_clip(path, part=Part(float(start_s), start_s + 1.0))
     assert looked == [str(path)]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import audio, sampling, stated
+from data import opening, sampling, stated
 from data.annotations import Annotation
-from data.audio import header_duration_s, probe_duration_s
+from data.opening import header_duration_s, probe_duration_s
 from data.parts import Part
 from data.sampling import clip_durations
 from data.stated import misstated, spread
@@ -66,7 +66,7 @@ def test_lengths_are_read_from_headers_alone(tmp_path: Path, monkeypatch: pytest
     path.write_bytes(encoded(format=kind))
     clip = Annotation(path=str(path), text="a", task="asr", index=0)
     exact = probe_duration_s(path)
-    monkeypatch.setattr(audio, "inspect", lambda *_: pytest.fail("the whole file is read"))
+    monkeypatch.setattr(opening, "inspect", lambda *_: pytest.fail("the whole file is read"))
     assert clip_durations([clip]) == [pytest.approx(exact, abs=0.1)]
 
 

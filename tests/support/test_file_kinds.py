@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.file_kinds import mistaken, mistaken_in
+from support.file_kinds import mistaken, mistaken_in, of_another_program
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
 
@@ -59,6 +59,17 @@ def test_right_files_pass(tmp_path):
     (tmp_path / "clip.wav").write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt ")
     assert mistaken_in(tmp_path, ["*.bin", "*.json", "*.wav"]) is None
     assert mistaken(tmp_path / "absent") is None
+
+
+def test_models_of_other_programs_are_named(tmp_path):
+    (tmp_path / "ggml.bin").write_bytes(b"lmgg" + bytes(100))
+    assert "a ggml file of whisper.cpp; expected a folder" in of_another_program(tmp_path / "ggml.bin")
+    assert "python -m tools.convert" in of_another_program(str(tmp_path / "ggml.bin"))
+    torch.save({}, tmp_path / "x.pt")
+    assert "a file of torch.save" in of_another_program(tmp_path / "x.pt")
+    assert of_another_program(tmp_path) is None and of_another_program("openai/whisper-tiny") is None
+    (tmp_path / "model.bin").write_bytes(b"\x06\0\0\0\x0c\0WhisperSpec\0" + bytes(20))
+    assert "is a model of CTranslate2" in of_another_program(tmp_path)
 
 
 @pytest.mark.parametrize(

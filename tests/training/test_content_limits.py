@@ -1,13 +1,11 @@
 """What limits take away is counted before a run starts."""
 
-import json
 from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-import train
 from configs.schema import load_config
 from configs.sections import DatasetsConfig, ModelConfig
 from data.annotations import Annotation
@@ -77,24 +75,6 @@ def test_characters_without_a_token_are_named():
     assert lost_text(clips("one", "two"), text_processor(few)) == []
 
 
-def test_generation_counts_in_validation_only_where_it_is_scored(tmp_path, capsys):
-    project = tiny.write_project(tmp_path, generate={"max_new_tokens": 2000})
-    arguments = ["--cfg-path", str(project.config), "--dryrun"]
-    assert train.main(arguments) == 0
-    assert train.main([*arguments, "--options", "run.valid_scoring=true"]) == 1
-    assert "generate.max_new_tokens = 2000" in capsys.readouterr().err
-
-
-def test_texts_of_validation_count_as_those_of_training(tmp_path, capsys):
-    project = tiny.write_project(tmp_path, model={"max_txt_len": 3000})
-    entries = json.loads(project.valid.read_text(encoding="utf-8"))["annotation"]
-    entries[0]["text"] = "red " * 1500
-    tiny.write_annotations(project.valid, entries)
-    assert train.main(["--cfg-path", str(project.config), "--dryrun"]) == 1
-    error = capsys.readouterr().err
-    assert "1 of 5 clips need more than the language model's 1,024 positions" in error and "valid.json#0" in error
-
-
 def test_prompts_are_made_once_for_a_question_not_once_a_clip(tmp_path):
     model = build_model(load_config(tiny.write_project(tmp_path).config).model)
     asked = []
@@ -124,25 +104,6 @@ def test_clips_that_exact_rules_cut_are_counted():
     (note,) = clips_cut_by_rules(clips("a", "b"), [31.0, 2.0], rules_of(ModelConfig(legacy="exact")).cuts_at_s)
     assert "cuts 1 of 2 training clips to 30 s" in note and "a.json#0: 31 s" in note
     assert clips_cut_by_rules(clips("a"), [31.0], rules_of(ModelConfig()).cuts_at_s) == []
-
-
-def test_a_run_with_long_clips(tmp_path, capsys):
-    project = tiny.write_project(tmp_path)
-    command = ["--cfg-path", str(project.config), "--options", "datasets.max_audio_s=0.9"]
-    assert train.main(command) == 1
-    assert "datasets.long_clips" in capsys.readouterr().err
-    assert not list(project.output.glob("checkpoint_*"))
-    assert train.main([*command, "datasets.long_clips=skip", "run.iters_per_epoch=1"]) == 0
-    assert "left out" in capsys.readouterr().out
-
-
-def test_dry_run_counts_them_too(tmp_path, capsys):
-    project = tiny.write_project(tmp_path)
-    entries = json.loads(project.train.read_text())["annotation"]
-    tiny.write_annotations(project.train, [{**entries[0], "text": "one two three four " * 100}, *entries[1:]])
-    assert train.main(["--cfg-path", str(project.config), "--dryrun", "--options", "model.max_txt_len=40"]) == 0
-    out = capsys.readouterr().out
-    assert "model.max_txt_len = 40 cuts 1 of " in out and f"{project.train}#0: " in out
 
 
 def test_more_tokens_than_positions(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from configs.sections import ModelConfig
-from models.hub import split_revision
+from models.hub import located
 from models.language.text import TextProcessor, _declared_eos_ids, load_tokenizer
 from support.command_line import UserError
 from tests import tiny
@@ -154,11 +154,11 @@ def test_missing_tokenizer_is_one_clear_error(tmp_path):
 
 
 def test_revision_of_a_hub_name(tmp_path):
-    assert split_revision("org/model@v2") == ("org/model", "v2")
-    assert split_revision("org/model") == ("org/model", None)
+    assert located("org/model@v2") == ("org/model", "v2")
+    assert located("org/model") == ("org/model", None)
     folder = tmp_path / "a@b"
     folder.mkdir()
-    assert split_revision(str(folder)) == (str(folder), None)
+    assert located(str(folder)) == (str(folder), None)
 
 
 def test_unequal_counts_are_refused(tokenizer):

@@ -27,8 +27,8 @@ python train.py --cfg-path configs/demo/stage1.yaml --options run.seed=1 model.l
 - `--options` takes any number of `section.key=value`, which override the file.
 - Keys that do not exist, values of the wrong type or out of range, paths that do not exist: one error for all of them,
   each with its line or `--options`, the key, what was found and the nearest valid name, before anything is loaded.
-- A path to a model may be a folder or a hub name, `org/name` or `org/name@revision`: a folder of that name comes first, then the
-  weights that `python -m tools.weights` brought ([weights.md](weights.md)), then the hub.
+- A path to a model may be a folder or a hub name, `org/name` or `org/name@revision`: a folder of that name comes
+  first, then the weights that `python -m tools.weights` brought ([weights.md](weights.md)), then the hub.
 - Values may refer to others: `${{run.seed}}`; to the environment: `${{oc.env:DATA}}`.
 - `null` (and, where null is allowed, an empty text) means "not given".
 - Secrets (`model.token`, `wandb.key`) are never written, logged or exported; better give them as `HF_TOKEN` and

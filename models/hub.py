@@ -68,10 +68,7 @@ def require_real_files(path: str, names: Sequence[str]) -> None:
     other = of_another_program(path)
     found = f"{path} {other}" if other else mistaken_in(name, names) if Path(name).is_dir() else None
     if not found and Path(name).is_file():
-        found = (
-            f"{path} {mistaken(name) or 'is a file'}; expected a folder of transformers, which 'python -m tools.convert "
-            f"{path} FOLDER' makes of a model that is known"
-        )
+        found = f"{path} {mistaken(name) or 'is a file'}; expected a folder of transformers, or a hub name"
     if found:
         raise UserError(found)
 

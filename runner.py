@@ -380,10 +380,14 @@ class Runner:
             raise error
         if failed:
             last = self.folder.last()
-            kept = f"{last} is complete; continue from it with --resume" if last else "no checkpoint was written before"
+            kept = (
+                f"{last} is complete; continue from it with --resume, once there is room"
+                if last
+                else "no checkpoint was written before; make room, then train again"
+            )
             raise RunFolderError(
                 f"step {self.progress.step}: the checkpoint could not be written to {self.folder.path} "
-                f"({disk_problem(error) if error else 'on the first process'}); {kept}, once there is room."
+                f"({disk_problem(error) if error else 'on the first process'}); {kept}."
             ) from error
         self._saved_step = self.progress.step
 

@@ -131,6 +131,12 @@ def _check_there(source: Source, name: str) -> None:
         near = near_name(str(source))
         meant = f" ({near} is there)" if near else ""
         raise AudioError(name, f"no such file{meant}; check the annotation's path and datasets.prefix") from None
+    except UnicodeEncodeError as error:
+        raise AudioError(
+            name,
+            f"its name cannot be written in this system's encoding, {error.encoding}: set the environment variable "
+            "PYTHONUTF8=1, or rename the file",
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise AudioError(name, f"cannot be opened ({error}); check its path and permissions") from None
     if size == 0:

@@ -30,6 +30,7 @@ def require_files(annotations: Sequence[Annotation], prefix: str | None, key: st
     if not annotations or any(os.path.exists(annotation.path) for annotation in annotations):
         return
     first = annotations[0]
+    os.fsencode(first.path)  # in a locale without UTF-8 this is the reason, which the command line explains
     near = near_name(first.path)
     meant = f"; {near} is there" if near else ""
     raise NoClips(

@@ -199,7 +199,9 @@ class FolderLock:
         except FileExistsError:
             return False
         try:
-            os.write(descriptor, self.owner.to_json())
+            rest = self.owner.to_json()
+            while rest:  # the last bytes of a full disk are taken before the next call fails
+                rest = rest[os.write(descriptor, rest) :]
         except OSError:
             self.path.unlink()
             raise

@@ -24,6 +24,7 @@ from evaluation.modes import FAMILIES, in_family
 from evaluation.predictions import SUBMISSION_HEADER, row_ids
 from support import command_line
 from support.command_line import UserError
+from support.file_kinds import mistaken
 
 SHOWN = 5  # ids listed in a message
 DAMAGED = "\ufffd"  # what a program writes in the place of bytes that it could not decode
@@ -33,8 +34,11 @@ def read_submission(path: str | Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file; lines without any field are no rows.
 
     Raises:
-        UserError: it is no text in UTF-8, or no CSV.
+        UserError: it is empty, something else than its name says, no text in UTF-8, or no CSV.
     """
+    found = mistaken(path, text_is_right=True)
+    if found:
+        raise UserError(f"{path}: {found}")
     limit = csv.field_size_limit(sys.maxsize)  # a model that repeats itself writes long texts
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:

@@ -99,7 +99,7 @@ class TrainerState:
             try:
                 torch.save(state, target / name)
             except RuntimeError as error:  # how PyTorch reports a full disk
-                raise OSError(f"{target / name}: {error}") from error
+                raise OSError(f"{target / name}: not written whole; is the disk full? ({error})") from error
 
     @classmethod
     def read(cls, checkpoint: Path) -> "TrainerState":

@@ -88,7 +88,7 @@ def write_adapter(
         try:
             safetensors.torch.save_file(tensors, draft / ADAPTER_FILE, metadata=FORMAT)
         except SafetensorError as error:  # how the library reports a full disk
-            raise OSError(f"{draft / ADAPTER_FILE}: {error}") from error
+            raise OSError(f"{draft / ADAPTER_FILE}: not written whole; is the disk full? ({error})") from error
         if config is not None:
             dump_config(config, draft / CONFIG_FILE)
         if metrics is not None:

@@ -29,6 +29,12 @@ def test_some_clip_must_be_there(tmp_path: Path) -> None:
         require_files([clip(tmp_path / "a.wav")], None, "key")
 
 
+def test_a_name_that_the_locale_cannot_write_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsencode", lambda path: path.encode("ascii"))
+    with pytest.raises(UnicodeEncodeError):  # which commands explain
+        require_files([clip("/nowhere/größe.wav")], None, "key")
+
+
 def test_some_text_must_be_there(caplog: pytest.LogCaptureFixture) -> None:
     require_texts([clip("a", "one"), clip("b", "", "two")], "key")
     assert not caplog.text

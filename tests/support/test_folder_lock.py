@@ -197,6 +197,23 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
         pass
 
 
+def test_a_disk_that_is_full_in_the_middle_of_the_lock_is_no_other_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, room = os.write, [20]
+
+    def until_full(descriptor: int, content: bytes) -> int:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        taken, room[0] = min(len(content), room[0]), 0
+        return write(descriptor, content[:taken])
+
+    monkeypatch.setattr(os, "write", until_full)
+    with pytest.raises(UserError, match="no space left on the disk"), locked(tmp_path / "run", "training", "x"):
+        pass
+    assert not list((tmp_path / "run").glob("*")) and not list((tmp_path / "run").glob(".*"))
+
+
 def test_the_first_process_takes_it_for_all_and_all_are_told(tmp_path: Path, holder: subprocess.Popen) -> None:
     refusals: list[str | None] = []
 

@@ -53,7 +53,8 @@ def check(tmp_path: Path, content: str | bytes, *arguments: str) -> int:
         ("a,b\n", "header is a,b"),
         ("id\ttext\na\tb\n", "header is id\ttext"),
         ("testset_id,text\n", "no rows"),
-        ("", "header is absent"),
+        ("", "is empty (0 bytes)"),
+        ("\n", "header is absent"),
         ("testset_id,text\na,\nb, \n", "all 2 texts are empty"),
         ("testset_id,text\n,b\n", "1 rows without an id, the first in line 2"),
         ("testset_id,text\na,b\n".encode("utf-16"), "no CSV file in UTF-8"),
@@ -109,3 +110,16 @@ def test_mistaken_arguments_are_one_sentence(
 def test_a_long_text_is_no_broken_file(tmp_path: Path) -> None:
     """A text may be longer than csv's limit for a field."""
     assert check(tmp_path, f"testset_id,text\na,{'word ' * 40_000}\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git-lfs pointer"),
+        (b"PK\x03\x04" + bytes(90), "zip archive"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
+    ],
+)
+def test_a_file_that_is_something_else(tmp_path: Path, capsys, content: bytes, words: str) -> None:
+    assert check(tmp_path, content) == 1
+    assert words in capsys.readouterr().err

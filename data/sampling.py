@@ -206,7 +206,10 @@ def clip_durations(annotations: Sequence[Annotation], *, threads: int = PROBE_TH
     probed |= _probed([path for path in paths if path not in probed], threads)
     durations = []
     for annotation in annotations:
-        first = probed.get(annotation.path) or stated_s(annotation) or 0.0
+        stated, found = stated_s(annotation), probed.get(annotation.path)
+        # A right one as it is stated: which clips were compared must not change the order of clips.
+        keeps_stated = stated is not None and not (found and misstated(annotation, found))
+        first = stated if keeps_stated else found or 0.0
         if annotation.part is not None:
             first = annotation.part.length_s(first)
         durations.append(first + sum(EXPAND_SILENCE_S + probed[path] for path in annotation.expand_wav))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from data.annotations import Annotation
 from data.sampling import GlobalBatchSampler, SampleKey, clip_durations

@@ -129,7 +129,7 @@ def _end_symbols(targets: Sequence[tuple[str, Annotation]], text: TextProcessor)
     """Texts that hold what ends an answer, where it is not a special token: their end would never be decoded."""
     every = dict.fromkeys((text.end_sym, *text.stop_strings))
     ends = [end for end in every if end.strip() and not text.plain.spelled_in(end)]
-    found = [(1, annotation) for target, annotation in targets if any(end in target for end in ends)]
+    found = [annotation for target, annotation in targets if any(end in target for end in ends)]
     if not found:
         return []
     return [
@@ -139,13 +139,13 @@ def _end_symbols(targets: Sequence[tuple[str, Annotation]], text: TextProcessor)
 
 
 def _special_spellings(targets: Sequence[tuple[str, Annotation]], text: TextProcessor) -> list[str]:
-    found = [(1, annotation, spelled) for target, annotation in targets if (spelled := text.plain.spelled_in(target))]
+    found = [(annotation, spelled) for target, annotation in targets if (spelled := text.plain.spelled_in(target))]
     if not found:
         return []
-    spellings = ", ".join(sorted({word for _, _, words in found for word in words}))
+    spellings = ", ".join(sorted({word for _, words in found for word in words}))
     return [
         f"note: {len(found):,} of {len(targets):,} texts spell special tokens ({spellings}); they are trained as plain "
-        f"text: {_named([(count, annotation) for count, annotation, _ in found])}. Remove them if they are markup"
+        f"text: {_named([annotation for annotation, _ in found])}. Remove them if they are markup"
     ]
 
 
@@ -153,7 +153,7 @@ def _unknown_characters(targets: Sequence[tuple[str, Annotation]], text: TextPro
     """Texts with characters that the tokenizer does not know, by looking at each character once."""
     characters = sorted(set().union(*(target for target, _ in targets)))
     unknown = {character for character in characters if text.plain.unknown_tokens(character)}
-    found = [(1, annotation) for target, annotation in targets if not unknown.isdisjoint(target)] if unknown else []
+    found = [annotation for target, annotation in targets if not unknown.isdisjoint(target)] if unknown else []
     if not found:
         return []
     shown = " ".join(sorted(unknown)[:20])
@@ -168,13 +168,13 @@ def _worst(found: Sequence[tuple[float, Annotation]], unit: str) -> str:
     return "; ".join(f"{_place(annotation)}: {amount:,.10g} {unit}" for amount, annotation in worst)
 
 
-def _named(found: Sequence[tuple[float, Annotation]]) -> str:
+def _named(found: Sequence[Annotation]) -> str:
     more = f" and {len(found) - WORST_SHOWN:,} more" if len(found) > WORST_SHOWN else ""
-    return ", ".join(_place(annotation) for _, annotation in found[:WORST_SHOWN]) + more
+    return ", ".join(map(_place, found[:WORST_SHOWN])) + more
 
 
 def _place(annotation: Annotation) -> str:
-    return f"{annotation.source or annotation.path}"
+    return annotation.source or annotation.path
 
 
 def _bytes(text: str) -> int:

@@ -25,10 +25,6 @@ class StoredTensor:
         """How many values it has."""
         return math.prod(self.shape)
 
-    def reshaped(self, shape: tuple[int, ...]) -> StoredTensor:
-        """The same values in another shape."""
-        return replace(self, shape=shape, load=lambda: self.load().reshape(shape))
-
     def rows(self, start: int, stop: int) -> StoredTensor:
         """A part along the first dimension."""
         return replace(self, shape=(stop - start, *self.shape[1:]), load=lambda: self.load()[start:stop])

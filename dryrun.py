@@ -49,7 +49,7 @@ def missing_weights(model: ModelConfig) -> dict[str, str]:
 
 
 def _is_available(path: str) -> bool:
-    if Path(path).expanduser().exists() or cached_weights(path) is not None:
+    if Path(path).exists() or cached_weights(path) is not None:
         return True
     name, _, revision = path.partition("@")
     try:
@@ -72,7 +72,7 @@ def missing_data(config: Config) -> list[str]:
     for key in ("train_ann_path", "valid_ann_path"):
         value = getattr(datasets, key) or ()
         for path in (value,) if isinstance(value, str) else value:
-            places = [Path(path).expanduser(), Path(datasets.prefix or "").expanduser() / path]
+            places = [Path(path), Path(datasets.prefix or "") / path]
             if not any(place.exists() for place in places):
                 absent.append(f"datasets.{key} = {path}")
     if config.model.prompt_path and not program_file(config.model.prompt_path).is_file():

@@ -128,9 +128,9 @@ def _missing(sections: Mapping[str, Any], key: str, where: str, *, required: boo
 
 def _absent(key: str, kind: str, path: str, prefix: str | None, fix: str) -> str | None:
     """Where a path was looked for and how to fix it, or None where it exists."""
-    places = [Path(path).expanduser()]
+    places = [Path(path)]
     if kind == "annotation" and prefix and not places[0].is_absolute():
-        places.append(Path(prefix).expanduser() / path)
+        places.append(Path(prefix) / path)
     if kind == "prompts":
         places.append(program_file(path))
     if any(place.exists() or pointed(place).exists() for place in places):
@@ -141,7 +141,7 @@ def _absent(key: str, kind: str, path: str, prefix: str | None, fix: str) -> str
     also = ""
     if kind == "annotation" and len(places) == 1 and not places[0].is_absolute():
         also = ". Or name the data's folder: --options datasets.prefix=FOLDER"
-    elif kind == "annotation" and len(places) > 1 and not Path(prefix).expanduser().is_dir():
+    elif kind == "annotation" and len(places) > 1 and not Path(prefix).is_dir():
         also = f". datasets.prefix, {prefix!r}, is no folder"
     hub = ", and it is no hub name (org/name or org/name@revision)" if kind == "model" else ""
     command = bringing_command(path) if kind == "model" else None

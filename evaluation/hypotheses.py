@@ -86,25 +86,10 @@ def evaluate_annotations(
     processes.wait()
     pending = [index for index in range(len(clips)) if index not in found]
     dataset = prompts_for(clips, prompts, config)
-    rules = rules_of(config.model)
-    # Where texts depend on the batch, each is that of a run without interruption, with clips that are done already.
-    encoded = range(len(clips)) if rules.encoders.depends_on_batch else pending
-    seconds = _clip_lengths(clips, encoded, processes)
-    longest_s = config.datasets.max_audio_s or float("inf")
-    require_positions(
-        model,
-        [clips[index] for index in pending],
-        [min(seconds[index], longest_s) for index in pending],
-        dataset.prompts_of,
-        training=False,
-        new_tokens=config.generate.max_new_tokens,
-    )
-    batches = _batches_by_length(encoded, seconds, config.run.batch_size_eval)
-    batches = [batch for batch in batches if not found.keys() >= set(batch)]
+    batches = _planned_batches(model, dataset, pending, config, processes)
     feed = ClipFeed(_loaded(dataset, batches[processes.rank :: processes.size], config), should_stop)
-    describe = PredictionMaker(
-        model, clips, original_annotations or clips, dataset, keep_special_tokens=rules.keep_special_tokens
-    )
+    keep_special = rules_of(config.model).keep_special_tokens
+    describe = PredictionMaker(model, clips, original_annotations or clips, dataset, keep_special_tokens=keep_special)
     found = {index: describe.again(index, prediction) for index, prediction in found.items()}
     options = dataclasses.asdict(config.generate)
     if config.generate.do_sample:
@@ -176,6 +161,28 @@ class _FixedBatches(list):
     """Batches of (epoch, position) in a fixed order, for `build_loader`."""
 
     shuffle = False
+
+
+def _planned_batches(
+    model: SALMONN, dataset: AudioTextDataset, pending: Sequence[int], config: Config, processes: Processes
+) -> list[list[int]]:
+    """The batches that hold a pending clip; an error where one of these needs more positions than there are."""
+    clips = dataset.annotations
+    # Where texts depend on the batch, each is that of a run without interruption, with clips that are done already.
+    encoded = range(len(clips)) if rules_of(config.model).encoders.depends_on_batch else pending
+    seconds = _clip_lengths(clips, encoded, processes)
+    longest_s = config.datasets.max_audio_s or float("inf")
+    require_positions(
+        model,
+        [clips[index] for index in pending],
+        [min(seconds[index], longest_s) for index in pending],
+        dataset.prompts_of,
+        training=False,
+        new_tokens=config.generate.max_new_tokens,
+    )
+    undone = set(pending)
+    batches = _batches_by_length(encoded, seconds, config.run.batch_size_eval)
+    return [batch for batch in batches if not undone.isdisjoint(batch)]
 
 
 def _clip_lengths(clips: Sequence[Annotation], pending: Sequence[int], processes: Processes) -> dict[int, float]:

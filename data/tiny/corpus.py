@@ -16,10 +16,12 @@ import re
 from pathlib import Path
 
 from data.tiny.held_out import SAME_VOICE, read_held_out
+from data.tiny.pronunciations import phonetic, read_dictionary
 from data.tiny.questions import on_both, on_sounds, on_speech
 from data.tiny.recordings import LICENCES, Clip, phones, require_open, sounds, speech
 from data.tiny.sources import sources_text, table_of_files
 from data.tiny.voices import genders, verifications
+from support.command_line import UserError
 from support.files import write_json, write_whole
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "clips" / "annotation.json"
@@ -46,23 +48,24 @@ def training_files(root: Path, seed: int) -> Files:
 def scored_files(root: Path, part: str, seed: int) -> Files:
     """The files of the dev or test part."""
     spoken, heard = speech(root, part), sounds(root, part)
-    sources = sorted({clip["source"] for clip in spoken})
-    names = {source: f"asr_{re.sub('_.*|[0-9]+$', '', source)}" for source in sources}
-    files = {
-        "asr": spoken,
-        **{name: [clip for clip in spoken if clip["source"] == source] for source, name in names.items()},
-        "aac": heard,
-        **_further(root, part, spoken, heard, seed),
-    }
+    files = {"asr": spoken, **_by_source("asr", spoken), "aac": heard}
+    for name, entries in _further(root, part, spoken, heard, seed).items():
+        files |= {name: entries} | (_by_source(name, entries) if name == "phone" else {})
     return {f"{part}_{name}.json": entries for name, entries in files.items()}
+
+
+def _by_source(name: str, clips: list[Clip]) -> Files:
+    """`asr_librispeech`, `asr_speechocean` and so on."""
+    names = {source: re.sub("_.*|[0-9]+$", "", source) for source in sorted({clip["source"] for clip in clips})}
+    return {f"{name}_{names[source]}": [clip for clip in clips if clip["source"] == source] for source in names}
 
 
 def _further(root: Path, part: str, spoken: list[Clip], heard: list[Clip], seed: int) -> Files:
     """The further tasks of stage 2; each has a random order of its own."""
-    rngs = {name: random.Random(f"{seed} {part} {name}") for name in ("gender", "qa", "speaker")}
+    rngs = {name: random.Random(f"{seed} {part} {name}") for name in ("gender", "qa", "speaker", "phone")}
     many = [clip for clip in spoken if clip["source"] in LICENCES and clip["duration"] <= ASKED_S]
     most = MOST[part]
-    files = {
+    return {
         "gender": genders(many, most // 2, rngs["gender"]),
         "qa": [
             *on_speech(many, most, rngs["qa"]),
@@ -70,8 +73,11 @@ def _further(root: Path, part: str, spoken: list[Clip], heard: list[Clip], seed:
             *on_both(many, heard, rngs["qa"]),
         ],
         "speaker": verifications(many, most // 2, rngs["speaker"]),
+        "phone": [
+            *phonetic(many, read_dictionary(root), most // 4, rngs["phone"]),
+            *(phones(root, part) if part != "dev" else []),
+        ],
     }
-    return files if part == "dev" else {**files, "phone": phones(root, part)}
 
 
 def write_corpus(root: Path, out: Path, seed: int = 0, shipped: Path | None = SHIPPED) -> str:
@@ -86,6 +92,11 @@ def write_corpus(root: Path, out: Path, seed: int = 0, shipped: Path | None = SH
         require_open(entries)
         held_out.check(entries, name)
     files = trained | scored_files(root, "dev", seed) | scored_files(root, "test", seed)
+    empty = sorted(name for name, entries in files.items() if not entries)
+    if empty:
+        raise UserError(
+            f"{root}: no clip fits {', '.join(empty)}; expected speech and sounds of every kind in each part"
+        )
     out.mkdir(parents=True, exist_ok=True)
     for name, entries in files.items():
         write_json(out / name, {"annotation": entries})
@@ -107,8 +118,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="root",
         required=True,
-        help="folder of the recordings: asr_en_many, asr_en_kathleen, sound_captions_real, sound_events; all others in "
-        "it are held out",
+        help="folder of the recordings: asr_en_many, asr_en_kathleen, sound_captions_real, sound_events, and "
+        "captions_text for CMUdict; what any test or dev annotation in it names is held out",
     )
     parser.add_argument("--out", required=True, help="folder to write annotation files to; no audio is copied")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same files (default: 0)")

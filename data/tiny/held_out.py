@@ -27,18 +27,25 @@ class HeldOut:
     paths: dict[str, str] = field(default_factory=dict)
 
     def add(self, file: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Take up the entries of an annotation file."""
+        """Take up the entries of an annotation file.
+
+        Raises:
+            AnnotationError: an entry has nothing by which training clips can be compared with it.
+        """
         name = f"{file.parent.name}/{file.name}"
         self.files.append(name)
         for entry in entries:
-            for sentence in sentences_of(entry):
-                self.sentences.setdefault(sentence, name)
-            for speaker in speakers_of(entry):
-                self.speakers.setdefault(speaker, name)
-            if entry.get("src_file") is not None:
-                self.recordings.setdefault(str(entry["src_file"]), name)
-            for path in paths_of(entry):
-                self.paths.setdefault(str((file.parent / path).resolve()), name)
+            known = sentences_of(entry), speakers_of(entry), recordings_of(entry)
+            if not any(known):
+                raise AnnotationError(
+                    f"{file}: {entry['path']} has no transcript, speaker, src_file or Freesound address, so nothing "
+                    "tells whether it is trained on; add one of these fields"
+                )
+            paths = {str((file.parent / path).resolve()) for path in paths_of(entry)}
+            for held, found in zip(
+                (self.sentences, self.speakers, self.recordings, self.paths), (*known, paths), strict=True
+            ):
+                held.update({item: held.get(item, name) for item in found})
 
     def check(self, entries: Iterable[Mapping[str, Any]], trained: str) -> None:
         """Refuse training entries that are held out.
@@ -49,7 +56,7 @@ class HeldOut:
         for entry in entries:
             shared = [
                 *((self.paths, "file", path) for path in paths_of(entry)),
-                (self.recordings, "recording (src_file)", str(entry.get("src_file"))),
+                *((self.recordings, "recording", recording) for recording in recordings_of(entry)),
                 *((self.speakers, "speaker", speaker) for speaker in speakers_of(entry) if speaker not in SAME_VOICE),
                 *((self.sentences, "sentence", sentence) for sentence in sentences_of(entry)),
             ]
@@ -98,6 +105,12 @@ def letters(text: str) -> str:
 def speakers_of(entry: Mapping[str, Any]) -> set[str]:
     """The speakers of an entry's clips."""
     return {str(name) for name in [entry.get("speaker"), *entry.get("speakers", [])] if name is not None}
+
+
+def recordings_of(entry: Mapping[str, Any]) -> set[str]:
+    """The numbers of an entry's recordings on Freesound: the field `src_file`, or the address of the attribution."""
+    addressed = re.findall(r"freesound\.org/people/[^/]+/sounds/(\d+)", str(entry.get("attribution")))
+    return {str(entry["src_file"])} if entry.get("src_file") is not None else set(addressed)
 
 
 def paths_of(entry: Mapping[str, Any]) -> list[str]:

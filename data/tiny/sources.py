@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from data.tiny.held_out import speakers_of
+from data.tiny.held_out import paths_of, speakers_of
 from data.tiny.recordings import Clip
 from support.tables import format_table
 
@@ -28,12 +28,12 @@ def table_of_files(files: Mapping[str, Sequence[Clip]]) -> str:
         tasks = sorted({entry["task"] for entry in entries})
         counts = ", ".join(f"{task} {sum(entry['task'] == task for entry in entries):,}" for task in tasks)
         speakers = {speaker for entry in entries for speaker in speakers_of(entry)}
-        clips = {(entry["path"], *entry.get("expand_wav", [])) for entry in entries}
+        clips = {path for entry in entries for path in paths_of(entry)}
         seconds = sum(entry["duration"] for entry in entries)
         rows.append(
             (name, f"{len(entries):,}", f"{len(clips):,}", f"{seconds / SECONDS_AN_HOUR:.2f}", len(speakers), counts)
         )
-    return format_table(("file", "entries", "clips", "hours of entries", "speakers", "tasks"), rows)
+    return format_table(("file", "entries", "clips", "hours", "speakers", "tasks"), rows)
 
 
 def sources_text(trained: Sequence[Clip]) -> str:

@@ -135,7 +135,7 @@ class ModelConfig(_Section):
     use_speech_Qformer: bool = True
     """Connect encoders and language model by a Q-Former; there is no other connector."""
     freeze_speech_QFormer: bool = False
-    """Freeze the Q-Former and its queries."""
+    """Freeze the Q-Former and its queries, and the context layers."""
     window_level_Qformer: bool = True
     """Run the Q-Former on windows of frames; false runs it once over the whole clip."""
     num_speech_query_token: int = option(1, minimum=1)
@@ -157,10 +157,21 @@ class ModelConfig(_Section):
     """Width inside the Q-Former's feed-forward layers; null is four times its width."""
     qformer_dropout: float = option(0.1, minimum=0, below=1)
     """Dropout in the Q-Former, in training; the default is BERT base's, as in the family."""
+    context_layers: int = option(0, minimum=0)
+    """Layers over all audio tokens of a clip (attention and convolution) between the Q-Former and the projection, of
+    the Q-Former's width; 0 has none, as in the family. Short windows need them: a token alone sees its window only."""
     speech_llama_proj_model: str = option("", path="any")
     """File with initial weights of the projection into the language model; empty initialises it at random."""
     freeze_speech_llama_proj: bool = False
     """Freeze the projection into the language model."""
+
+    ctc_weight: float = option(0.0, minimum=0)
+    """Weight of the alignment loss (CTC of the audio tokens against the language model's own embeddings) next to the
+    cross-entropy of transcripts; 0 leaves it out. `run.stage: align` trains with this loss alone, whatever the
+    weight."""
+    alignment_min_count: int = option(20, minimum=1)
+    """Alignment spells transcripts in those entries of the language model's vocabulary that occur at least this often
+    in the training texts, and the rest in shorter ones."""
 
     lora: bool = True
     """Train low-rank adapters in the language model."""
@@ -421,6 +432,10 @@ class OptimsConfig:
 class RunConfig(_Section):
     """A training or evaluation run."""
 
+    stage: Literal["train", "align"] = "train"
+    """`align` trains the connector alone, to put audio tokens where the language model's embeddings of the transcript's
+    pieces are (CTC); of the language model only the embedding table is loaded. `train` trains connector and LoRA
+    through the language model: the family's stages 1, 2 and 3."""
     seed: int = option(42, minimum=0)
     """Seed of all randomness."""
     output_dir: str = option("outputs", path="output")

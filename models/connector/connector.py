@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.connector.context import Context
 from models.connector.fusion import align_outputs
 from models.connector.qformer import QFormer, QFormerConfig
 from models.frames import Frames
@@ -42,6 +43,7 @@ class Connector(nn.Module):
         llm_hidden_size: `H`.
         fusion: `concat` concatenates the outputs on the channel axis; `project` projects each to the Q-Former's width
             by a linear layer of its own and adds them.
+        context_layers: layers over all tokens of a clip between Q-Former and projection; 0 as in SALMONN.
         window_jitter: in training, the windows start up to a stride before the clip, drawn for each batch. Window
             boundaries differ every epoch, and nothing is cut off.
     """
@@ -59,6 +61,7 @@ class Connector(nn.Module):
         intermediate_size: int | None,
         num_queries: int,
         dropout: float,
+        context_layers: int = 0,
         window_s: float | None,
         stride_s: float,
         keep_partial_window: bool,
@@ -97,6 +100,7 @@ class Connector(nn.Module):
                 dropout=dropout,
             )
         )
+        self.context = Context(context_layers, hidden_size, num_heads, dropout) if context_layers else None
         self.to_llm = nn.Linear(hidden_size, llm_hidden_size)
 
     def train(self, mode: bool = True) -> "Connector":
@@ -104,6 +108,8 @@ class Connector(nn.Module):
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.qformer.parameters()):
             self.qformer.eval()
+            if self.context is not None:
+                self.context.eval()
         return self
 
     @property
@@ -142,16 +148,22 @@ class Connector(nn.Module):
         windows, frame_mask = self._windows(fused)  # [B, W, K, D], [B, W, K]
         batch, count = frame_mask.shape[:2]
         window_mask = frame_mask.any(dim=-1)  # [B, W]
+        token_mask = window_mask.repeat_interleave(self.num_queries, dim=1)  # [B, A]
         if batch == 1:  # a clip alone has no padded windows: no gather, no synchronisation
-            queried = self.qformer(windows[0], frame_mask[0])
-            tokens = self.to_llm(queried)[None]  # [1, W, Q, H]
+            tokens = self._projected(self.qformer(windows[0], frame_mask[0]))[None]
         else:
             # A softmax over no key is NaN: windows of padding never reach attention.
-            queried = self.qformer(windows[window_mask], frame_mask[window_mask])
-            projected = self.to_llm(queried)  # [M, Q, H]
-            tokens = projected.new_zeros(batch, count, *projected.shape[1:])
-            tokens[window_mask] = projected
-        return tokens.flatten(1, 2), window_mask.repeat_interleave(self.num_queries, dim=1)
+            rows = self._projected(self.qformer(windows[window_mask], frame_mask[window_mask]))
+            tokens = rows.new_zeros(batch, count, *rows.shape[1:])
+            tokens[window_mask] = rows
+        tokens = tokens.flatten(1, 2)
+        if self.context is not None:
+            tokens = self.to_llm(self.context(tokens, token_mask)).masked_fill(~token_mask[..., None], 0)
+        return tokens, token_mask
+
+    def _projected(self, queried: Tensor) -> Tensor:
+        """The Q-Former's outputs in the language model's width, unless context layers come between."""
+        return self.to_llm(queried) if self.context is None else queried
 
     def _windows(self, fused: Frames) -> tuple[Tensor, Tensor]:
         """Cut `[B, N, D]` in windows `[B, W, K, D]`, with a mask of the frames that belong to the clip."""

@@ -1,0 +1,50 @@
+"""Whisper with its own decoder: what the weights of `model.whisper_path` write without this program's model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from models.hub import load_weights, located
+from support.command_line import UserError
+from support.units import SAMPLE_RATE
+
+WINDOW_S = 30
+"""Longer clips are decoded window by window, which needs time stamps."""
+
+
+class WhisperAlone:
+    """transformers' Whisper in float32, encoder and decoder, with its own tokenizer and settings of generation."""
+
+    def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def load(cls, path: str, *, device: torch.device | str = "cpu", token: str | None = None) -> WhisperAlone:
+        """The model of a folder or hub name.
+
+        Raises:
+            UserError: there is none, it lacks weights (those of an encoder alone, say), or it has no tokenizer.
+        """
+        load = WhisperForConditionalGeneration.from_pretrained
+        model = load_weights(load, path, token, part="Whisper", dtype=torch.float32)
+        name, revision = located(path)
+        try:
+            processor = WhisperProcessor.from_pretrained(name, revision=revision, token=token)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path!r} has no tokenizer of Whisper, so its decoder's text cannot be read") from error
+        return cls(model.to(device), processor)
+
+    @torch.no_grad()
+    def text(self, waveform: Tensor, *, beams: int = 1) -> str:
+        """What it writes for one clip `[T]` at 16 kHz: greedy, or with beams."""
+        long = len(waveform) > WINDOW_S * SAMPLE_RATE
+        given = {"truncation": False, "padding": "longest", "return_attention_mask": True} if long else {}
+        inputs = self.processor(waveform.cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt", **given)
+        options = {"return_timestamps": True} if long else {}
+        tokens = self.model.generate(
+            **inputs.to(self.model.device), num_beams=beams, do_sample=False, temperature=0.0, **options
+        )
+        return self.processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()

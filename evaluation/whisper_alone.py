@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -12,6 +14,11 @@ from support.units import SAMPLE_RATE
 
 WINDOW_S = 30
 """Longer clips are decoded window by window, which needs time stamps."""
+
+# The library's Whisper warns of arguments that it passes to itself.
+logging.getLogger("transformers.generation.utils").addFilter(
+    lambda record: "suppress_tokens" not in record.getMessage()
+)
 
 
 class WhisperAlone:

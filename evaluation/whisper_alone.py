@@ -40,8 +40,13 @@ class WhisperAlone:
         name, revision = located(path)
         try:
             processor = WhisperProcessor.from_pretrained(name, revision=revision, token=token)
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path!r} has no tokenizer of Whisper, so its decoder's text cannot be read") from error
+        except (OSError, ValueError, TypeError):
+            processor = None
+        # Where a folder has no tokenizer, the library makes an empty one.
+        if processor is None or processor.tokenizer.eos_token_id != model.config.eos_token_id:
+            raise UserError(
+                f"{path!r} has no tokenizer that belongs to this Whisper, so its decoder's text is unreadable"
+            )
         return cls(model.to(device), processor)
 
     @torch.no_grad()

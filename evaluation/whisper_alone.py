@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from models.hub import load_weights, located
 from support.command_line import UserError
 from support.units import SAMPLE_RATE
 
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
 WINDOW_S = 30
 """Longer clips are decoded window by window, which needs time stamps."""
-
-# The library's Whisper warns of arguments that it passes to itself.
-logging.getLogger("transformers.generation.utils").addFilter(
-    lambda record: "suppress_tokens" not in record.getMessage()
-)
 
 
 class WhisperAlone:
@@ -35,6 +32,8 @@ class WhisperAlone:
         Raises:
             UserError: there is none, it lacks weights (those of an encoder alone, say), or it has no tokenizer.
         """
+        from transformers import WhisperForConditionalGeneration, WhisperProcessor  # after models.runtime.quiet
+
         load = WhisperForConditionalGeneration.from_pretrained
         model = load_weights(load, path, token, part="Whisper", dtype=torch.float32)
         name, revision = located(path)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from configs.known_weights import KnownWeights, cached_weights, known_weights
+from configs.recorded import CONFIG_FILE
 from configs.schema import Config, load_config
 from configs.sections import ENCODER_PATHS
 from data.annotations import Annotation, load_annotations
@@ -161,9 +162,9 @@ def _config(adapter: Path) -> Config:
     """What the adapter's folder says of its model, prompts and generation."""
     from models.checkpoint.adapter_folder import checkpoint_of
 
-    file = checkpoint_of(adapter) / "config.yaml"
+    file = checkpoint_of(adapter) / CONFIG_FILE
     if not file.is_file():
-        raise UserError(f"--adapter {adapter}: it has no config.yaml; expected a folder that training wrote")
+        raise UserError(f"--adapter {adapter}: it has no {CONFIG_FILE}; expected a folder that training wrote")
     return load_config(file, ["model.ckpt="])
 
 

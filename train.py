@@ -200,7 +200,7 @@ def _train_in(config: Config, accelerator: Accelerator, resume: Path | None) -> 
     train_data = without_long_clips(config, train_data, accelerator.print)
     train_data, valid_data = transcripts_to_align(config, train_data, valid_data, accelerator.print)
     model, distiller = _build(config, accelerator)
-    prepare_alignment(config, model, train_data, accelerator.print)
+    prepare_alignment(config, model, train_data, valid_data, accelerator.print, resume=resume)
     check_content(config, model, train_data, valid_data, accelerator.print)
     runner = make_runner(
         config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller
@@ -268,7 +268,7 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
         if model is None:
             accelerator.print(f"\n{dryrun.describe_data(train_data, valid_data)}")
         else:
-            prepare_alignment(config, model, train_data, accelerator.print)
+            prepare_alignment(config, model, train_data, valid_data, accelerator.print)
             check_content(config, model, train_data, valid_data, accelerator.print)
             loader = make_runner(config, model, train_data, valid_data, accelerator=accelerator).loader
             accelerator.print(f"\n{dryrun.describe(model, train_data, valid_data, next(iter(loader)))}")

@@ -72,7 +72,7 @@ class Pieces:
         """Pieces that are met at least `min_count` times in these texts, and every byte that the vocabulary has.
 
         Rare pieces are left out in rounds, the rarer half first, since the words that they leave behind make others
-        more frequent. A character that words have is kept however rare it is: everything is spelled in characters.
+        more frequent. A character that words have, also with a space before it, is kept however rare it is.
 
         Raises:
             PiecesError: a text cannot be spelled: the vocabulary has neither a character nor its bytes.

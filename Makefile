@@ -17,7 +17,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short real test quick lint format clean distclean
+.PHONY: help install demo demo-short real tiny test quick lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,15 @@ real: $(VENV)/.installed ## train and evaluate on real recordings: make real PRE
 	@test -n "$(PREFIX)" || { echo "Where are the recordings? Call: make real PREFIX=/path/to/recordings"; exit 2; }
 	@test -d "$(PREFIX)" || { echo "make real: PREFIX=$(PREFIX) is no folder"; exit 2; }
 	$(PY) -m tools.demo --recipe real --prefix "$(PREFIX)"
+
+tiny: $(VENV)/.installed ## train the tiny model from real weights: make tiny PREFIX=/path/to/recordings; again to go on
+	@test -n "$(PREFIX)" || { echo "Where are the recordings? Call: make tiny PREFIX=/path/to/recordings"; exit 2; }
+	@test -d "$(PREFIX)" || { echo "make tiny: PREFIX=$(PREFIX) is no folder"; exit 2; }
+	$(PY) -m tools.weights tiny
+	$(PY) -m data.prepare tiny --from "$(PREFIX)" --out outputs/tiny/corpus
+	OMP_NUM_THREADS=1 $(PY) -m tools.launch --standalone --nproc-per-node 2 train.py \
+		--cfg-path configs/tiny/align.yaml --resume
+	$(PY) -m tools.pack_adapter outputs/tiny/stage2 outputs/tiny/adapter
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)

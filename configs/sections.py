@@ -147,6 +147,9 @@ class ModelConfig(_Section):
     window_jitter: bool = False
     """In training, start the windows at random up to a stride before the clip, so that window boundaries differ every
     epoch."""
+    mask_frames: float = option(0.0, minimum=0, below=1)
+    """In training, share of the encoders' frames that are hidden from the Q-Former, in spans of 0.2 s: it learns to
+    read across them (SpecAugment, on encoder outputs, which may come from a cache)."""
     qformer_hidden_size: int = option(768, minimum=1)
     """Width of the Q-Former."""
     qformer_num_heads: int = option(12, minimum=1)
@@ -172,6 +175,10 @@ class ModelConfig(_Section):
     alignment_min_count: int = option(20, minimum=1)
     """Alignment spells transcripts in those entries of the language model's vocabulary that occur at least this often
     in the training texts, and the rest in shorter ones."""
+
+    ctc_merge_pause_s: float = option(0.0, minimum=0)
+    """Shorten the audio for the language model by the alignment: tokens in a row that say the same piece become one,
+    and of blanks one is kept for each so many seconds of pause; 0 keeps all. It needs an aligned adapter."""
 
     lora: bool = True
     """Train low-rank adapters in the language model."""
@@ -452,8 +459,8 @@ class RunConfig(_Section):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; `auto` is CUDA if available."""
     amp: bool = False
-    """Mixed precision on CUDA: float16 with loss scaling, or bfloat16 if `model.dtype` is bfloat16; no effect on
-    CPU."""
+    """Mixed precision: bfloat16 if `model.dtype` is bfloat16 (on a CPU with bfloat16 instructions twice as fast as
+    float32), else float16 with loss scaling on CUDA, and nothing on a CPU."""
 
     epoch_based: bool = False
     """An epoch is one pass over the data; false: `iters_per_epoch` iterations."""

@@ -80,7 +80,7 @@ class AlignmentModel(SALMONN):
             targets = self.text.batch(prompts or ["<SpeechHere>"] * len(texts), texts).targets
         else:
             targets = text_batch.targets
-        tokens, mask = self.encode_audio(waveforms, lengths, frames)
+        tokens, mask = self._connected(waveforms, lengths, frames)
         loss_sum = self.require_alignment().loss(tokens, mask, targets)
         pieces = sum(map(len, targets))
         logits = self.alignment.logits(tokens.detach())
@@ -114,7 +114,7 @@ class AlignmentModel(SALMONN):
         if frames is None:
             waveforms, lengths = as_clips(waveforms, lengths)
         check_prompts(waveforms, prompts, frames)
-        return AudioTokens(*self.encode_audio(waveforms, lengths, frames))
+        return AudioTokens(*self._connected(waveforms, lengths, frames))
 
     def _decoded(self, assembled: AudioTokens, settings: GenerateOptions) -> list[Generation]:
         alignment = self.require_alignment()

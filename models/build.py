@@ -141,5 +141,6 @@ def _connector(config: ModelConfig, rules: Rules, encoders: EncoderStack, llm: L
         stride_s=config.second_stride,
         keep_partial_window=rules.keep_partial_window,
         window_jitter=config.window_jitter,
+        mask_frames=config.mask_frames,
         fusion=config.fusion,
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from configs.sections import GenerateConfig, ModelConfig
 from models.alignment.ctc import Alignment
+from models.alignment.merging import merge_runs
 from models.alignment.pieces import Pieces
 from models.connector.connector import Connector
 from models.decoding.continuous_batching import decode_each, split
@@ -142,7 +143,7 @@ class SALMONN(nn.Module):
         """
         alignment = self.require_alignment()
         with self._evaluating():
-            return alignment.texts(*self.encode_audio(waveforms, lengths, frames))
+            return alignment.texts(*self._connected(waveforms, lengths, frames))
 
     @property
     def spans(self) -> list[str]:
@@ -170,9 +171,24 @@ class SALMONN(nn.Module):
 
         `frames` are the encoders' outputs, from a cache; the waveforms are then not read.
         """
+        return self._merged(*self._connected(waveforms, lengths, frames))
+
+    def _connected(
+        self, waveforms: Tensor | None, lengths: Tensor | None, frames: list[Frames] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The connector's audio tokens and their mask, before the alignment merges any."""
         if frames is None:
             frames = self.encode_frames(waveforms, lengths)
         return self.connector([Frames(f.frames.to(self.device), f.lengths.to(self.device)) for f in frames])
+
+    def _merged(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Fewer tokens where `model.ctc_merge_pause_s` is set and the model is aligned."""
+        pause_s = self.config.ctc_merge_pause_s
+        if not pause_s or self.alignment is None:
+            return tokens, mask
+        with torch.no_grad():
+            classes = self.alignment.classes(tokens)
+        return merge_runs(tokens, mask, classes, max(1, round(pause_s * self.connector.token_rate_hz)))
 
     @spanned("assemble")
     def assemble(self, tokens: Tensor, mask: Tensor, text_batch: TextBatch) -> Assembled:
@@ -250,8 +266,8 @@ class SALMONN(nn.Module):
             check_prompts(waveforms, prompts, frames)
             require_texts("texts", texts)
             text_batch = self.text.batch(prompts, texts)
-        tokens, mask = self.encode_audio(waveforms, lengths, frames)
-        assembled = self.assemble(tokens, mask, text_batch)
+        tokens, mask = self._connected(waveforms, lengths, frames)
+        assembled = self.assemble(*self._merged(tokens, mask), text_batch)
         self.require_positions(assembled)
         hidden = self.llm(assembled.embeds, assembled.mask, assembled.positions)
         next_labels = assembled.labels[:, 1:]
@@ -359,7 +375,7 @@ class SALMONN(nn.Module):
         return assembled
 
     def audio_tokens(self, samples: int) -> int:
-        """`A` of a clip of so many samples."""
+        """`A` of a clip of so many samples; with `model.ctc_merge_pause_s` the most that it can be."""
         return self.connector.token_count(self.encoders.frame_count(samples))
 
     def require_positions(self, assembled: Assembled, new_tokens: int = 0) -> None:

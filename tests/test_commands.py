@@ -32,6 +32,7 @@ COMMANDS = {
     "tools.pretrain_standins": ["--out", "outputs/standins"],
     "tools.quantize": [*CONFIG, "--out", "outputs/gptq"],
     "tools.to_flac": ["wav", "flac"],
+    "tools.pack_adapter": ["outputs/run/best", "outputs/packed"],
     "tools.weights": ["tiny"],
 }
 """Module -> arguments that it accepts."""

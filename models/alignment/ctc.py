@@ -82,9 +82,13 @@ class Alignment(nn.Module):
             zero_infinity=True,
         )
 
+    def classes(self, tokens: Tensor) -> LongTensor:
+        """Audio tokens `[..., H]` -> the most likely class `[...]`: `BLANK`, or a piece's position plus 1."""
+        return self.logits(tokens).argmax(dim=-1)
+
     def best_path(self, tokens: Tensor, mask: Tensor) -> list[list[int]]:
         """The most likely class of each token, without repeats and blanks: positions of pieces, a list a clip."""
-        classes = self.logits(tokens).argmax(dim=-1)
+        classes = self.classes(tokens)
         return [
             [label - 1 for label in torch.unique_consecutive(row[own]).tolist() if label != BLANK]
             for row, own in zip(classes, mask, strict=True)

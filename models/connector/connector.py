@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from models.connector.context import Context
 from models.connector.fusion import align_outputs
+from models.connector.masking import hide_spans
 from models.connector.qformer import QFormer, QFormerConfig
 from models.frames import Frames
 from models.runtime.spans import spanned
 from support.command_line import UserError
 
+HIDDEN_S = 0.2  # a span of hidden frames: about a syllable
 FULL_S = 30  # the family's rule divides its frames by their time: 1,500 at 50 Hz
 
 
@@ -46,6 +48,7 @@ class Connector(nn.Module):
         context_layers: layers over all tokens of a clip between Q-Former and projection; 0 as in SALMONN.
         window_jitter: in training, the windows start up to a stride before the clip, drawn for each batch. Window
             boundaries differ every epoch, and nothing is cut off.
+        mask_frames: in training, the share of frames that are set to zero, in spans of `HIDDEN_S`.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Connector(nn.Module):
         stride_s: float,
         keep_partial_window: bool,
         window_jitter: bool,
+        mask_frames: float = 0.0,
         fusion: Literal["concat", "project"],
     ) -> None:
         super().__init__()
@@ -73,6 +77,7 @@ class Connector(nn.Module):
         self.num_queries = num_queries
         self.keep_partial_window = keep_partial_window
         rate_hz = max(frame_rates_hz)
+        self.mask_frames = mask_frames
         self.window_jitter = window_jitter and window_s is not None and keep_partial_window
         self.window = None if window_s is None else frames_in(window_s, rate_hz)  # K, in frames
         self.stride = None if window_s is None else frames_in(stride_s, rate_hz)
@@ -116,6 +121,11 @@ class Connector(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.to_llm.weight.dtype
 
+    @property
+    def token_rate_hz(self) -> float:
+        """Audio tokens a second; of a single window for the whole clip, 0."""
+        return 0.0 if self.stride is None else self.num_queries * max(self.frame_rates_hz) / self.stride
+
     def window_count(self, frames: int) -> int:
         """`W` of a clip with so many frames; at least one with partial windows."""
         if self.window is None:
@@ -145,6 +155,8 @@ class Connector(nn.Module):
     def forward(self, outputs: list[Frames]) -> tuple[Tensor, Tensor]:
         """Encoder outputs -> audio tokens `[B, A, H]` and their mask `[B, A]`, False where a token is padding."""
         fused = self.fuse(outputs)
+        if self.mask_frames and self.training:
+            fused = hide_spans(fused, self.mask_frames, frames_in(HIDDEN_S, max(self.frame_rates_hz)))
         windows, frame_mask = self._windows(fused)  # [B, W, K, D], [B, W, K]
         batch, count = frame_mask.shape[:2]
         window_mask = frame_mask.any(dim=-1)  # [B, W]

@@ -19,7 +19,14 @@ from configs.dated import placeholders
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.usable import require_some_usable
 from support import command_line
-from training_data import check_content, load_data, prepare_alignment, transcripts_to_align, without_long_clips
+from training_data import (
+    check_content,
+    load_data,
+    prepare_alignment,
+    require_no_teacher,
+    transcripts_to_align,
+    without_long_clips,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -159,6 +166,7 @@ def _train_stage(
     from training.run_folder import RunFolder, find_resume
     from training.run_lock import lock_run
 
+    require_no_teacher(config)
     folder = RunFolder(config.run.output_dir)
     if dryrun:
         if resume_argument:

@@ -62,6 +62,18 @@ def without_long_clips(config: Config, train_data: AudioTextDataset, say: Callab
     return train_data.without(skipped) if skipped else train_data
 
 
+def require_no_teacher(config: Config) -> None:
+    """Raise UserError where a run that trains an alignment has a teacher: `distillation` has no such loss."""
+    if config.distillation.teacher is None:
+        return
+    if config.run.stage == "align" or config.model.ctc_weight:
+        asked = "run.stage is align" if config.run.stage == "align" else "model.ctc_weight is above 0"
+        raise UserError(
+            f"{asked}, and distillation.teacher is set: training with a teacher has no alignment loss; set "
+            "distillation.teacher to null, or model.ctc_weight to 0 and run.stage to train"
+        )
+
+
 def transcripts_to_align(
     config: Config, train_data: AudioTextDataset, valid_data: AudioTextDataset | None, say: Callable[[str], None]
 ) -> tuple[AudioTextDataset, AudioTextDataset | None]:
@@ -105,20 +117,13 @@ def prepare_alignment(
     starts from, has its own.
 
     Raises:
-        UserError: a transcript cannot be spelled, no clip has enough audio tokens for its own, or the run has a teacher
-            (the losses of `distillation` have no alignment among them).
+        UserError: a transcript cannot be spelled, or no clip has enough audio tokens for its own.
     """
     from models.checkpoint.adapter_folder import align_as
     from training.alignment import choose_pieces, describe_alignment, require_spelled
 
     if config.run.stage != "align" and not config.model.ctc_weight:
         return
-    if config.distillation.teacher is not None:
-        asked = "run.stage is align" if config.run.stage == "align" else "model.ctc_weight is above 0"
-        raise UserError(
-            f"{asked}, and distillation.teacher is set: training with a teacher has no alignment loss; set "
-            "distillation.teacher to null, or model.ctc_weight to 0 and run.stage to train"
-        )
     if resume is not None:
         align_as(model, resume)
     if model.alignment is None:

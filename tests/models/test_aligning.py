@@ -41,7 +41,7 @@ def encoder_options(folder: Path, name: str) -> dict[str, str]:
     if name == "ced":
         return {"ced_path": str(tiny.write_ced(folder / "ced.pt"))}
     written = str(tiny.write_hf_encoder(folder / "encoder", name))
-    return {f"{name.split()[0].replace('-', '_')}_path": written}
+    return {f"{name.split()[0].removesuffix('-bert')}_path": written}
 
 
 @pytest.fixture(scope="module")

@@ -315,6 +315,9 @@ def test_the_public_codes_rules(project, tmp_path, capsys):
     """What depends on the batch is no model of this stage; encoders as in the public code are."""
     assert run(project, tmp_path / "exact", ALIGN, "model.legacy=exact") == 1
     assert "model.legacy is exact: run.stage: align" in capsys.readouterr().err
+    (tmp_path / "salmonn.pth").write_bytes(b"")
+    assert run(project, tmp_path / "released", ALIGN, f"model.ckpt={tmp_path / 'salmonn.pth'}") == 1
+    assert "run.stage: align starts from adapter folders" in capsys.readouterr().err
     options = ("model.legacy=weights", "run.optims.max_epoch=1", "model.window_jitter=false")
     assert run(project, tmp_path / "weights", ALIGN, *options) == 0
 

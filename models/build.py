@@ -64,8 +64,8 @@ def build_model(
         )
     if aligning and (config.ckpt or "").endswith(LEGACY_SUFFIXES):
         raise UserError(
-            f"model.ckpt: {config.ckpt} is a released checkpoint; run.stage: align starts from adapter folders: make one "
-            "of it by tools/convert_checkpoint.py"
+            f"model.ckpt: {config.ckpt} is a released checkpoint; run.stage: align starts from adapter folders: make "
+            "one of it by tools/convert_checkpoint.py"
         )
     paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]
     with large_blocks_mapped(path for path in paths if path and weights):

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.rows import LeftOut, Measured, Row
 from benchmarks.suite import run_here
+from support.command_line import UserError
 
 SYSTEMS = {
     "system": "benchmarks.own_rows:System",
@@ -46,7 +47,7 @@ def run_row(row: Row) -> dict[str, Any]:
     module, _, name = SYSTEMS[row.kind].partition(":")
     try:
         system: Measured = getattr(importlib.import_module(module), name)(row)
-    except LeftOut as reason:
+    except (LeftOut, UserError) as reason:  # a package, a folder or a kernel that this machine does not have
         return {"left_out": str(reason)}
     load_s = now() - start
     sets = {}

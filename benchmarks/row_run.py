@@ -121,9 +121,9 @@ class RowRun:
         print("\n" + shown(self))
         self._say(f"written: {self.out}, {self.out.with_suffix('.md')}, {self.texts_file}")
 
-    def left_out(self, row: Row, reason: str) -> None:
+    def left_out(self, name: str, kind: str, reason: str) -> None:
         """A row that is not measured, for the record."""
-        self._done.append((row, {"left_out": reason}))
+        self._done.append((Row(name=name, kind=kind, sets=()), {"left_out": reason}))
 
     def _say(self, text: str) -> None:
         print(f"[{time.monotonic() - self._start:6.0f} s] {text}", flush=True)
@@ -205,6 +205,18 @@ def in_words(entry: Mapping[str, Any]) -> str:
         return entry.get("error") or f"left out: {entry['left_out']}"
     figures = [f"{name}: {shown_figure(row)}" for name, row in entry["sets"].items()]
     return f"{'; '.join(figures)}; {entry['seconds_per_audio_second']:.3f} s a second, {entry['peak_gib']:.2f} GiB"
+
+
+def origin_line(report: Mapping[str, Any]) -> str:
+    """Above the tables: what gave them, of which commit, on what."""
+    machine = report["machine"]
+    about = f"Commit {report['commit']}; {machine['name']}, {machine['threads']} threads; 95 % intervals in brackets."
+    return f"`{report['command']}`\n\n{about}"
+
+
+def heading(figures: Mapping[str, Any]) -> str:
+    """Of the column that `shown_figure` fills."""
+    return {"wer": "WER, %", "cider_d": "CIDEr-D"}[figures["metric"]]
 
 
 def shown_figure(figures: Mapping[str, Any]) -> str | None:

@@ -42,6 +42,8 @@ OWN = {
 KINDS = (*OWN, "whisper", "faster_whisper")
 BEAMS = 5
 CONTROLS = ("swapped", "untrained")
+COMPARED_WITH = {"asr": "Whisper greedy", "aac": "swapped audio"}
+"""Family -> the row that figures are divided by."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -182,37 +184,29 @@ def base_of(row: Row, family: str) -> str | None:
 
 def tables(run: RowRun) -> str:
     """What is measured so far, as Markdown."""
-    from benchmarks.row_run import in_words
+    from benchmarks.row_run import in_words, origin_line
 
     report = run.report
     measured = [row for row in report["rows"] if "sets" in row]
-    parts = [f"`{report['command']}`\n\nCommit {report['commit']}; {report['machine']['name']}, "
-             f"{report['machine']['threads']} threads; 95 % intervals in brackets."]  # fmt: skip
+    parts = [origin_line(report)]
     for name, clips in report["sets"].items():
-        parts.append(
-            f"### {name}: {clips['clips']} of {clips['of']} clips\n\n{_scores(measured, name, clips['clips'])}"
-        )
+        parts.append(f"### {name}: {clips['clips']} of {clips['of']} clips\n\n{_scores(measured, name, clips)}")
     parts.append(f"### Time and memory\n\n{_costs(measured)}")
     missing = [f"- {row['name']}: {in_words(row)}" for row in report["rows"] if "sets" not in row]
     return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])])
 
 
-def _scores(rows: Sequence[dict[str, Any]], name: str, clips: int) -> str:
-    from benchmarks.row_run import shown_figure, shown_interval
+def _scores(rows: Sequence[dict[str, Any]], name: str, clips: dict[str, Any]) -> str:
+    from benchmarks.row_run import heading, shown_figure, shown_interval
 
-    cells, base = [], ""
-    metric = "WER, %"
-    for row in rows:
-        figures = row["sets"].get(name)
-        if figures is None:
-            continue
-        metric = {"wer": "WER, %", "cider_d": "CIDEr-D"}[figures["metric"]]
-        ratio = figures.get("ratio")
-        base = {"WER, %": "Whisper alone, greedy", "CIDEr-D": "swapped audio"}[metric]
-        fewer = "" if figures["clips"] == clips else f" ({figures['clips']} clips)"
+    cells, metric = [], ""
+    for row in (row for row in rows if name in row["sets"]):
+        figures = row["sets"][name]
+        metric = heading(figures)
+        fewer = "" if figures["clips"] == clips["clips"] else f" ({figures['clips']} clips)"
         failed = f" ({figures['failed']} clips not readable)" if figures["failed"] else ""
-        cells.append([row["name"] + fewer + failed, shown_figure(figures), shown_interval(ratio)])
-    return format_table(["", metric, f"times that of {base}"], cells)
+        cells.append([row["name"] + fewer + failed, shown_figure(figures), shown_interval(figures.get("ratio"))])
+    return format_table(["", metric, f"times {COMPARED_WITH[clips['family']]}'s"], cells)
 
 
 def _costs(rows: Sequence[dict[str, Any]]) -> str:

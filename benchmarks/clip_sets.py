@@ -82,7 +82,7 @@ def _short(text: str) -> str:
 def _read(family: str, text: str, name: str) -> ClipSet:
     file, wanted = _split(text)
     metric = TASKS[TASKS_OF[family]]
-    everything = load_annotations(Path(file).expanduser())
+    everything = load_annotations(Path(file).expanduser().absolute())  # processes start elsewhere
     right = [clip for clip in everything if task_metrics(clip.task) is metric]
     if not right:
         found = ", ".join(sorted({clip.task for clip in everything}))

@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from support.units import MIB
 
 if TYPE_CHECKING:
     from benchmarks.clip_sets import ClipSet
-    from benchmarks.row_run import RowRun
+    from benchmarks.row_run import RowRun, Runner
     from benchmarks.rows import Row
 
 EXACT = "float32"
@@ -81,12 +82,12 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the exit status."""
-    return command_line.run(work, parser(), argv)
+def main(argv: Sequence[str] | None = None, *, run_row: Runner | None = None) -> int:
+    """Command line; the exit status. `run_row` measures a row (default: a process of its own)."""
+    return command_line.run(partial(work, run_row=run_row), parser(), argv)
 
 
-def work(arguments: argparse.Namespace) -> None:
+def work(arguments: argparse.Namespace, run_row: Runner | None = None) -> None:
     """Measure every row and write the table."""
     from benchmarks.clip_sets import read_sets
     from benchmarks.row_run import RowRun, command, require_adapter
@@ -104,6 +105,7 @@ def work(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         flips=True,
         keep=arguments.keep,
+        run=run_row,
     )
     rows = planned(arguments, sets)
     for name in (name for name in CHOICES if name in arguments.rows and CHOICES[name].gptq and not arguments.gptq):

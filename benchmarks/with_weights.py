@@ -19,6 +19,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from support.tables import format_table
 
 if TYPE_CHECKING:
     from benchmarks.clip_sets import ClipSet
-    from benchmarks.row_run import RowRun
+    from benchmarks.row_run import RowRun, Runner
     from benchmarks.rows import Row
 
 OWN = {
@@ -71,12 +72,12 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the exit status."""
-    return command_line.run(work, parser(), argv)
+def main(argv: Sequence[str] | None = None, *, run_row: Runner | None = None) -> int:
+    """Command line; the exit status. `run_row` measures a row (default: a process of its own)."""
+    return command_line.run(partial(work, run_row=run_row), parser(), argv)
 
 
-def work(arguments: argparse.Namespace) -> None:
+def work(arguments: argparse.Namespace, run_row: Runner | None = None) -> None:
     """Measure every row and write the tables."""
     from benchmarks.clip_sets import read_sets
     from benchmarks.row_run import RowRun, command, require_adapter
@@ -87,7 +88,7 @@ def work(arguments: argparse.Namespace) -> None:
     rows = planned(arguments, whole)
     about = {"benchmark": "with_weights", "command": command("benchmarks.with_weights")}
     sets = [clips.sample(arguments.limit) for clips in whole]
-    run = RowRun(arguments.out, about, sets, base_of, device=arguments.device, keep=arguments.keep)
+    run = RowRun(arguments.out, about, sets, base_of, device=arguments.device, keep=arguments.keep, run=run_row)
     run.measure(rows, tables)
 
 

@@ -87,7 +87,7 @@ def _times(system: Measured, row: Row) -> dict[str, Any] | None:
     return {
         "ttft_s": statistics.median(first for first, _ in clips),
         "tpot_s": statistics.median(tpot) if tpot else None,
-        "clips": len(clips),
+        "timed_clips": len(clips),
         "rounds": row.rounds,
     }
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clip_sets import ClipSet
-from benchmarks.row_scores import METRICS, Scorer
+from benchmarks.row_scores import METRICS, Scorer, common
 from benchmarks.rows import Row
 from benchmarks.suite import ROOT, origin, run_apart, write_report
 from configs.recorded import CONFIG_FILE
@@ -34,6 +34,8 @@ from support.files import write_json, write_whole
 
 KEPT = ROOT / "outputs" / "benchmarks"
 MANIFEST = "manifest.json"
+PROGRAM = ("benchmarks", "configs", "data", "dataset.py", "efficiency", "evaluation", "models", "support")
+"""What a row's answer depends on; it is scored anew."""
 OTHER_PACKAGES = ("ctranslate2", "faster-whisper")
 Runner = Callable[[Row], dict[str, Any]]
 
@@ -58,7 +60,7 @@ def add_arguments(result: argparse.ArgumentParser, out: Path) -> None:
     )
     result.add_argument("--rounds", type=number(int, 1), default=3, help="measurements of each of them (default: 3)")
     result.add_argument("--device", default="cpu", help="of every row (default: cpu)")
-    result.add_argument("--keep", action="store_true", help="continue: rows that the same commit has measured stay")
+    result.add_argument("--keep", action="store_true", help="continue: rows that the same program has measured stay")
     result.add_argument("--out", type=Path, default=out, help="JSON to write (default: %(default)s)")
 
 
@@ -179,7 +181,9 @@ class RowRun:
             "processor_s": answered["processor_s"],
         }
         if others is not None:
-            figures["ratio"] = {"to": base, **asdict(self._scorer.ratio(clips, texts, others))}
+            shared = common(clips, texts, others)
+            ratio = asdict(self._scorer.ratio(clips, texts, others))
+            figures["ratio"] = {"to": base, "clips": len(shared.clips), **ratio}
             if self.flips:
                 figures["flips"] = self._scorer.flips(clips, texts, others)
         return figures
@@ -236,6 +240,14 @@ def shown_interval(interval: Mapping[str, Any] | None, times: float = 1.0, patte
     return f"{value} [{low}, {high}]"
 
 
+def shown_ratio(figures: Mapping[str, Any]) -> str | None:
+    """The ratio of a row, and on how many clips where the other row has fewer."""
+    ratio = figures.get("ratio")
+    fewer = "" if ratio is None or ratio["clips"] == figures["clips"] else f" on {ratio['clips']} clips"
+    shown = shown_interval(ratio)
+    return None if shown is None else shown + fewer
+
+
 def shown_number(value: float | None, pattern: str) -> str | None:
     return None if value is None or not math.isfinite(value) else pattern.format(value)
 
@@ -249,10 +261,10 @@ def _described(clips: ClipSet) -> dict[str, Any]:
 
 
 def _digest(row: Row) -> str:
-    """Of what a row's answer depends on: the row, this commit, and the adapter's content."""
+    """Of what a row's answer depends on: the row, the program, and the adapter's content."""
     manifest = Path(row.adapter) / MANIFEST if row.adapter else None
     content = manifest.read_text(encoding="utf-8") if manifest and manifest.is_file() else ""
-    return hashlib.sha256(f"{row!r}\n{provenance.commit()}\n{content}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{row!r}\n{provenance.source_digest(PROGRAM)}\n{content}".encode()).hexdigest()[:16]
 
 
 def _version(package: str) -> str | None:

@@ -198,7 +198,7 @@ def tables(run: RowRun) -> str:
 
 
 def _scores(rows: Sequence[dict[str, Any]], name: str, clips: dict[str, Any]) -> str:
-    from benchmarks.row_run import heading, shown_figure, shown_interval
+    from benchmarks.row_run import heading, shown_figure, shown_ratio
 
     cells, metric = [], ""
     for row in (row for row in rows if name in row["sets"]):
@@ -206,7 +206,7 @@ def _scores(rows: Sequence[dict[str, Any]], name: str, clips: dict[str, Any]) ->
         metric = heading(figures)
         fewer = "" if figures["clips"] == clips["clips"] else f" ({figures['clips']} clips)"
         failed = f" ({figures['failed']} clips not readable)" if figures["failed"] else ""
-        cells.append([row["name"] + fewer + failed, shown_figure(figures), shown_interval(figures.get("ratio"))])
+        cells.append([row["name"] + fewer + failed, shown_figure(figures), shown_ratio(figures)])
     return format_table(["", metric, f"times {COMPARED_WITH[clips['family']]}'s"], cells)
 
 

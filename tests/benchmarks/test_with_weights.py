@@ -54,9 +54,10 @@ def test_every_row(trained: Trained, tmp_path: Path, kept: Path, capsys: pytest.
     assert ratio["to"] == whisper
     assert ratio["value"] == pytest.approx(rows[system]["sets"][asr]["value"] / rows[whisper]["sets"][asr]["value"])
     assert rows[system]["sets"][aac]["ratio"]["to"] == "adapter, swapped audio"
+    assert rows[system]["sets"][aac]["ratio"]["clips"] == 3 and ratio["clips"] == 5
     assert rows["adapter, swapped audio"]["sets"][asr]["clips"] == 3 and rows[system]["sets"][asr]["clips"] == 5
     for name in (whisper, "whisper alone, 5 beams", system):
-        assert rows[name]["ttft_s"] > 0 and rows[name]["clips"] == 1
+        assert rows[name]["ttft_s"] > 0 and rows[name]["timed_clips"] == 1
     assert rows[system]["tpot_s"] > 0 and rows["adapter, untrained connector"]["ttft_s"] is None
     assert report["commit"] and report["versions"]["torch"] and report["command"].startswith("python -m benchmarks.")
     printed = capsys.readouterr().out
@@ -230,4 +231,8 @@ def test_mistakes(
 def test_numbers_in_words() -> None:
     assert row_run.shown_interval({"value": 0.051, "low": 0.04, "high": float("inf")}, 100, "{:.1f}") == "5.1 [4.0, ∞]"
     assert row_run.shown_interval({"value": float("nan"), "low": 0.0, "high": 1.0}) is None
+    ratio = {"value": 2.0, "low": 1.0, "high": 3.0, "clips": 3}
+    assert row_run.shown_ratio({"clips": 5, "ratio": ratio}) == "2.00 [1.00, 3.00] on 3 clips"
+    assert row_run.shown_ratio({"clips": 3, "ratio": ratio}) == "2.00 [1.00, 3.00]"
+    assert row_run.shown_ratio({"clips": 3}) is None
     assert row_run.shown_number(None, "{:.1f}") is None and row_run.shown_number(float("inf"), "{:.1f}") is None

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import quantised_real
 from benchmarks.clip_sets import read_sets
+from benchmarks.gptq_weights import write_gptq
 from benchmarks.row_jobs import run_row
 from benchmarks.row_scores import Scorer
 from configs.recorded import CONFIG_FILE
@@ -47,6 +48,17 @@ def test_flips_are_of_texts_and_of_words(trained: Trained) -> None:
     after = before | {sources[0]: "the hat", sources[1]: "Red fish."}
     flips = Scorer().flips(clips, after, before)
     assert flips["texts"]["value"] == 0.4 and flips["words"]["value"] == pytest.approx(1 / 6)
+
+
+def test_a_folder_of_gptq(trained: Trained, tmp_path: Path, kept: Path) -> None:
+    folder = write_gptq(trained.project.llm, tmp_path / "gptq", group_size=32)
+    out, name = tmp_path / "q.json", "gptq, dequantize"
+    given = ["--adapter", str(trained.adapter), "--asr", str(trained.project.test_asr), "--out", str(out)]
+    arguments = [*given, "--gptq", str(folder), "--limit", "2", "--timed-clips", "0", "--rows", name]
+    assert quantised_real.main(arguments, run_row=run_row) == 0
+    exact, rounded = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert (exact["name"], rounded["name"]) == ("float32", name) and rounded["kernel"].startswith("gptq: dequantize")
+    assert rounded["bytes"]["llm"] < exact["bytes"]["llm"] and rounded["ttft_s"] is None
 
 
 @pytest.mark.parametrize("name", quantised_real.CHOICES)

@@ -106,12 +106,17 @@ def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> 
         _parameters(model or training, planned=model is None),
         _inference(config, serving, serving_plan, workload, device),
     ]
-    if config.datasets.train_ann_path:
+    if config.datasets.train_ann_path and config.run.stage == "align":
+        sections.append(
+            "training: the alignment stage loads no language model, and takes less than the stages after it"
+        )
+    elif config.datasets.train_ann_path:
         half = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float16
         amp = half if config.run.amp and device.type == "cuda" else None
         sections.append(
             _training(plan_training(training, workload, batch=config.run.batch_size_train, amp=amp), workload)
         )
+    if config.datasets.train_ann_path:
         sections.append(_augmentation(config))
     published = published_for(config)
     if published is None:

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace, config: Config) -> dict[str, object]:
     before_load = memory.now_gib()
     memory.reset()
     start = time.perf_counter()
-    model = build_model(config.model, device)
+    model = build_model(config.model, device, aligning=config.run.stage == "align")
     lora = model.merge_for_serving()
     load_s = time.perf_counter() - start
     load_peak, loaded = memory.peak_gib(), memory.now_gib()

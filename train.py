@@ -19,7 +19,7 @@ from configs.dated import placeholders
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.usable import require_some_usable
 from support import command_line
-from training_data import check_content, load_data, without_long_clips
+from training_data import check_content, load_data, prepare_alignment, transcripts_to_align, without_long_clips
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -198,7 +198,9 @@ def _train_in(config: Config, accelerator: Accelerator, resume: Path | None) -> 
     config.require_paths(*_data_paths(config), *_model_paths(config))  # all that is missing, in one error
     train_data, valid_data = load_data(config)
     train_data = without_long_clips(config, train_data, accelerator.print)
+    train_data, valid_data = transcripts_to_align(config, train_data, valid_data, accelerator.print)
     model, distiller = _build(config, accelerator)
+    prepare_alignment(config, model, train_data, accelerator.print)
     check_content(config, model, train_data, valid_data, accelerator.print)
     runner = make_runner(
         config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller
@@ -219,7 +221,11 @@ def _build(config: Config, accelerator: Accelerator) -> tuple[SALMONN, Distiller
 
     config.require_paths(*_model_paths(config))
     torch.manual_seed(config.run.seed)  # the fresh adapter, the same on every process
-    model = build_model(training_model_config(config, accelerator.device), device=accelerator.device)
+    model = build_model(
+        training_model_config(config, accelerator.device),
+        device=accelerator.device,
+        aligning=config.run.stage == "align",
+    )
     return model, build_distiller(config, model)
 
 
@@ -258,9 +264,11 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
         config.require_paths(*_data_paths(config))
         train_data, valid_data = load_data(config)
         train_data = without_long_clips(config, train_data, accelerator.print)
+        train_data, valid_data = transcripts_to_align(config, train_data, valid_data, accelerator.print)
         if model is None:
             accelerator.print(f"\n{dryrun.describe_data(train_data, valid_data)}")
         else:
+            prepare_alignment(config, model, train_data, accelerator.print)
             check_content(config, model, train_data, valid_data, accelerator.print)
             loader = make_runner(config, model, train_data, valid_data, accelerator=accelerator).loader
             accelerator.print(f"\n{dryrun.describe(model, train_data, valid_data, next(iter(loader)))}")

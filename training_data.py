@@ -9,6 +9,7 @@ from configs.schema import Config
 from data.annotations import load_annotations
 from data.prompts import load_prompts
 from data.usable import require_files, require_texts
+from support.command_line import UserError
 
 if TYPE_CHECKING:
     from dataset import AudioTextDataset
@@ -58,6 +59,51 @@ def without_long_clips(config: Config, train_data: AudioTextDataset, say: Callab
     for note in notes + clips_cut_by_rules(train_data.annotations, durations_s, rules_of(config.model).cuts_at_s):
         say(note)
     return train_data.without(skipped) if skipped else train_data
+
+
+def transcripts_to_align(
+    config: Config, train_data: AudioTextDataset, valid_data: AudioTextDataset | None, say: Callable[[str], None]
+) -> tuple[AudioTextDataset, AudioTextDataset | None]:
+    """What `run.stage: align` trains and validates on, the clips with a transcript; of another stage, all clips.
+
+    Raises:
+        UserError: no clip has a transcript.
+    """
+    if config.run.stage != "align":
+        return train_data, valid_data
+    from scoring.tasks import is_transcript
+
+    kept: list[AudioTextDataset | None] = []
+    for key, data in (("datasets.train_ann_path", train_data), ("datasets.valid_ann_path", valid_data)):
+        tasks = [] if data is None else data.tasks
+        others = [place for place, task in enumerate(tasks) if not is_transcript(task)]
+        if others and len(others) == len(tasks):
+            raise UserError(
+                f"{key}: run.stage: align needs transcripts, clips with the task asr, or asr_ and a language; found "
+                f"the tasks {', '.join(sorted(set(tasks)))}"
+            )
+        if others:
+            names = ", ".join(sorted({tasks[place] for place in others}))
+            say(f"note: {len(others):,} of {len(tasks):,} clips of {key} are no transcripts ({names}); left out")
+        kept.append(data.without(others) if others else data)
+    return kept[0], kept[1]
+
+
+def prepare_alignment(config: Config, model: SALMONN, train_data: AudioTextDataset, say: Callable[[str], None]) -> None:
+    """Give the model a CTC head where the run trains one, and say what its pieces are.
+
+    Pieces are chosen from the training transcripts, unless the run starts from an adapter that has its own.
+
+    Raises:
+        UserError: a transcript cannot be spelled, or no clip has enough audio tokens for its own.
+    """
+    from training.alignment import choose_pieces, describe_alignment
+
+    if config.run.stage != "align" and not config.model.ctc_weight:
+        return
+    if model.alignment is None:
+        choose_pieces(model, train_data.annotations, config.model.alignment_min_count)
+    say(describe_alignment(model, train_data.annotations, train_data.durations()))
 
 
 def check_content(

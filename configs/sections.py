@@ -135,7 +135,7 @@ class ModelConfig(_Section):
     use_speech_Qformer: bool = True
     """Connect encoders and language model by a Q-Former; there is no other connector."""
     freeze_speech_QFormer: bool = False
-    """Freeze the Q-Former and its queries."""
+    """Freeze the Q-Former and its queries, and the context layers."""
     window_level_Qformer: bool = True
     """Run the Q-Former on windows of frames; false runs it once over the whole clip."""
     num_speech_query_token: int = option(1, minimum=1)
@@ -147,6 +147,9 @@ class ModelConfig(_Section):
     window_jitter: bool = False
     """In training, start the windows at random up to a stride before the clip, so that window boundaries differ every
     epoch."""
+    mask_frames: float = option(0.0, minimum=0, below=1)
+    """In training, share of the encoders' frames that are hidden from the Q-Former, in spans of 0.2 s: it learns to
+    read across them (SpecAugment, on encoder outputs, which may come from a cache)."""
     qformer_hidden_size: int = option(768, minimum=1)
     """Width of the Q-Former."""
     qformer_num_heads: int = option(12, minimum=1)
@@ -157,10 +160,25 @@ class ModelConfig(_Section):
     """Width inside the Q-Former's feed-forward layers; null is four times its width."""
     qformer_dropout: float = option(0.1, minimum=0, below=1)
     """Dropout in the Q-Former, in training; the default is BERT base's, as in the family."""
+    context_layers: int = option(0, minimum=0)
+    """Layers over all audio tokens of a clip (attention and convolution) between the Q-Former and the projection, of
+    the Q-Former's width; 0 has none, as in the family. Short windows need them: a token alone sees its window only."""
     speech_llama_proj_model: str = option("", path="any")
     """File with initial weights of the projection into the language model; empty initialises it at random."""
     freeze_speech_llama_proj: bool = False
     """Freeze the projection into the language model."""
+
+    ctc_weight: float = option(0.0, minimum=0)
+    """Weight of the alignment loss (CTC of the audio tokens against the language model's own embeddings) next to the
+    cross-entropy of transcripts; 0 leaves it out. `run.stage: align` trains with this loss alone, whatever the
+    weight."""
+    alignment_min_count: int = option(20, minimum=1)
+    """Alignment spells transcripts in those entries of the language model's vocabulary that occur at least this often
+    in the training texts, and the rest in shorter ones."""
+
+    ctc_merge_pause_s: float = option(0.0, minimum=0)
+    """Shorten the audio for the language model by the alignment: tokens in a row that say the same piece become one,
+    and of blanks one is kept for each so many seconds of pause; 0 keeps all. It needs an aligned adapter."""
 
     lora: bool = True
     """Train low-rank adapters in the language model."""
@@ -421,6 +439,10 @@ class OptimsConfig:
 class RunConfig(_Section):
     """A training or evaluation run."""
 
+    stage: Literal["train", "align"] = "train"
+    """`align` trains the connector alone, to put audio tokens where the language model's embeddings of the transcript's
+    pieces are (CTC); of the language model only the embedding table is loaded. `train` trains connector and LoRA
+    through the language model: the family's stages 1, 2 and 3."""
     seed: int = option(42, minimum=0)
     """Seed of all randomness."""
     output_dir: str = option("outputs", path="output")
@@ -437,8 +459,8 @@ class RunConfig(_Section):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; `auto` is CUDA if available."""
     amp: bool = False
-    """Mixed precision on CUDA: float16 with loss scaling, or bfloat16 if `model.dtype` is bfloat16; no effect on
-    CPU."""
+    """Mixed precision: bfloat16 if `model.dtype` is bfloat16 (on a CPU with bfloat16 instructions twice as fast as
+    float32), else float16 with loss scaling on CUDA, and nothing on a CPU."""
 
     epoch_based: bool = False
     """An epoch is one pass over the data; false: `iters_per_epoch` iterations."""

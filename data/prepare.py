@@ -1,6 +1,7 @@
 """Prepare corpora from the command line.
 
 python -m data.prepare demo --out outputs/demo/corpus --seed 0
+python -m data.prepare tiny --from ../shared/real --out outputs/tiny/corpus
 """
 
 import argparse
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from data.demo import corpus
+from data.tiny import corpus as tiny_corpus
 from support import command_line
 
 
@@ -19,6 +21,10 @@ def parser() -> argparse.ArgumentParser:
     corpus.add_arguments(demo)
     command_line.add_traceback(demo)
     demo.set_defaults(work=corpus.run)
+    tiny = corpora.add_parser("tiny", help="annotation files of the tiny recipe over real recordings")
+    tiny_corpus.add_arguments(tiny)
+    command_line.add_traceback(tiny)
+    tiny.set_defaults(work=tiny_corpus.run)
     return result
 
 

@@ -97,7 +97,7 @@ def load_for_evaluation(config: Config, processes: Processes, device: str) -> SA
         if not config.model.ckpt:
             print("model.ckpt is not set: this evaluates an untrained connector", file=sys.stderr)
     torch.manual_seed(config.run.seed)  # an untrained connector is the same one every time, in every process
-    model = build_model(config.model, device=own_device)
+    model = build_model(config.model, device=own_device, aligning=config.run.stage == "align")
     lora = model.merge_for_serving()
     if processes.is_main:
         print(f"language model's weights: {model.llm.kernel}; LoRA: {lora}")

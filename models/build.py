@@ -12,6 +12,7 @@ import torch
 from configs.recorded import require_recorded_rules
 from configs.schema import load_config
 from configs.sections import ModelConfig
+from models.aligning import AlignmentModel, PieceText
 from models.checkpoint.adapter_folder import LEGACY_SUFFIXES, checkpoint_of, load_adapter, load_projection
 from models.checkpoint.adapter_tensors import CheckpointError
 from models.checkpoint.released import load_legacy
@@ -34,6 +35,7 @@ def build_model(
     *,
     weights: bool = True,
     encoder_dtype: torch.dtype | None = None,
+    aligning: bool = False,
 ) -> SALMONN:
     """The model that `config` describes, with a fresh adapter, or with that of `config.ckpt`.
 
@@ -45,6 +47,7 @@ def build_model(
             memory, no download, and one or two seconds. It gives sizes, frame counts and, with
             efficiency/memory_plan.py, the memory of a run, but no numbers. It has no tokenizer: it takes `TextBatch`es.
         encoder_dtype: type of the frozen encoders; None for that of `model.dtype`.
+        aligning: the model of `run.stage: align`: of the language model the embedding table alone, and a CTC head.
 
     Raises:
         UserError: a part is not found, does not fit, or has an unknown architecture; the message names its key.
@@ -57,12 +60,16 @@ def build_model(
     paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]
     with large_blocks_mapped(path for path in paths if path and weights):
         encoders = EncoderStack.from_config(config, device, rules=rules.encoders, weights=weights, dtype=encoder_dtype)
-        llm = LanguageModel.from_config(config, device, weights=weights)
+        load_llm = LanguageModel.table_from_config if aligning else LanguageModel.from_config
+        llm = load_llm(config, device, weights=weights)
         with nullcontext() if weights else META:
             connector = _connector(config, rules, encoders, llm)
-        text = rules.text.from_config(config) if weights else None
-        model = rules.model(encoders, connector, llm, text, config)
+        text_type, model_type = (PieceText, AlignmentModel) if aligning else (rules.text, rules.model)
+        text = text_type.from_config(config) if weights else None
+        model = model_type(encoders, connector, llm, text, config)
         connector.qformer.requires_grad_(not config.freeze_speech_QFormer)
+        if connector.context is not None:
+            connector.context.requires_grad_(not config.freeze_speech_QFormer)
         connector.to_llm.requires_grad_(not config.freeze_speech_llama_proj)
         if not weights:
             return model.eval()
@@ -100,7 +107,7 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
             "outputs/<run>/best."
         )
     config = load_config(config_file, overrides=["model.ckpt="])
-    model = build_model(config.model, device)
+    model = build_model(config.model, device, aligning=config.run.stage == "align")
     model.generate_defaults = config.generate
     load_adapter(model, folder)
     return model
@@ -124,9 +131,11 @@ def _connector(config: ModelConfig, rules: Rules, encoders: EncoderStack, llm: L
         intermediate_size=config.qformer_intermediate_size,
         num_queries=config.num_speech_query_token,
         dropout=config.qformer_dropout,
+        context_layers=config.context_layers,
         window_s=config.second_per_window if config.window_level_Qformer else None,
         stride_s=config.second_stride,
         keep_partial_window=rules.keep_partial_window,
         window_jitter=config.window_jitter,
+        mask_frames=config.mask_frames,
         fusion=config.fusion,
     )

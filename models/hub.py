@@ -1,13 +1,14 @@
 """Models of transformers from folders and hub names, and the reason why loading one failed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from configs.known_weights import bringing_command, cached_weights
 from support.command_line import UserError
@@ -104,6 +105,17 @@ def load_weights(
             f"{', '.join(broken[:BROKEN_SHOWN])}{more}"
         )
     return model
+
+
+@contextmanager
+def library_reports_off() -> Iterator[None]:
+    """Without the library's report on weights that the model has no place for: they are left out on purpose."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def loading_problem(path: str, error: Exception) -> str:

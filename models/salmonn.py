@@ -5,9 +5,9 @@ and speed are measured on the same lines.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TypeVar
 
 import torch
@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.sections import GenerateConfig, ModelConfig
+from models.alignment.ctc import Alignment
+from models.alignment.merging import merge_runs
+from models.alignment.pieces import Pieces
 from models.connector.connector import Connector
 from models.decoding.continuous_batching import decode_each, split
 from models.decoding.engine import DecodeEngine
@@ -51,6 +54,8 @@ class LossOutput:
     loss: Tensor
     logits: Tensor
     hidden: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Terms of `loss_sum` by name, before weighting, where there are several."""
 
 
 class SALMONN(nn.Module):
@@ -76,6 +81,13 @@ class SALMONN(nn.Module):
         self.encoders.captures = config.cuda_graphs
         self.generate_defaults = GenerateConfig()
         """What `generate`, `generate_each` and `stream` take for options that they are not given."""
+        self.alignment: Alignment | None = None
+        """The CTC head over audio tokens, where training or a checkpoint brought one."""
+
+    @property
+    def loss_terms(self) -> tuple[str, ...]:
+        """The names of `LossOutput.parts` in training."""
+        return ("answers", "ctc") if self.config.ctc_weight > 0 else ()
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +103,41 @@ class SALMONN(nn.Module):
         """`.to()` and casts pass here: drop what was computed with the weights as they were."""
         self.engine.clear()
         return super()._apply(*arguments, **options)
+
+    def align_to(self, ids: Tensor) -> Alignment:
+        """Put a fresh CTC head on the audio tokens, over these entries of the vocabulary; it trains where
+        `model.ctc_weight` is above 0.
+
+        Raises:
+            PiecesError: the tokenizer has no text for one of the ids.
+        """
+        ids = ids.to(self.device)
+        self.alignment = Alignment(ids, self.llm.embed(ids)).to(self.device)
+        self.alignment.requires_grad_(self.config.ctc_weight > 0)
+        if self.text is not None:
+            self.alignment.pieces = Pieces.of(self.text.tokenizer, ids.tolist())
+        return self.alignment
+
+    def require_alignment(self) -> Alignment:
+        """The CTC head; UserError where there is none."""
+        if self.alignment is None:
+            raise UserError(
+                "this adapter has no alignment: train one with run.stage: align, or with model.ctc_weight above 0"
+            )
+        return self.alignment
+
+    @torch.no_grad()
+    def ctc_texts(
+        self, waveforms: Tensor | None, lengths: Tensor | None, frames: list[Frames] | None = None
+    ) -> list[str]:
+        """The transcript of each clip by the alignment's best path, without the language model.
+
+        Raises:
+            UserError: the adapter has no alignment.
+        """
+        alignment = self.require_alignment()
+        with self._evaluating():
+            return alignment.texts(*self._connected(waveforms, lengths, frames))
 
     @property
     def spans(self) -> list[str]:
@@ -118,9 +165,24 @@ class SALMONN(nn.Module):
 
         `frames` are the encoders' outputs, from a cache; the waveforms are then not read.
         """
+        return self._merged(*self._connected(waveforms, lengths, frames))
+
+    def _connected(
+        self, waveforms: Tensor | None, lengths: Tensor | None, frames: list[Frames] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The connector's audio tokens and their mask, before the alignment merges any."""
         if frames is None:
             frames = self.encode_frames(waveforms, lengths)
         return self.connector([Frames(f.frames.to(self.device), f.lengths.to(self.device)) for f in frames])
+
+    def _merged(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Fewer tokens where `model.ctc_merge_pause_s` is set and the model is aligned."""
+        pause_s = self.config.ctc_merge_pause_s
+        if not pause_s or self.alignment is None:
+            return tokens, mask
+        with torch.no_grad():
+            classes = self.alignment.classes(tokens)
+        return merge_runs(tokens, mask, classes, max(1, round(pause_s * self.connector.token_rate_hz)))
 
     @spanned("assemble")
     def assemble(self, tokens: Tensor, mask: Tensor, text_batch: TextBatch) -> Assembled:
@@ -180,8 +242,12 @@ class SALMONN(nn.Module):
         *,
         text_batch: TextBatch | None = None,
         frames: list[Frames] | None = None,
+        transcripts: Sequence[str | None] | None = None,
     ) -> LossOutput:
         """Cross-entropy of the answers, summed; give `prompts` and `texts`, or the `text_batch` made from them.
+
+        With `transcripts`, what is said in each clip (None: not known), `model.ctc_weight` times the alignment's loss
+        is added.
 
         Raises:
             ValueError: texts are missing, or there is not one prompt and one text for each clip.
@@ -194,8 +260,8 @@ class SALMONN(nn.Module):
             check_prompts(waveforms, prompts, frames)
             require_texts("texts", texts)
             text_batch = self.text.batch(prompts, texts)
-        tokens, mask = self.encode_audio(waveforms, lengths, frames)
-        assembled = self.assemble(tokens, mask, text_batch)
+        tokens, mask = self._connected(waveforms, lengths, frames)
+        assembled = self.assemble(*self._merged(tokens, mask), text_batch)
         self.require_positions(assembled)
         hidden = self.llm(assembled.embeds, assembled.mask, assembled.positions)
         next_labels = assembled.labels[:, 1:]
@@ -204,7 +270,21 @@ class SALMONN(nn.Module):
         logits = self.llm.logits(predicting)  # [S, V]
         loss_sum = F.cross_entropy(logits.float(), next_labels[answered], reduction="sum")
         target_tokens = text_batch.target_tokens
-        return LossOutput(loss_sum, target_tokens, loss_sum / max(1, target_tokens), logits, predicting)
+        parts: dict[str, Tensor] = {}
+        if transcripts is not None and self.config.ctc_weight > 0:
+            parts = {"answers": loss_sum.detach(), "ctc": self._ctc_loss(tokens, mask, transcripts)}
+            loss_sum = loss_sum + self.config.ctc_weight * parts["ctc"]
+            parts["ctc"] = parts["ctc"].detach()
+        return LossOutput(loss_sum, target_tokens, loss_sum / max(1, target_tokens), logits, predicting, parts)
+
+    def _ctc_loss(self, tokens: Tensor, mask: Tensor, transcripts: Sequence[str | None]) -> Tensor:
+        """The alignment's loss over the clips whose transcript is known; a zero with gradients where none is."""
+        alignment = self.require_alignment()
+        known = [row for row, transcript in enumerate(transcripts) if transcript is not None]
+        if not known:  # processes that train together all need a gradient for every parameter
+            return 0.0 * (alignment.blank.sum() + alignment.scale)
+        spellings = [torch.tensor(alignment.pieces.spell(transcripts[row]), dtype=torch.long) for row in known]
+        return alignment.loss(tokens[known], mask[known], spellings)
 
     @torch.no_grad()
     def generate(
@@ -289,7 +369,7 @@ class SALMONN(nn.Module):
         return assembled
 
     def audio_tokens(self, samples: int) -> int:
-        """`A` of a clip of so many samples."""
+        """`A` of a clip of so many samples; with `model.ctc_merge_pause_s` the most that it can be."""
         return self.connector.token_count(self.encoders.frame_count(samples))
 
     def require_positions(self, assembled: Assembled, new_tokens: int = 0) -> None:

@@ -37,6 +37,11 @@ class Scores:
     reasons: dict[str, str]
 
 
+def is_transcript(task: str) -> bool:
+    """Whether a task's text is what is said in the clip, in its language."""
+    return task == "asr" or task.startswith("asr_")
+
+
 def _score_words(references: list[list[str]], hypotheses: list[str]) -> dict[str, float | None]:
     first = [several[0] for several in references]
     errors = wer(first, hypotheses)

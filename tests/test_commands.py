@@ -29,13 +29,15 @@ COMMANDS = {
     "tools.convert_checkpoint": ["best.pth", "outputs/adapter", *CONFIG],
     "tools.demo": [],
     "tools.describe_corpus": ["train.json"],
+    "tools.hear": ["my.wav"],
     "tools.pretrain_standins": ["--out", "outputs/standins"],
     "tools.quantize": [*CONFIG, "--out", "outputs/gptq"],
     "tools.to_flac": ["wav", "flac"],
+    "tools.pack_adapter": ["outputs/run/best", "outputs/packed"],
     "tools.weights": ["tiny"],
 }
 """Module -> arguments that it accepts."""
-OTHER_STATUS = {"tools.cache_encoder_outputs": 2, "tools.quantize": 2}
+OTHER_STATUS = {"tools.cache_encoder_outputs": 2, "tools.hear": 3, "tools.quantize": 2}
 HEAVY = ("torch", "transformers", "accelerate", "peft")
 every_command = pytest.mark.parametrize("name", COMMANDS)
 

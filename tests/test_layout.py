@@ -28,12 +28,12 @@ FLOORS = (
 
 MODEL_FLOORS = (
     ("runtime", "frames", "hub", "tensor_file", "device"),
-    ("connector", "quantization"),
+    ("alignment", "connector", "quantization"),
     ("encoders", "language"),
     ("sizes",),
     ("decoding", "checkpoint"),
     ("salmonn",),
-    ("released_rules",),
+    ("aligning", "released_rules"),
     ("build",),
 )
 """The same inside `models/`."""

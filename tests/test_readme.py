@@ -95,6 +95,18 @@ def test_annotations_of_the_readme_load(tmp_path: Path) -> None:
         assert set(tasks) <= set(json.loads((ROOT / "prompts" / prompts).read_text(encoding="utf-8")))
 
 
+def test_the_first_screen_shows_recordings_of_the_demo() -> None:
+    """The excerpt of `make demo PART=hear` is of recordings that are there, with their texts."""
+    from data.annotations import load_annotations
+
+    (excerpt,) = re.findall(r"<!-- hear -->\n```text\n(.*?)```", README, flags=re.DOTALL)
+    texts = {Path(clip.path).name: clip.text for clip in load_annotations(ROOT / "assets/clips/annotation.json")}
+    shown = re.findall(r"^\d+\. ([^,]+), .*\n   expected +(.*)$", excerpt, flags=re.MULTILINE)
+    assert shown and all(texts[name] == text for name, text in shown)
+    assert "WER %" in excerpt and "| step" in excerpt
+    assert README.index("<!-- hear -->") < README.index("| system | machine |")
+
+
 def test_published_figures_stand_in_the_readme() -> None:
     rows = json.loads((ROOT / "efficiency" / "published.json").read_text(encoding="utf-8"))["rows"]
     assert len(rows) == 7

@@ -1,6 +1,6 @@
 """The whole recipe: corpus, training, both evaluations, efficiency; ends with one table.
 
-    python -m tools.demo                                          # the synthetic corpus (make demo)
+    python -m tools.demo                                          # the synthetic corpus (make demo PART=train)
     python -m tools.demo --short                                  # the same with a few training steps (make demo-short)
     python -m tools.demo --recipe real --prefix /path/to/recordings      # real recordings (make real)
 

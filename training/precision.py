@@ -20,7 +20,7 @@ OTHER_PARALLELISM = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": 
 def make_accelerator(config: Config) -> Accelerator:
     """Devices, processes and precision of a run: fp16 with loss scaling on CUDA where `run.amp` is set, else fp32.
 
-    With `model.dtype: bfloat16`, mixed precision is that.
+    With `model.dtype: bfloat16`, mixed precision is that, on a CPU too.
 
     Raises:
         UserError: fewer processes are running than the launcher asked for.
@@ -37,7 +37,7 @@ def make_accelerator(config: Config) -> Accelerator:
         torch.cuda.set_device(torch.device(config.run.device))
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision=half if config.run.amp and not on_cpu else "no",
+        mixed_precision=half if config.run.amp and (half == "bf16" or not on_cpu) else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # training changes no buffer
     )
     asked = int(os.environ.get("WORLD_SIZE", "1"))

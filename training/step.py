@@ -17,6 +17,7 @@ from models.encoders.frame_cache import FrameCache
 from models.frames import Frames
 from models.quantization.backends import require_trainable
 from models.salmonn import SALMONN
+from scoring.tasks import is_transcript
 from support.random_state import rng_state, set_rng_state
 from support.units import SAMPLE_RATE
 from training.nonfinite import NonFiniteError, first_nonfinite
@@ -72,6 +73,10 @@ class TrainingStep:
         self.distiller = distiller
         self.nonfinite_in_a_row = 0
         self._parameters = list(model.adapter_parameters())
+        if distiller is not None:
+            self._terms = tuple(distiller.terms)
+        else:
+            self._terms = model.loss_terms
         if accelerator.ddp_handler is not None:  # a trained encoder may have weights that some batches do not use
             accelerator.ddp_handler.find_unused_parameters = not all(model.encoders.frozen.values())
         with warnings.catch_warnings():  # about a name that accelerate uses; users cannot change it
@@ -106,7 +111,7 @@ class TrainingStep:
         """Forward and backward passes of a window; returns its loss, and the terms', summed over all processes."""
         self.model.train()
         accelerator = self.accelerator
-        terms = self.distiller.terms if self.distiller is not None else ()
+        terms = self._terms
         local_sums = torch.zeros(1 + len(terms), device=accelerator.device)
         for index, batch in enumerate(window):
             exchanges = accelerator.num_processes > 1 and index == len(window) - 1
@@ -126,14 +131,23 @@ class TrainingStep:
     def _losses(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """A batch's loss, and the terms that it is made of where there is a teacher."""
         if self.distiller is None:
-            return self._output(self._wrapped, batch).loss_sum, {}
+            output = self._output(self._wrapped, batch)
+            return output.loss_sum, output.parts
         waveforms, lengths = self._on_device(batch)
         losses = self.distiller.losses(self._wrapped, batch, waveforms, lengths, self.frames(waveforms, lengths))
         return losses.loss_sum, losses.parts
 
     def _output(self, model: torch.nn.Module, batch: Batch):
         waveforms, lengths = self._on_device(batch)
-        return model(waveforms, lengths, text_batch=batch.text_batch, frames=self.frames(waveforms, lengths))
+        return model(
+            waveforms,
+            lengths,
+            text_batch=batch.text_batch,
+            frames=self.frames(waveforms, lengths),
+            transcripts=[
+                text if is_transcript(task) else None for text, task in zip(batch.references, batch.tasks, strict=True)
+            ],
+        )
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         device = self.accelerator.device

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from configs.recorded import CONFIG_FILE, RUN_POINTERS
 from configs.schema import Config, dump_config
 from models.checkpoint.adapter_tensors import (
+    ALIGNMENT_IDS,
     CheckpointError,
     LoadReport,
     added_encoders,
@@ -116,13 +117,19 @@ def load_adapter(model: nn.Module, source: str | Path, *, add_encoders: bool = F
     """
     path = _adapter_file(Path(source))
     state = _read_tensors(path)
+    aligned_before = getattr(model, "alignment", None)
+    if ALIGNMENT_IDS in state and hasattr(model, "align_to"):
+        model.align_to(state[ALIGNMENT_IDS])
     own = named_tensors(model)
     pad_rows = split_pad_rows(state, own)
     added = added_encoders(state, own) if add_encoders else ()
     if added:
         state, own = with_added_encoders(state, own, added)
-    report = replace(compare(state, own), added=added)
+    table_alone = getattr(getattr(model, "llm", None), "is_table", False)
+    report = replace(compare(state, own, table_alone=table_alone), added=added)
     if not report.fits:
+        if hasattr(model, "align_to"):
+            model.alignment = aligned_before
         raise CheckpointError(misfit(path, report))
     with torch.no_grad():
         for name in report.matched:

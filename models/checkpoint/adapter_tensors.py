@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from support.command_line import UserError
 
 NAMES_SHOWN = 12  # in an error
+ALIGNMENT_IDS = "alignment.ids"
+"""The entries of the vocabulary that the CTC head aligns to; their number is the adapter's own."""
 PAD_ROWS = "llm.pad_rows."  # rows appended to a vocabulary, which are in no base checkpoint
 
 _LLM_BLOCK = re.compile(r"^llm\.model\.(?:[a-z_]+\.)*?(layers\.\d+\.)")
@@ -37,9 +39,11 @@ class LoadReport:
     misshapen: tuple[str, ...]
     """Tensors of another shape, or integers for floating-point numbers: `name: file [2, 3], model [4, 3]`."""
     from_base: tuple[str, ...] = ()
-    """Parts that are not in the file and start from their base checkpoint: encoders that are trained from now on."""
+    """Parts that are not in the file and start from their base checkpoint: encoders that are trained from now on, and
+    LoRA after an alignment stage."""
     ignored: tuple[str, ...] = ()
-    """Entries of a released file without effect here: untrained buffers."""
+    """Entries without effect here: untrained buffers of a released file; LoRA, where only the alignment is asked for.
+    """
     added: tuple[str, ...] = ()
     """Encoders that the adapter was trained without: a fresh LayerNorm, and zeros for their columns in the Q-Former
     (`fusion: concat`) or for their projection (`fusion: project`)."""
@@ -99,14 +103,17 @@ def _file_name(name: str) -> str | None:
 
 
 def _has_no_base(name: str) -> bool:
-    return name.startswith(("connector.", PAD_ROWS)) or ".lora_" in name
+    return name.startswith(("connector.", "alignment.", PAD_ROWS)) or ".lora_" in name
 
 
 def loaded_names(model: nn.Module) -> set[str]:
     return getattr(model, "_loaded_adapter_names", set())
 
 
-def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> LoadReport:
+def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]], *, table_alone: bool = False) -> LoadReport:
+    """How a file's tensors fit a model's; `table_alone`: the model has no language model for LoRA to be in."""
+    aligned_alone = ALIGNMENT_IDS in state and not any(name.startswith("llm.") for name in state)
+    ignored = tuple(sorted(name for name in state if table_alone and name.startswith("llm.") and name not in own))
     misshapen = {
         name: f"{name}: file {_shape(tensor)}, model {_shape(own[name][0])}"
         for name, tensor in state.items()
@@ -120,14 +127,17 @@ def compare(state: dict[str, Tensor], own: dict[str, tuple[Tensor, bool]]) -> Lo
         part = _ENCODER.match(name)
         if part and part[0] not in file_parts:  # nothing of this encoder is in the file
             from_base.add(part[0].removesuffix("."))
+        elif aligned_alone and ".lora_" in name:  # written by an alignment stage
+            from_base.add("LoRA")
         else:
             missing.append(name)
     return LoadReport(
         matched=tuple(sorted(name for name in state if name in own and name not in misshapen)),
         missing=tuple(sorted(missing)),
-        unexpected=tuple(sorted(name for name in state if name not in own)),
+        unexpected=tuple(sorted(name for name in state if name not in own and name not in ignored)),
         misshapen=tuple(misshapen[name] for name in sorted(misshapen)),
         from_base=tuple(sorted(from_base)),
+        ignored=ignored,
     )
 
 

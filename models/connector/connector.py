@@ -10,12 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.connector.context import Context
 from models.connector.fusion import align_outputs
+from models.connector.masking import hide_spans
 from models.connector.qformer import QFormer, QFormerConfig
 from models.frames import Frames
 from models.runtime.spans import spanned
 from support.command_line import UserError
 
+HIDDEN_S = 0.2  # a span of hidden frames: about a syllable
 FULL_S = 30  # the family's rule divides its frames by their time: 1,500 at 50 Hz
 
 
@@ -42,8 +45,10 @@ class Connector(nn.Module):
         llm_hidden_size: `H`.
         fusion: `concat` concatenates the outputs on the channel axis; `project` projects each to the Q-Former's width
             by a linear layer of its own and adds them.
+        context_layers: layers over all tokens of a clip between Q-Former and projection; 0 as in SALMONN.
         window_jitter: in training, the windows start up to a stride before the clip, drawn for each batch. Window
             boundaries differ every epoch, and nothing is cut off.
+        mask_frames: in training, the share of frames that are set to zero, in spans of `HIDDEN_S`.
     """
 
     def __init__(
@@ -59,10 +64,12 @@ class Connector(nn.Module):
         intermediate_size: int | None,
         num_queries: int,
         dropout: float,
+        context_layers: int = 0,
         window_s: float | None,
         stride_s: float,
         keep_partial_window: bool,
         window_jitter: bool,
+        mask_frames: float = 0.0,
         fusion: Literal["concat", "project"],
     ) -> None:
         super().__init__()
@@ -70,6 +77,7 @@ class Connector(nn.Module):
         self.num_queries = num_queries
         self.keep_partial_window = keep_partial_window
         rate_hz = max(frame_rates_hz)
+        self.mask_frames = mask_frames
         self.window_jitter = window_jitter and window_s is not None and keep_partial_window
         self.window = None if window_s is None else frames_in(window_s, rate_hz)  # K, in frames
         self.stride = None if window_s is None else frames_in(stride_s, rate_hz)
@@ -97,6 +105,7 @@ class Connector(nn.Module):
                 dropout=dropout,
             )
         )
+        self.context = Context(context_layers, hidden_size, num_heads, dropout) if context_layers else None
         self.to_llm = nn.Linear(hidden_size, llm_hidden_size)
 
     def train(self, mode: bool = True) -> "Connector":
@@ -104,11 +113,18 @@ class Connector(nn.Module):
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.qformer.parameters()):
             self.qformer.eval()
+            if self.context is not None:
+                self.context.eval()
         return self
 
     @property
     def dtype(self) -> torch.dtype:
         return self.to_llm.weight.dtype
+
+    @property
+    def token_rate_hz(self) -> float:
+        """Audio tokens a second; of a single window for the whole clip, 0."""
+        return 0.0 if self.stride is None else self.num_queries * max(self.frame_rates_hz) / self.stride
 
     def window_count(self, frames: int) -> int:
         """`W` of a clip with so many frames; at least one with partial windows."""
@@ -139,19 +155,27 @@ class Connector(nn.Module):
     def forward(self, outputs: list[Frames]) -> tuple[Tensor, Tensor]:
         """Encoder outputs -> audio tokens `[B, A, H]` and their mask `[B, A]`, False where a token is padding."""
         fused = self.fuse(outputs)
+        if self.mask_frames and self.training:
+            fused = hide_spans(fused, self.mask_frames, frames_in(HIDDEN_S, max(self.frame_rates_hz)))
         windows, frame_mask = self._windows(fused)  # [B, W, K, D], [B, W, K]
         batch, count = frame_mask.shape[:2]
         window_mask = frame_mask.any(dim=-1)  # [B, W]
+        token_mask = window_mask.repeat_interleave(self.num_queries, dim=1)  # [B, A]
         if batch == 1:  # a clip alone has no padded windows: no gather, no synchronisation
-            queried = self.qformer(windows[0], frame_mask[0])
-            tokens = self.to_llm(queried)[None]  # [1, W, Q, H]
+            tokens = self._projected(self.qformer(windows[0], frame_mask[0]))[None]
         else:
             # A softmax over no key is NaN: windows of padding never reach attention.
-            queried = self.qformer(windows[window_mask], frame_mask[window_mask])
-            projected = self.to_llm(queried)  # [M, Q, H]
-            tokens = projected.new_zeros(batch, count, *projected.shape[1:])
-            tokens[window_mask] = projected
-        return tokens.flatten(1, 2), window_mask.repeat_interleave(self.num_queries, dim=1)
+            rows = self._projected(self.qformer(windows[window_mask], frame_mask[window_mask]))
+            tokens = rows.new_zeros(batch, count, *rows.shape[1:])
+            tokens[window_mask] = rows
+        tokens = tokens.flatten(1, 2)
+        if self.context is not None:
+            tokens = self.to_llm(self.context(tokens, token_mask)).masked_fill(~token_mask[..., None], 0)
+        return tokens, token_mask
+
+    def _projected(self, queried: Tensor) -> Tensor:
+        """The Q-Former's outputs in the language model's width, unless context layers come between."""
+        return self.to_llm(queried) if self.context is None else queried
 
     def _windows(self, fused: Frames) -> tuple[Tensor, Tensor]:
         """Cut `[B, N, D]` in windows `[B, W, K, D]`, with a mask of the frames that belong to the clip."""

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from configs.architectures import find_architecture
 from configs.sections import ModelConfig
 from models.device import META, named_dtype
-from models.hub import load_config, load_weights
+from models.hub import library_reports_off, load_config, load_weights
 from models.language.lora import LoraMixin
 from models.quantization import backends, report
 from models.quantization.stored_shapes import GROUP, pack_linears
@@ -44,7 +44,13 @@ class LanguageModel(LoraMixin):
     `model` is the library's model; `backend` says how its weights are stored and `kernel` which kernel multiplies them.
     """
 
-    def __init__(self, model: PreTrainedModel, *, backend: backends.Backend = backends.BACKENDS["none"]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        backend: backends.Backend = backends.BACKENDS["none"],
+        checked: bool = True,
+    ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.backend = backend
@@ -52,7 +58,7 @@ class LanguageModel(LoraMixin):
         self._layer_types = _layer_types(self.config)
         self.kernel = report.kernel_report(model, backend, self.device, self.dtype)
         backends.make_trainable(model)
-        if self.config.model_type not in VERIFIED_FAMILIES and self.device != META:
+        if checked and self.config.model_type not in VERIFIED_FAMILIES and self.device != META:
             self._check_against_library()
 
     @classmethod
@@ -80,6 +86,51 @@ class LanguageModel(LoraMixin):
                     target_modules=config.lora_target_modules,
                 )
         return llm
+
+    @classmethod
+    def table_from_config(
+        cls, config: ModelConfig, device: torch.device | str = "cpu", *, weights: bool = True
+    ) -> "LanguageModel":
+        """The embedding table of `config.llama_path` alone, as a language model without a layer: for `embed` only.
+
+        Nothing else of it is read, or kept: no layers, no LoRA, no quantisation.
+        """
+        if not config.llama_path:
+            raise UserError("model.llama_path is not set; its embedding table is what alignment aims at.")
+        device = torch.device(device)
+        try:
+            if weights:
+                llm_config = load_config(AutoConfig, config.llama_path, config.token)
+            else:
+                llm_config = _library_config(find_architecture(config.llama_path, "llm").config)
+            text_config = llm_config.get_text_config()
+            text_config.num_hidden_layers = 0
+            if getattr(text_config, "layer_types", None):
+                text_config.layer_types = []
+            if hasattr(llm_config, "quantization_config"):  # of the layers that are not there
+                del llm_config.quantization_config
+            dtype = compute_dtype(config.dtype, device, text_config.model_type)
+            if weights:
+                with library_reports_off():
+                    model = load_weights(
+                        AutoModelForCausalLM.from_pretrained,
+                        config.llama_path,
+                        config.token,
+                        part="embedding table",
+                        config=llm_config,
+                        dtype=dtype,
+                        device_map={"": device},
+                    )
+            else:
+                with META:
+                    model = AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
+        except UserError as error:
+            message = str(error)
+            raise type(error)(message if message.startswith("model.") else f"model.llama_path: {message}") from error
+        model.set_output_embeddings(model.get_input_embeddings())  # an untied head would only take memory
+        table = cls(model, checked=False)
+        table.kernel = f"embedding table alone, {dtype_name(dtype)}"
+        return table
 
     @classmethod
     def _loaded(cls, config: ModelConfig, device: torch.device) -> "LanguageModel":
@@ -114,9 +165,7 @@ class LanguageModel(LoraMixin):
         facts = find_architecture(config.llama_path, "llm")
         backend = backends.named_backend(config, facts.quantized)
         stored = facts.config.get("quantization_config") or {}
-        llm_config = AutoConfig.for_model(
-            **{key: value for key, value in facts.config.items() if key != "quantization_config"}
-        )
+        llm_config = _library_config(facts.config)
         dtype = compute_dtype(config.dtype, device, llm_config.get_text_config().model_type)
         with META:
             model = AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
@@ -133,6 +182,11 @@ class LanguageModel(LoraMixin):
         llm = cls(model, backend=backend)
         llm.kernel = f"{backend.name}, planned, compute {dtype_name(dtype)}, {device.type}"
         return llm
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is an embedding table alone, without layers."""
+        return self.config.num_hidden_layers == 0
 
     @property
     def device(self) -> torch.device:
@@ -267,6 +321,11 @@ def compute_dtype(choice: str, device: torch.device, model_type: str = "") -> to
     if not torch.cuda.is_available():  # planned for a device that is elsewhere: taken to have bfloat16
         return torch.bfloat16
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+
+
+def _library_config(facts: dict) -> PreTrainedConfig:
+    """The library's configuration of a model from its architecture facts, unquantised."""
+    return AutoConfig.for_model(**{key: value for key, value in facts.items() if key != "quantization_config"})
 
 
 def _layer_types(config: PreTrainedConfig) -> list[str] | None:

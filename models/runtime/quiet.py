@@ -11,3 +11,7 @@ for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 # peft warns that it could not merge LoRA into such weights, which `LanguageModel.merge_lora` never does.
 warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
+# transformers' Whisper warns of arguments that it passes to itself.
+logging.getLogger("transformers.generation.utils").addFilter(
+    lambda record: "suppress_tokens" not in record.getMessage()
+)

@@ -1,0 +1,1 @@
+"""The corpus of the tiny recipe: annotation files over openly licensed recordings; no audio is copied."""

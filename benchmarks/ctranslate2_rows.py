@@ -90,8 +90,6 @@ class PlainCTranslate2(_Timed):
         self.about |= {"kernel": f"CTranslate2, {row.compute_type}", "num_beams": row.num_beams}
 
     def texts(self, waveforms: list[Tensor]) -> list[str]:
-        from benchmarks.whisper_rows import in_windows, joined
-
         windows, owners = in_windows(waveforms, self.extractor.n_samples)
         ids = [self._ids(window) for window in windows]
         return joined(self.tokenizer.batch_decode(ids, skip_special_tokens=True), owners, len(waveforms))
@@ -106,3 +104,15 @@ class PlainCTranslate2(_Timed):
 
     def tokens(self, samples: np.ndarray, most: int | None = None) -> int:
         return len(self._ids(samples[: self.extractor.n_samples], most))
+
+
+def in_windows(waveforms: list[Tensor], samples: int) -> tuple[list[np.ndarray], list[int]]:
+    """Pieces of at most so many samples, and which waveform each is of."""
+    pieces = [(piece.numpy(), owner) for owner, wave in enumerate(waveforms) for piece in wave.split(samples)]
+    windows, owners = zip(*pieces, strict=True)
+    return list(windows), list(owners)
+
+
+def joined(texts: list[str], owners: list[int], count: int) -> list[str]:
+    """The texts of each waveform's windows as one."""
+    return [" ".join(text.strip() for text, mine in zip(texts, owners, strict=True) if mine == n) for n in range(count)]

@@ -25,7 +25,7 @@ SYSTEMS = {
     "swapped": "benchmarks.own_rows:Swapped",
     "untrained": "benchmarks.own_rows:System",
     "ctc": "benchmarks.own_rows:CtcPath",
-    "whisper": "benchmarks.whisper_rows:WhisperAlone",
+    "whisper": "benchmarks.whisper_rows:OwnDecoder",
     "faster_whisper": "benchmarks.ctranslate2_rows:FasterWhisper",
     "ctranslate2": "benchmarks.ctranslate2_rows:PlainCTranslate2",
 }

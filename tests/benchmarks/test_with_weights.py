@@ -17,10 +17,11 @@ import evaluate
 import metrics
 from benchmarks import own_rows, row_run, with_weights
 from benchmarks.clip_sets import read_sets
+from benchmarks.ctranslate2_rows import in_windows, joined
 from benchmarks.row_jobs import run_row
 from benchmarks.rows import LeftOut, Row
 from benchmarks.suite import run_apart
-from benchmarks.whisper_rows import WhisperAlone, in_windows, joined
+from benchmarks.whisper_rows import OwnDecoder
 from tests.benchmarks.conftest import Trained
 
 
@@ -169,7 +170,7 @@ def test_whisper_alone_is_the_librarys_generate(trained: Trained) -> None:
     together = {}
     for batch in (1, 4):
         row = Row(name="w", kind="whisper", sets=(clips,), whisper=str(trained.project.whisper), batch=batch)
-        together[batch] = WhisperAlone(row).answer(clips).texts
+        together[batch] = OwnDecoder(row).answer(clips).texts
     assert together[1] == together[4]
 
 

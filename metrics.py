@@ -16,6 +16,7 @@ from scoring.captions import (
     spider,
     unavailable,
 )
+from scoring.intervals import Interval, mean_interval, ratio_interval
 from scoring.tasks import (
     TASKS,
     Scores,
@@ -28,4 +29,14 @@ from scoring.tasks import (
 )
 from scoring.translation import translation_bleu
 from scoring.typography import plain_text
-from scoring.words import WordErrors, cer, clean_hypothesis, english_normalizer, per, wer, wer_nota
+from scoring.words import (
+    ClipErrors,
+    WordErrors,
+    cer,
+    clean_hypothesis,
+    english_normalizer,
+    per,
+    wer,
+    wer_nota,
+    wer_per_clip,
+)

@@ -10,28 +10,23 @@ of another job.
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import pickle
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.reference_model import ReferenceModel
-from benchmarks.suite import Job
+from benchmarks.suite import Job, run_here
 from configs.schema import Config
 from configs.sections import GenerateConfig, RunConfig
 from efficiency.gauges import Memory, clock
 from efficiency.timing import TimedClip, decode, first_token, measure, reuse_prefix, synthetic_clip, warmup_rounds
 from models.build import build_model
-from support.command_line import quieten_libraries
 from support.units import GIB
 
 ANSWER = " ".join(f"w{number}" for number in range(10, 50))
@@ -287,15 +282,7 @@ MEASURES: dict[tuple[str, str], Callable[[Any, Job, Memory], dict[str, Any]]] = 
 
 
 def main(argv: Sequence[str]) -> int:
-    (made,) = argv
-    quieten_libraries()
-    try:
-        result = run_job(pickle.load(sys.stdin.buffer))
-    except Exception as error:  # the parent continues with other jobs and reports this one as failed
-        traceback.print_exc()
-        result = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
-    Path(made).write_text(json.dumps(result), encoding="utf-8")
-    return int("error" in result)
+    return run_here(argv, run_job)
 
 
 if __name__ == "__main__":

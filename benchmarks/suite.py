@@ -15,14 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from configs.sections import ModelConfig
-from support.command_line import require_writable
+from support.command_line import quieten_libraries, require_writable
 from support.files import write_json
 
 if TYPE_CHECKING:
@@ -95,12 +96,12 @@ class Job:
     """Points of the grid that would take longer, judging by smaller ones, are left out."""
 
 
-def run_apart(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
-    """The job's figures (jobs.py), measured in a process of its own; `{"error": why}` where it failed or took longer
-    than `timeout_s`."""
+def run_apart(job: Any, *, timeout_s: float | None = None, program: str = "benchmarks.jobs") -> dict[str, Any]:
+    """The job's figures, measured by `program` (`run_here`) in a process of its own; `{"error": why}` where it failed
+    or took longer than `timeout_s`."""
     with tempfile.TemporaryDirectory(prefix="job_") as folder:
         made = Path(folder, "result.json")
-        command = [sys.executable, "-m", "benchmarks.jobs", str(made)]
+        command = [sys.executable, "-m", program, str(made)]
         try:
             status = subprocess.run(command, cwd=ROOT, input=pickle.dumps(job), timeout=timeout_s).returncode
         except subprocess.TimeoutExpired:
@@ -108,6 +109,19 @@ def run_apart(job: Job, *, timeout_s: float | None = None) -> dict[str, Any]:
         if not made.exists():
             return {"error": f"its process ended with status {status} and no result (memory?)"}
         return json.loads(made.read_text(encoding="utf-8"))
+
+
+def run_here(argv: Sequence[str], run: Callable[[Any], dict[str, Any]]) -> int:
+    """The other side of `run_apart`: the job from the standard input, its result into the file that `argv` names."""
+    (made,) = argv
+    quieten_libraries()
+    try:
+        result = run(pickle.load(sys.stdin.buffer))
+    except Exception as error:  # the parent continues with other jobs and reports this one as failed
+        traceback.print_exc()
+        result = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
+    Path(made).write_text(json.dumps(result), encoding="utf-8")
+    return int("error" in result)
 
 
 Runner = Callable[..., dict[str, Any]]

@@ -66,7 +66,7 @@ def evaluate_modes(
             prompts_for(annotations, prompts, config)
         for mode in modes:
             locks.enter_context(_lock(_folder(config, mode, swapped=swapped), processes))
-        model = _load(config, processes, device or config.run.device)
+        model = load_for_evaluation(config, processes, device or config.run.device)
         contents = ContentHashes()
         for mode in modes:
             evaluate_mode(
@@ -88,7 +88,7 @@ def _lock(folder: Path, processes: Processes) -> AbstractContextManager[None]:
     )
 
 
-def _load(config: Config, processes: Processes, device: str) -> SALMONN:
+def load_for_evaluation(config: Config, processes: Processes, device: str) -> SALMONN:
     """The model, merged for serving; says what runs."""
     own_device = processes.device(pick_device(device))
     if processes.is_main:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -48,14 +49,29 @@ class WhisperAlone:
             )
         return cls(model.to(device), processor)
 
-    @torch.no_grad()
     def text(self, waveform: Tensor, *, beams: int = 1) -> str:
         """What it writes for one clip `[T]` at 16 kHz: greedy, or with beams."""
-        long = len(waveform) > WINDOW_S * SAMPLE_RATE
-        given = {"truncation": False, "padding": "longest", "return_attention_mask": True} if long else {}
-        inputs = self.processor(waveform.cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt", **given)
-        options = {"return_timestamps": True} if long else {}
+        return self.texts([waveform], beams=beams)[0]
+
+    def texts(self, waveforms: Sequence[Tensor], *, beams: int = 1, **options: Any) -> list[str]:
+        """The same for several clips: those of one window together, longer ones alone. `options` go to `generate`."""
+        long = [index for index, waveform in enumerate(waveforms) if len(waveform) > WINDOW_S * SAMPLE_RATE]
+        short = [index for index in range(len(waveforms)) if index not in long]
+        texts: dict[int, str] = {}
+        for together in [short] * bool(short) + [[index] for index in long]:
+            written = self._written([waveforms[index] for index in together], beams, long=together != short, **options)
+            texts |= zip(together, written, strict=True)
+        return [texts[index] for index in range(len(waveforms))]
+
+    @torch.no_grad()
+    def _written(self, waveforms: Sequence[Tensor], beams: int, *, long: bool, **options: Any) -> list[str]:
+        samples = [waveform.cpu().numpy() for waveform in waveforms]
+        given = {"truncation": False, "padding": "longest"} if long else {}
+        inputs = self.processor(
+            samples, sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=True, **given
+        )
+        options |= {"return_timestamps": True} if long else {}
         tokens = self.model.generate(
             **inputs.to(self.model.device), num_beams=beams, do_sample=False, temperature=0.0, **options
         )
-        return self.processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
+        return [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]

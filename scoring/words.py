@@ -35,10 +35,27 @@ class WordErrors:
         return self.substitutions + self.deletions + self.insertions
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipErrors:
+    """Errors of one clip, and the words of its reference."""
+
+    errors: int
+    reference_words: int
+
+
 def wer(references: Sequence[str], hypotheses: Sequence[str], language: str = "en") -> WordErrors:
     """Word errors after Whisper's English normaliser (its basic one for other languages)."""
-    normalise = english_normalizer() if language == "en" else _basic_normalizer(split_letters=False)
-    return _errors(references, hypotheses, lambda text: normalise(text).split())
+    return _errors(references, hypotheses, _word_splitter(language))
+
+
+def wer_per_clip(references: Sequence[str], hypotheses: Sequence[str], language: str = "en") -> list[ClipErrors]:
+    """The same counts clip by clip: their sums give `wer`, and draws among them its interval (scoring/intervals.py)."""
+    return [
+        ClipErrors(
+            errors=sum(_edits(chunk) for chunk in chunks), reference_words=sum(_of_reference(chunk) for chunk in chunks)
+        )
+        for chunks in _aligned(references, hypotheses, _word_splitter(language)).alignments
+    ]
 
 
 def wer_nota(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:
@@ -120,16 +137,14 @@ def check_texts(references: Sequence[str], hypotheses: Sequence[str]) -> None:
     check_pairs([[text] for text in references], hypotheses)
 
 
+def _word_splitter(language: str) -> Callable[[str], list[str]]:
+    normalise = english_normalizer() if language == "en" else _basic_normalizer(split_letters=False)
+    return lambda text: normalise(text).split()
+
+
 def _errors(references: Sequence[str], hypotheses: Sequence[str], words: Callable[[str], list[str]]) -> WordErrors:
-    """Corpus counts over the words of each text; jiwer finds the alignments."""
-    check_texts(references, hypotheses)
-    # Ids instead of words: jiwer would split and strip the words' own characters again.
-    ids: dict[str, str] = {}
-
-    def encoded(text: str) -> str:
-        return " ".join(ids.setdefault(word, str(len(ids))) for word in words(text))
-
-    counts = jiwer.process_words([encoded(text) for text in references], [encoded(text) for text in hypotheses])
+    """Corpus counts over the words of each text."""
+    counts = _aligned(references, hypotheses, words)
     return WordErrors(
         wer=float(counts.wer),
         substitutions=counts.substitutions,
@@ -139,3 +154,26 @@ def _errors(references: Sequence[str], hypotheses: Sequence[str], words: Callabl
         reference_words=counts.hits + counts.substitutions + counts.deletions,
         hypothesis_words=counts.hits + counts.substitutions + counts.insertions,
     )
+
+
+def _aligned(
+    references: Sequence[str], hypotheses: Sequence[str], words: Callable[[str], list[str]]
+) -> jiwer.WordOutput:
+    """jiwer's alignment of each pair."""
+    check_texts(references, hypotheses)
+    # Ids instead of words: jiwer would split and strip the words' own characters again.
+    ids: dict[str, str] = {}
+
+    def encoded(text: str) -> str:
+        return " ".join(ids.setdefault(word, str(len(ids))) for word in words(text))
+
+    return jiwer.process_words([encoded(text) for text in references], [encoded(text) for text in hypotheses])
+
+
+def _of_reference(chunk: jiwer.AlignmentChunk) -> int:
+    return chunk.ref_end_idx - chunk.ref_start_idx
+
+
+def _edits(chunk: jiwer.AlignmentChunk) -> int:
+    """Words of a stretch of an alignment that differ; an insertion has none of the reference."""
+    return 0 if chunk.type == "equal" else max(_of_reference(chunk), chunk.hyp_end_idx - chunk.hyp_start_idx)

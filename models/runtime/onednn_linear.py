@@ -36,7 +36,8 @@ def use_onednn(module: nn.Module) -> int:
     for layer in module.modules():
         weight = layer.weight if type(layer) is nn.Linear else None
         on_cpu = weight is not None and weight.dtype == torch.float32 and weight.device.type == "cpu"
-        if on_cpu and weight.numel() >= LEAST_WEIGHTS:
+        plain = on_cpu and type(weight.data) is Tensor  # torchao's quantised weights say float32 too
+        if plain and weight.numel() >= LEAST_WEIGHTS:
             layer.__class__ = OneDnnLinear
         count += isinstance(layer, OneDnnLinear)
     return count

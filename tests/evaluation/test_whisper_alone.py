@@ -40,3 +40,5 @@ def test_real_weights_write_what_is_said() -> None:
     assert wer(references[:1], [whisper.text(waveforms[0], beams=2)]).wer < 0.15
     joined = torch.cat(waveforms * 2)  # longer than one window
     assert wer([" ".join(references * 2)], [whisper.text(joined)]).wer < 0.2
+    several = [waveforms[0], joined, waveforms[1]]
+    assert whisper.texts(several) == [whisper.text(waveform) for waveform in several]

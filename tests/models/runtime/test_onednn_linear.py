@@ -49,6 +49,14 @@ def test_a_weight_that_trains_keeps_its_gradient(small_layers: None) -> None:
     assert torch.equal(layer.weight.grad, torch.full((8, 8), 2.0))
 
 
+def test_quantised_weights_that_say_float32_keep_their_own_product(small_layers: None) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    assert model[0].weight.dtype == torch.float32 and onednn_linear.use_onednn(model) == 0
+    assert model(torch.ones(1, 64)).shape == (1, 64)
+
+
 def test_other_types_are_left_to_pytorch(small_layers: None) -> None:
     half = nn.Linear(8, 8, dtype=torch.bfloat16)
     assert onednn_linear.use_onednn(half) == 0 and type(half) is nn.Linear

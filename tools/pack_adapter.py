@@ -3,8 +3,8 @@
     python -m tools.pack_adapter outputs/tiny/stage2/best assets/adapters/tiny \
         --options model.quantization=nf4 model.encoder_quantization=int8
 
-The tensors are rounded to `--dtype` (float16 has eight times bfloat16's precision; an error names a tensor that does
-not fit in it). `config.yaml` keeps the model and how text is generated, with the changes of `--options`; data, run and
+The tensors are rounded to `--dtype`: float16 has eight times bfloat16's precision, and an error names a tensor that does
+not fit in it; int8 rounds the connector's matrices to 8 bits with a scale a row, and the rest to float16. `config.yaml` keeps the model and how text is generated, with the changes of `--options`; data, run and
 checkpoint paths are left out. Scores of the source are kept, and a README.md that the target has.
 `models.load_model(OUT)` reads the result as it reads the source.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = ("float16", "bfloat16", "float32", "int8")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,14 +55,20 @@ def work(arguments: argparse.Namespace) -> None:
 
     from configs.recorded import CONFIG_FILE
     from models.checkpoint.adapter_folder import ADAPTER_FILE, METRICS_FILE, checkpoint_of, read_adapter, write_adapter
+    from models.checkpoint.rounded_rows import round_rows
 
     source, target = checkpoint_of(arguments.source.expanduser()), arguments.target.expanduser()
     if target.exists() and not (target / ADAPTER_FILE).is_file():
         raise UserError(f"{target} exists and is no adapter folder; give a new name")
     if not (source / CONFIG_FILE).is_file():
         raise UserError(f"{source} has no {CONFIG_FILE}, which says what model the adapter belongs to")
-    dtype = getattr(torch, arguments.dtype)
-    tensors = {name: rounded(name, tensor, dtype) for name, tensor in read_adapter(source).items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in read_adapter(source).items():
+        if arguments.dtype == "int8" and name.startswith("connector."):
+            tensors |= round_rows(name, tensor)
+        else:
+            dtype = torch.float16 if arguments.dtype == "int8" else getattr(torch, arguments.dtype)
+            tensors[name] = rounded(name, tensor, dtype)
     config = portable(load_config(source / CONFIG_FILE, [*arguments.options, "model.ckpt="]))
     scores = source / METRICS_FILE
     card = target / "README.md"

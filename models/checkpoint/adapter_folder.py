@@ -36,6 +36,7 @@ from models.checkpoint.adapter_tensors import (
 )
 from models.checkpoint.pad_rows import append_pad_rows, split_pad_rows
 from models.checkpoint.released import own_entries, read_released
+from models.checkpoint.rounded_rows import restore_rows
 from support.file_kinds import mistaken
 from support.files import new_folder, recover
 from support.pointers import pointed
@@ -271,7 +272,7 @@ def _sha256(path: Path) -> str:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return restore_rows({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         found = mistaken(path) or f"cannot be read as safetensors ({error}); it is truncated or another format."
         raise CheckpointError(f"{path} {found}") from error

@@ -42,6 +42,18 @@ def test_the_packed_adapter_is_half_as_large_and_gives_the_same_text(trained: Pa
     assert texts[0] == texts[1]
 
 
+def test_in_8_bits_the_connector_is_half_as_large_again_and_nearly_the_same(trained: Path, tmp_path: Path) -> None:
+    assert pack_adapter.main([str(trained), str(tmp_path / "packed"), "--dtype", "int8"]) == 0
+    before, after = read_adapter(trained), read_adapter(tmp_path / "packed")
+    assert before.keys() == after.keys()
+    large = [name for name, tensor in before.items() if name.startswith("connector.") and tensor.numel() >= 4096]
+    assert large
+    for name in large:
+        step = before[name].abs().amax(dim=1, keepdim=True) / 127
+        assert ((after[name] - before[name]).abs() <= 0.51 * step + 1e-6).all()
+    load_model(tmp_path / "packed", "cpu")
+
+
 def test_no_path_of_data_or_run_is_handed_on(trained: Path, tmp_path: Path) -> None:
     pack_adapter.main([str(trained), str(tmp_path / "packed")])
     before, after = load_config(trained / "config.yaml"), load_config(tmp_path / "packed" / "config.yaml")

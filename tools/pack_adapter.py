@@ -3,10 +3,11 @@
     python -m tools.pack_adapter outputs/tiny/stage2/best assets/adapters/tiny \
         --options model.quantization=nf4 model.encoder_quantization=int8
 
-The tensors are rounded to `--dtype`: float16 has eight times bfloat16's precision, and an error names a tensor that does
-not fit in it; int8 rounds the connector's matrices to 8 bits with a scale a row, and the rest to float16. `config.yaml` keeps the model and how text is generated, with the changes of `--options`; data, run and
-checkpoint paths are left out. Scores of the source are kept, and a README.md that the target has.
-`models.load_model(OUT)` reads the result as it reads the source.
+The tensors are rounded to `--dtype`: float16 has eight times bfloat16's precision, and an error names a tensor that
+does not fit in it; int8 rounds the connector's matrices to 8 bits with a scale a row, and the rest to float16.
+`config.yaml` keeps the model and how text is generated, with the changes of `--options`; data, run and checkpoint paths
+are left out. Scores of the source are kept, and a README.md that the target has. `models.load_model(OUT)` reads the
+result as it reads the source.
 """
 
 from __future__ import annotations

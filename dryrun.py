@@ -95,18 +95,19 @@ def plan(config: Config, device: torch.device, model: SALMONN | None = None) -> 
     Raises:
         UserError: the architecture of a part is unknown.
     """
+    aligning = config.run.stage == "align"
     serving = training = build_model(config.model, device, weights=False)
     workload = ten_second_clip(config, model)
     training_config = training_model_config(config, device) if config.datasets.train_ann_path else config.model
-    if training_config != config.model:
-        training = build_model(training_config, device, weights=False)
+    if training_config != config.model or aligning:
+        training = build_model(training_config, device, weights=False, aligning=aligning)
     serving_plan = plan_inference(serving, workload)
     sections = [
         f"{config.path} -> {config.run.output_dir}",
         _parameters(model or training, planned=model is None),
         _inference(config, serving, serving_plan, workload, device),
     ]
-    if config.datasets.train_ann_path and config.run.stage == "align":
+    if config.datasets.train_ann_path and aligning:
         sections.append(
             "training: the alignment stage loads no language model, and takes less than the stages after it"
         )

@@ -398,7 +398,7 @@ class Runner:
         """Continue a run exactly where `checkpoint` left it."""
         state = TrainerState.read(checkpoint)
         fresh = self.progress
-        require_same_run(checkpoint, state.progress.shape, fresh.shape)
+        require_same_run(checkpoint, {"stage": "train"} | state.progress.shape, fresh.shape)  # older ones name none
         changes = describe_changes(checkpoint, self.config, other_prompts=state.progress.prompts != fresh.prompts)
         if changes is not None:
             self.accelerator.print(changes)
@@ -422,6 +422,7 @@ class Runner:
 
     def _shape(self) -> dict:
         return {
+            "stage": self.run.stage,
             "seed": self.run.seed,
             "clips": len(self.train_data),
             "global_batch": self.run.batch_size_train * self.accelerator.num_processes,

@@ -19,7 +19,14 @@ from configs.dated import placeholders
 from configs.schema import Config, add_config_arguments, config_from_arguments, holds_secret
 from data.usable import require_some_usable
 from support import command_line
-from training_data import check_content, load_data, prepare_alignment, transcripts_to_align, without_long_clips
+from training_data import (
+    check_content,
+    load_data,
+    prepare_alignment,
+    require_no_teacher,
+    transcripts_to_align,
+    without_long_clips,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -159,6 +166,7 @@ def _train_stage(
     from training.run_folder import RunFolder, find_resume
     from training.run_lock import lock_run
 
+    require_no_teacher(config)
     folder = RunFolder(config.run.output_dir)
     if dryrun:
         if resume_argument:
@@ -200,7 +208,7 @@ def _train_in(config: Config, accelerator: Accelerator, resume: Path | None) -> 
     train_data = without_long_clips(config, train_data, accelerator.print)
     train_data, valid_data = transcripts_to_align(config, train_data, valid_data, accelerator.print)
     model, distiller = _build(config, accelerator)
-    prepare_alignment(config, model, train_data, accelerator.print)
+    prepare_alignment(config, model, train_data, valid_data, accelerator.print, resume=resume)
     check_content(config, model, train_data, valid_data, accelerator.print)
     runner = make_runner(
         config, model, train_data, valid_data, accelerator=accelerator, resume=resume, distiller=distiller
@@ -268,7 +276,7 @@ def _dry_run(config: Config, accelerator: Accelerator) -> None:
         if model is None:
             accelerator.print(f"\n{dryrun.describe_data(train_data, valid_data)}")
         else:
-            prepare_alignment(config, model, train_data, accelerator.print)
+            prepare_alignment(config, model, train_data, valid_data, accelerator.print)
             check_content(config, model, train_data, valid_data, accelerator.print)
             loader = make_runner(config, model, train_data, valid_data, accelerator=accelerator).loader
             accelerator.print(f"\n{dryrun.describe(model, train_data, valid_data, next(iter(loader)))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import Config
@@ -61,6 +62,18 @@ def without_long_clips(config: Config, train_data: AudioTextDataset, say: Callab
     return train_data.without(skipped) if skipped else train_data
 
 
+def require_no_teacher(config: Config) -> None:
+    """Raise UserError where a run that trains an alignment has a teacher: `distillation` has no such loss."""
+    if config.distillation.teacher is None:
+        return
+    if config.run.stage == "align" or config.model.ctc_weight:
+        asked = "run.stage is align" if config.run.stage == "align" else "model.ctc_weight is above 0"
+        raise UserError(
+            f"{asked}, and distillation.teacher is set: training with a teacher has no alignment loss; set "
+            "distillation.teacher to null, or model.ctc_weight to 0 and run.stage to train"
+        )
+
+
 def transcripts_to_align(
     config: Config, train_data: AudioTextDataset, valid_data: AudioTextDataset | None, say: Callable[[str], None]
 ) -> tuple[AudioTextDataset, AudioTextDataset | None]:
@@ -89,20 +102,35 @@ def transcripts_to_align(
     return kept[0], kept[1]
 
 
-def prepare_alignment(config: Config, model: SALMONN, train_data: AudioTextDataset, say: Callable[[str], None]) -> None:
+def prepare_alignment(
+    config: Config,
+    model: SALMONN,
+    train_data: AudioTextDataset,
+    valid_data: AudioTextDataset | None,
+    say: Callable[[str], None],
+    *,
+    resume: Path | None = None,
+) -> None:
     """Give the model a CTC head where the run trains one, and say what its pieces are.
 
-    Pieces are chosen from the training transcripts, unless the run starts from an adapter that has its own.
+    Pieces are chosen from the training transcripts, unless the checkpoint to `resume` from, or the adapter that the run
+    starts from, has its own.
 
     Raises:
         UserError: a transcript cannot be spelled, or no clip has enough audio tokens for its own.
     """
-    from training.alignment import choose_pieces, describe_alignment
+    from models.checkpoint.adapter_folder import align_as
+    from training.alignment import choose_pieces, describe_alignment, require_spelled
 
     if config.run.stage != "align" and not config.model.ctc_weight:
         return
+    if resume is not None:
+        align_as(model, resume)
     if model.alignment is None:
         choose_pieces(model, train_data.annotations, config.model.alignment_min_count)
+    require_spelled(model, train_data.annotations)
+    if config.run.stage == "align" and valid_data is not None:
+        require_spelled(model, valid_data.annotations)
     say(describe_alignment(model, train_data.annotations, train_data.durations()))
 
 

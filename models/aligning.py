@@ -88,10 +88,13 @@ class AlignmentModel(SALMONN):
 
     def align_to(self, ids: Tensor) -> Alignment:
         """As `SALMONN.align_to`; the head always trains here."""
-        alignment = super().align_to(ids).requires_grad_(True)
+        return super().align_to(ids).requires_grad_(True)
+
+    def take_alignment(self, alignment: Alignment | None) -> None:
+        """As `SALMONN.take_alignment`; targets are spelled in its pieces."""
+        super().take_alignment(alignment)
         if self.text is not None:
-            self.text.pieces = alignment.pieces
-        return alignment
+            self.text.pieces = alignment and alignment.pieces
 
     def stream(self, waveform: Tensor, prompt: str, **options: object) -> Iterator[str]:
         """The text of one clip `[T]`, in one piece."""

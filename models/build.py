@@ -57,6 +57,16 @@ def build_model(
         raise UserError(f"build_model takes a ModelConfig, found {type(config).__name__}{hint}")
     device = pick_device(device) if weights else torch.device(device)
     rules = rules_of(config)
+    if aligning and rules.model is not SALMONN:
+        raise UserError(
+            f"model.legacy is {config.legacy}: run.stage: align trains by this program's own rules; set model.legacy "
+            "to off, or to weights where the encoders should work as in the public code"
+        )
+    if aligning and (config.ckpt or "").endswith(LEGACY_SUFFIXES):
+        raise UserError(
+            f"model.ckpt: {config.ckpt} is a released checkpoint; run.stage: align starts from adapter folders: make "
+            "one of it by tools/convert_checkpoint.py"
+        )
     paths = [config.llama_path, *(getattr(config, entry.path_key) for entry in ENCODERS.values())]
     with large_blocks_mapped(path for path in paths if path and weights):
         encoders = EncoderStack.from_config(config, device, rules=rules.encoders, weights=weights, dtype=encoder_dtype)

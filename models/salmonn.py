@@ -109,14 +109,20 @@ class SALMONN(nn.Module):
         `model.ctc_weight` is above 0.
 
         Raises:
-            PiecesError: the tokenizer has no text for one of the ids.
+            PiecesError: the language model has no text, or no embedding, for one of the ids; nothing is changed.
         """
+        rows = self.llm.model.get_input_embeddings().num_embeddings
+        pieces = None if self.text is None else Pieces.of(self.text.tokenizer, ids.tolist(), rows)
         ids = ids.to(self.device)
-        self.alignment = Alignment(ids, self.llm.embed(ids)).to(self.device)
-        self.alignment.requires_grad_(self.config.ctc_weight > 0)
-        if self.text is not None:
-            self.alignment.pieces = Pieces.of(self.text.tokenizer, ids.tolist())
-        return self.alignment
+        alignment = Alignment(ids, self.llm.embed(ids)).to(self.device)
+        alignment.requires_grad_(self.config.ctc_weight > 0)
+        alignment.pieces = pieces
+        self.take_alignment(alignment)
+        return alignment
+
+    def take_alignment(self, alignment: Alignment | None) -> None:
+        """Make `alignment` the CTC head; None leaves the model without one."""
+        self.alignment = alignment
 
     def require_alignment(self) -> Alignment:
         """The CTC head; UserError where there is none."""

@@ -12,13 +12,15 @@ from models import build_model
 from runner import Runner
 from training.run_folder import RunFolder
 from training.step import TrainingStep
+from training_data import prepare_alignment, transcripts_to_align
 
 
 def make_runner(config_path: Path, *options: str, resume: Path | None = None) -> Runner:
     config = load_config(config_path, list(options))
-    train_data, valid_data = train.load_data(config)
+    train_data, valid_data = transcripts_to_align(config, *train.load_data(config), print)
     torch.manual_seed(config.run.seed)
-    model = build_model(config.model, device="cpu")
+    model = build_model(config.model, device="cpu", aligning=config.run.stage == "align")
+    prepare_alignment(config, model, train_data, valid_data, print, resume=resume)
     return train.make_runner(config, model, train_data, valid_data, resume=resume)
 
 

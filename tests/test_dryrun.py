@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 import dryrun
 import train
 from configs.architectures import find_architecture
@@ -50,6 +52,40 @@ def test_the_command_plans_without_weights_or_data(capsys):
     assert "weights not found" in out and "model.llama_path = Qwen/Qwen2.5-0.5B-Instruct" in out
     assert "data not found" in out and "datasets.train_ann_path = stage1_train.json" in out
     assert "no figure is published for these networks" in out  # they are not the folder's
+
+
+RECIPES = sorted((provenance.ROOT / "configs").glob("*/*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_can_be_preceded_by_an_alignment(capsys, path):
+    """The same parts, without a language model's layers; data and weights are not there."""
+    options = ["run.stage=align", "model.legacy=off", "distillation.teacher=", "model.ckpt="]
+    short = ["model.context_layers=2", "model.second_per_window=0.16", "model.second_stride=0.08"]
+    status, out, err = dry_run(capsys, "--cfg-path", path, "--options", *options, *short)
+    assert status == 0, err
+    assert "expected peak" in out
+    if load_config(path).datasets.train_ann_path:
+        assert "the alignment stage loads no language model" in out and "AdamW" not in out
+
+
+def test_an_alignment_is_planned_without_weights(capsys):
+    """With context layers: their parameters count, those of the language model's layers do not."""
+    path = provenance.ROOT / "configs" / "salmonn_3b" / "stage1.yaml"
+    options = [*SMALL, "run.stage=align", "model.qformer_layers=1", "model.qformer_hidden_size=384"]
+    found = []
+    for layers in (0, 2):
+        status, out, err = dry_run(capsys, "--cfg-path", path, "--options", *options, f"model.context_layers={layers}")
+        assert status == 0, err
+        rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith(("connector ", "llm "))}
+        found.append(int(rows["connector"][1].replace(",", "")))
+        assert int(rows["llm"][1].replace(",", "")) == 151_936 * 896 + 896
+        assert "lora " not in out.split("memory for inference")[0]
+        assert "weights not found" in out and "alignment stage loads no language model" in out
+    width = 384
+    layer = 13 * width**2 + 32 * width  # attention 4, convolution 1 (and its kernel of 15), feed-forward 8; three norms
+    assert found[1] - found[0] == 2 * layer + 2 * width
 
 
 def test_the_command_counts_clips_without_weights(tiny_project, capsys):

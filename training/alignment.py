@@ -6,7 +6,7 @@ import torch
 
 from data.annotations import Annotation
 from models.alignment.ctc import fits
-from models.alignment.pieces import Pieces
+from models.alignment.pieces import Pieces, PiecesError
 from models.checkpoint.adapter_tensors import loaded_names
 from models.salmonn import SALMONN
 from scoring.tasks import is_transcript
@@ -30,12 +30,23 @@ def choose_pieces(model: SALMONN, annotations: Sequence[Annotation], min_count: 
         )
     pieces = Pieces.from_texts(model.text.tokenizer, texts, min_count)
     alignment = model.align_to(torch.tensor(pieces.ids))
-    if not loaded_names(model):  # a fresh projection: its tokens start among the embeddings
+    if not loaded_names(model) and not model.config.speech_llama_proj_model:
+        # A fresh projection: its tokens start among the embeddings.
         projection = model.connector.to_llm
         with torch.no_grad():
             fresh = projection.weight.square().sum()  # of normed inputs, the mean squared norm of the outputs
             projection.weight *= (alignment.variance / fresh).sqrt()
             projection.bias.copy_(alignment.table.mean(dim=0))
+
+
+def require_spelled(model: SALMONN, annotations: Sequence[Annotation]) -> None:
+    """Raise PiecesError, naming the clip, where a transcript cannot be spelled in the model's pieces."""
+    for annotation in transcribed(annotations):
+        for text in references(annotation):
+            try:
+                model.alignment.pieces.spell(text)
+            except PiecesError as error:
+                raise PiecesError(f"{annotation.source or annotation.path}: {error}") from error
 
 
 def describe_alignment(model: SALMONN, annotations: Sequence[Annotation], durations_s: Sequence[float]) -> str:

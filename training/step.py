@@ -43,7 +43,7 @@ class StepResult:
     outcome: Outcome
     """`overflow`: skipped while fp16's loss scale is being lowered; `nonfinite`: skipped; `empty`: every clip bad."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """With distillation: each term's sum over the same tokens, before weighting."""
+    """With distillation or `model.ctc_weight`: each term's sum over the same tokens, before weighting."""
 
 
 class TrainingStep:
@@ -129,7 +129,7 @@ class TrainingStep:
         return loss_sum, dict(zip(terms, parts, strict=True))
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """A batch's loss, and the terms that it is made of where there is a teacher."""
+        """A batch's loss, and the terms that it is made of where there are several."""
         if self.distiller is None:
             output = self._output(self._wrapped, batch)
             return output.loss_sum, output.parts
@@ -158,10 +158,10 @@ class TrainingStep:
             waveforms=torch.zeros(1, SAMPLE_RATE),
             lengths=torch.tensor([SAMPLE_RATE]),
             prompts=[SILENCE_PROMPT],
-            references=["silence"],
+            references=[""],
             ids=[-1],
             tasks=["none"],
-            text_batch=self.model.text.batch([SILENCE_PROMPT], ["silence"]),
+            text_batch=self.model.text.batch([SILENCE_PROMPT], [""]),  # an alignment's pieces spell this in any case
             bad=(),
         )
 

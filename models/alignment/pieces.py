@@ -22,8 +22,7 @@ from support.command_line import UserError
 WORD = re.compile(r"\S+")
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SENTENCEPIECE_SPACE = "\u2581"
-RANK_WEIGHT = 1e-3  # of the ties between spellings with equally many pieces
-ROUNDS = 24  # of leaving out rare pieces; each re-spells every word
+NAMED = 8  # ids, in an error
 
 
 class PiecesError(UserError):
@@ -42,11 +41,9 @@ class Pieces:
     def __init__(self, ids: Sequence[int], spellings: Mapping[int, bytes]) -> None:
         self.ids = list(ids)
         self.spellings = [spellings[id] for id in self.ids]
-        self._costs: dict[bytes, tuple[float, int]] = {}
+        self._ranks: dict[bytes, tuple[float, int]] = {}
         for position, (id, spelling) in enumerate(zip(self.ids, self.spellings, strict=True)):
-            cost = 1 + RANK_WEIGHT * math.log(id + 2)
-            if spelling not in self._costs or cost < self._costs[spelling][0]:
-                self._costs[spelling] = (cost, position)
+            self._ranks[spelling] = min((math.log(id + 2), position), self._ranks.get(spelling, (math.inf, 0)))
         self._longest = max(map(len, self.spellings), default=0)
         self._spelled: dict[bytes, tuple[int, ...]] = {}
 
@@ -54,18 +51,19 @@ class Pieces:
         return len(self.ids)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Pieces:
-        """The pieces with these ids.
+    def of(cls, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], rows: int) -> Pieces:
+        """The pieces with these ids, of a language model whose embedding table has so many rows.
 
         Raises:
-            PiecesError: the vocabulary has no text for an id; it is another tokenizer's.
+            PiecesError: the vocabulary has no text, or the table no row, for an id; it is another language model's.
         """
         spellings = piece_bytes(tokenizer)
-        unknown = [id for id in ids if id not in spellings]
+        unknown = [id for id in ids if id not in spellings or id >= rows]
         if unknown:
+            shown = ", ".join(map(str, unknown[:NAMED])) + (" …" if len(unknown) > NAMED else "")
             raise PiecesError(
-                f"alignment pieces: the tokenizer has no text for the ids {unknown[:8]}; the adapter was aligned to "
-                "another language model: set model.llama_path to that one, or align anew"
+                f"alignment pieces: the language model has no text, or no embedding, for the ids {shown}; the adapter "
+                "was aligned to another one: set model.llama_path to that one, or align anew"
             )
         return cls(ids, spellings)
 
@@ -74,7 +72,7 @@ class Pieces:
         """Pieces that are met at least `min_count` times in these texts, and every byte that the vocabulary has.
 
         Rare pieces are left out in rounds, the rarer half first, since the words that they leave behind make others
-        more frequent.
+        more frequent. A character that words have, also with a space before it, is kept however rare it is.
 
         Raises:
             PiecesError: a text cannot be spelled: the vocabulary has neither a character nor its bytes.
@@ -85,22 +83,21 @@ class Pieces:
         fragments = {word[start:end] for word in words for start, end in _spans(len(word), longest)}
         kept = {id for id, spelling in spellings.items() if spelling in fragments or len(spelling) == 1}
         needed = {id for id in kept if _is_single(spellings[id])}
-        for round in range(ROUNDS):
+        spelled: dict[bytes, tuple[int, ...]] = {}  # in ids
+        while True:
             pieces = cls(sorted(kept), spellings)
+            for word in words:
+                if word not in spelled or not kept.issuperset(spelled[word]):  # a piece of it was left out
+                    spelled[word] = tuple(pieces.ids[position] for position in pieces._spell_word(word))
             counts: Counter[int] = Counter()
             for word, count in words.items():
-                for position in pieces._spell_word(word):
-                    counts[pieces.ids[position]] += count
+                for id in spelled[word]:
+                    counts[id] += count
             rare = sorted((id for id in kept - needed if counts[id] < min_count), key=lambda id: (counts[id], -id))
             if not rare:
-                break
+                return pieces
             unused = sum(counts[id] == 0 for id in rare)
-            last = round == ROUNDS - 1
-            kept -= set(rare if last else rare[: max(unused, (len(rare) + 1) // 2)])
-        pieces = cls(sorted(kept), spellings)
-        for word in words:
-            pieces._spell_word(word)
-        return pieces
+            kept -= set(rare[: max(unused, (len(rare) + 1) // 2)])
 
     def spell(self, text: str) -> list[int]:
         """A text as positions in `ids`.
@@ -120,16 +117,19 @@ class Pieces:
         return self._spelled[word]
 
     def _cheapest(self, word: bytes) -> tuple[int, ...]:
-        """The spelling of the lowest cost, by dynamic programming over the word's ends."""
-        best: list[tuple[float, int, int] | None] = [(0.0, 0, -1)] + [None] * len(word)  # cost, start, position
+        """The fewest pieces, and of equally many the lowest ranks: dynamic programming over the word's ends."""
+        start_of_all = (0, 0.0, 0, -1)
+        best: list[tuple[int, float, int, int] | None] = [start_of_all] + [None] * len(
+            word
+        )  # count, ranks, start, last
         for end in range(1, len(word) + 1):
             for start in range(max(0, end - self._longest), end):
-                found = self._costs.get(word[start:end])
-                if found is None or best[start] is None:
+                found, before = self._ranks.get(word[start:end]), best[start]
+                if found is None or before is None:
                     continue
-                cost = best[start][0] + found[0]
-                if best[end] is None or cost < best[end][0]:
-                    best[end] = (cost, start, found[1])
+                candidate = (before[0] + 1, before[1] + found[0], start, found[1])
+                if best[end] is None or candidate < best[end]:
+                    best[end] = candidate
         if best[-1] is None:
             raise PiecesError(
                 f"alignment pieces: {word.decode('utf-8', 'replace').strip()!r} cannot be spelled: the vocabulary has "
@@ -138,7 +138,7 @@ class Pieces:
         spelled: list[int] = []
         end = len(word)
         while end:
-            _, end, position = best[end]
+            _, _, end, position = best[end]
             spelled.append(position)
         return tuple(reversed(spelled))
 
@@ -149,27 +149,27 @@ def words_of(text: str) -> list[bytes]:
 
 
 def piece_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
-    """The bytes that each entry of a vocabulary stands for, without special tokens.
+    """The bytes that entries of a vocabulary stand for, without special tokens, and one entry for the same bytes.
 
     Byte-level vocabularies (GPT-2's) write a byte as a printable character; SentencePiece's mark a space and write
-    single bytes as `<0x41>`.
+    single bytes as `<0x41>`, for texts without a better entry: where there is an `A`, that one is taken.
     """
     vocabulary = tokenizer.get_vocab()
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-    byte_level = not any(SENTENCEPIECE_SPACE in token for token in vocabulary)
-    found: dict[int, bytes] = {}
-    for token, id in vocabulary.items():
-        if id in special:
-            continue
+    tokens = {id: token for token, id in vocabulary.items() if id not in special}
+    byte_level = not any(SENTENCEPIECE_SPACE in token for token in tokens.values())
+    own: dict[bytes, int] = {}
+    fallbacks: dict[bytes, int] = {}
+    for id, token in sorted(tokens.items()):
         fallback = BYTE_FALLBACK.fullmatch(token)
         if fallback:
-            found[id] = bytes([int(fallback[1], 16)])
+            fallbacks[bytes([int(fallback[1], 16)])] = id
         elif not byte_level:
-            found[id] = token.replace(SENTENCEPIECE_SPACE, " ").encode()
+            own.setdefault(token.replace(SENTENCEPIECE_SPACE, " ").encode(), id)
         elif all(character in byte_of for character in token):
-            found[id] = bytes(byte_of[character] for character in token)
-    return {id: spelling for id, spelling in found.items() if spelling}
+            own.setdefault(bytes(byte_of[character] for character in token), id)
+    return {id: spelling for spelling, id in (fallbacks | own).items() if spelling}
 
 
 def _spans(length: int, longest: int) -> Iterable[tuple[int, int]]:

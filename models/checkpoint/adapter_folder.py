@@ -118,8 +118,7 @@ def load_adapter(model: nn.Module, source: str | Path, *, add_encoders: bool = F
     path = _adapter_file(Path(source))
     state = _read_tensors(path)
     aligned_before = getattr(model, "alignment", None)
-    if ALIGNMENT_IDS in state and hasattr(model, "align_to"):
-        model.align_to(state[ALIGNMENT_IDS])
+    _align(model, state)
     own = named_tensors(model)
     pad_rows = split_pad_rows(state, own)
     added = added_encoders(state, own) if add_encoders else ()
@@ -128,8 +127,8 @@ def load_adapter(model: nn.Module, source: str | Path, *, add_encoders: bool = F
     table_alone = getattr(getattr(model, "llm", None), "is_table", False)
     report = replace(compare(state, own, table_alone=table_alone), added=added)
     if not report.fits:
-        if hasattr(model, "align_to"):
-            model.alignment = aligned_before
+        if hasattr(model, "take_alignment"):
+            model.take_alignment(aligned_before)
         raise CheckpointError(misfit(path, report))
     with torch.no_grad():
         for name in report.matched:
@@ -140,6 +139,21 @@ def load_adapter(model: nn.Module, source: str | Path, *, add_encoders: bool = F
     model._loaded_adapter_names = loaded_names(model) | set(report.matched)
     logger.log(logging.WARNING if added else logging.INFO, "%s: %s", path, report.summary())
     return report
+
+
+def align_as(model: nn.Module, source: str | Path) -> None:
+    """Give the model a CTC head over the pieces of an adapter folder's; nothing where it has none."""
+    _align(model, read_adapter(source))
+
+
+def _align(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the model the CTC head that the file's tensors are of; one with the same pieces is kept, since an optimiser
+    may have its parameters."""
+    ids = state.get(ALIGNMENT_IDS)
+    if ids is None or not hasattr(model, "align_to"):
+        return
+    if model.alignment is None or not torch.equal(model.alignment.ids.cpu(), ids):
+        model.align_to(ids)
 
 
 def read_adapter(source: str | Path) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class LanguageModel(LoraMixin):
     ) -> "LanguageModel":
         """The embedding table of `config.llama_path` alone, as a language model without a layer: for `embed` only.
 
-        Nothing else of it is read, or kept: no layers, no LoRA, no quantisation.
+        Nothing else of it is kept, and no layer is read: no LoRA, no quantisation.
         """
         if not config.llama_path:
             raise UserError("model.llama_path is not set; its embedding table is what alignment aims at.")

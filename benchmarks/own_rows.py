@@ -24,6 +24,7 @@ from evaluation.hypotheses import evaluate_annotations
 from evaluation.processes import Processes
 from evaluation.run import load_for_evaluation
 from evaluation.swapped_audio import swap_audio
+from models.build import build_model
 from models.salmonn import SALMONN
 from models.sizes import part_sizes
 
@@ -43,11 +44,16 @@ def loaded(row: Row, config: Config) -> tuple[SALMONN, dict[str, Any]]:
     model = load_for_evaluation(config, Processes(), row.device)
     about = {
         "kernel": model.llm.kernel,
-        "bytes": {part.part: part.bytes for part in part_sizes(model)},
+        "bytes": sizes(model),
         "encoder_quantization": config.model.encoder_quantization,
         "clips_at_once": config.run.batch_size_eval,
     }
     return model, about
+
+
+def sizes(model: SALMONN) -> dict[str, int]:
+    """Part -> its bytes."""
+    return {row.part: row.bytes for row in part_sizes(model)}
 
 
 class System:
@@ -102,20 +108,19 @@ class Swapped(System):
 
 
 class CtcPath(ClipByClip):
-    """The greedy CTC path of an adapter's audio tokens; the language model is loaded, and not run."""
+    """The greedy CTC path of an adapter's audio tokens; of the language model, the embedding table alone is loaded."""
 
     def __init__(self, row: Row) -> None:
         config = configured(row)
         super().__init__(row.name, config.run.batch_size_eval)
-        self.model, about = loaded(row, config)
-        if getattr(self.model, "alignment", None) is None:
+        self.model = build_model(config.model, row.device, aligning=True)
+        if self.model.alignment is None:
             raise LeftOut("the adapter has no alignment head (run.stage: align, model.ctc_weight)")
-        self.about |= about | {"kernel": "CTC, greedy"}
+        self.about |= {"kernel": "CTC, greedy", "bytes": sizes(self.model)}
 
     def texts(self, waveforms: list[Tensor]) -> list[str]:
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
-        with torch.no_grad():
-            return self.model.ctc_texts(pad_sequence(waveforms, batch_first=True), lengths)
+        return self.model.ctc_texts(pad_sequence(waveforms, batch_first=True), lengths)
 
     def token_times(self, clip: Annotation) -> tuple[float, float | None]:
         """The whole text comes at once: its time, and none of further tokens."""

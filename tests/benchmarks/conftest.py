@@ -18,10 +18,12 @@ from tests import tiny
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter's folder and the project that it belongs to."""
+    """Adapters' folders and the project that they belong to."""
 
     project: tiny.TinyProject
     adapter: Path
+    aligned: Path
+    """The same with a CTC head."""
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +35,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     ).save_pretrained(project.whisper)
     config = load_config(project.config)
     torch.manual_seed(3)
-    adapter = save_adapter(build_model(config.model), project.root / "adapter", config=config)
-    return Trained(project, adapter)
+    model = build_model(config.model)
+    adapter = save_adapter(model, project.root / "adapter", config=config)
+    model.align_to(torch.arange(4, 300))
+    return Trained(project, adapter, save_adapter(model, project.root / "aligned", config=config))
 
 
 @pytest.fixture

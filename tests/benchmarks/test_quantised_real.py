@@ -57,7 +57,9 @@ def test_a_folder_of_gptq(trained: Trained, tmp_path: Path, kept: Path) -> None:
     arguments = [*given, "--gptq", str(folder), "--limit", "2", "--timed-clips", "0", "--rows", name]
     assert quantised_real.main(arguments, run_row=run_row) == 0
     exact, rounded = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    assert (exact["name"], rounded["name"]) == ("float32", name) and rounded["kernel"].startswith("gptq: dequantize")
+    assert (exact["name"], rounded["name"]) == ("float32", name) and rounded["kernel"].startswith(
+        "gptq: 4 bits unpacked"
+    )
     assert rounded["bytes"]["llm"] < exact["bytes"]["llm"] and rounded["ttft_s"] is None
 
 

@@ -15,13 +15,16 @@ import torch
 
 import evaluate
 import metrics
-from benchmarks import own_rows, row_run, with_weights
+from benchmarks import row_run, with_weights
 from benchmarks.clip_sets import read_sets
 from benchmarks.ctranslate2_rows import in_windows, joined
 from benchmarks.row_jobs import run_row
 from benchmarks.rows import LeftOut, Row
 from benchmarks.suite import run_apart
 from benchmarks.whisper_rows import OwnDecoder
+from data.audio import load_waveform
+from models.build import load_model
+from models.sizes import part_sizes
 from tests.benchmarks.conftest import Trained
 
 
@@ -90,20 +93,20 @@ def test_a_row_in_a_process_of_its_own(trained: Trained) -> None:
     assert "no alignment head" in run_apart(row, program="benchmarks.row_jobs")["left_out"]
 
 
-def test_the_ctc_path(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    def texts(waveforms: torch.Tensor, lengths: torch.Tensor) -> list[str]:
-        assert waveforms.shape == (len(lengths), int(lengths.max()))
-        return [str(int(length)) for length in lengths]
-
-    model = SimpleNamespace(alignment=object(), ctc_texts=texts, device=torch.device("cpu"))
-    monkeypatch.setattr(own_rows, "loaded", lambda row, config: (model, {"bytes": {"total": 1}}))
+def test_the_ctc_path_is_that_of_the_whole_model(trained: Trained) -> None:
     (clips,) = read_sets([str(trained.project.test_asr)], [])
-    row = Row(name="ctc", kind="ctc", sets=(clips,), timed=clips.clips[:1], adapter=str(trained.adapter))
-    answered = run_row(row)
-    seconds = sum(int(text) for text in answered["sets"][clips.name]["texts"].values()) / 16_000
-    assert answered["sets"][clips.name]["audio_s"] == pytest.approx(seconds)
-    assert answered["times"]["ttft_s"] > 0 and answered["times"]["tpot_s"] is None
-    assert answered["about"]["kernel"] == "CTC, greedy"
+    model = load_model(trained.aligned, "cpu")
+    waves = [load_waveform(clip.path) for clip in clips.clips]
+    expected = [model.ctc_texts(wave[None], torch.tensor([len(wave)]))[0] for wave in waves]
+    assert any(expected)
+    for batch in (1, 4):
+        row = Row(name="c", kind="ctc", sets=(clips,), timed=clips.clips[:1], adapter=str(trained.aligned), batch=batch)
+        answered = run_row(row)
+        assert [answered["sets"][clips.name]["texts"][clip.source] for clip in clips.clips] == expected
+        assert answered["times"]["ttft_s"] > 0 and answered["times"]["tpot_s"] is None
+        assert answered["sets"][clips.name]["audio_s"] == pytest.approx(sum(map(len, waves)) / 16_000)
+        layers = sum(parameter.nbytes for parameter in model.llm.model.get_decoder().layers.parameters())
+        assert answered["about"]["bytes"]["total"] < sum(row.bytes for row in part_sizes(model)[:-1]) - layers // 2
 
 
 def test_a_clip_that_cannot_be_read_counts_with_an_empty_text(trained: Trained, tmp_path: Path) -> None:

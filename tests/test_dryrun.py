@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from accelerate.state import AcceleratorState
 
 import dryrun
 import train
@@ -57,9 +58,17 @@ def test_the_command_plans_without_weights_or_data(capsys):
 RECIPES = sorted((provenance.ROOT / "configs").glob("*/*.yaml"))
 
 
+@pytest.fixture
+def fresh_accelerator():
+    """Precision is kept for the process' life, and recipes differ in it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_recipe_can_be_preceded_by_an_alignment(capsys, path):
+def test_every_recipe_can_be_preceded_by_an_alignment(fresh_accelerator, capsys, path):
     """The same parts, without a language model's layers; data and weights are not there."""
     options = ["run.stage=align", "model.legacy=off", "distillation.teacher=", "model.ckpt="]
     short = ["model.context_layers=2", "model.second_per_window=0.16", "model.second_stride=0.08"]

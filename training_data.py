@@ -113,8 +113,8 @@ def prepare_alignment(
 ) -> None:
     """Give the model a CTC head where the run trains one, and say what its pieces are.
 
-    Pieces are chosen from the training transcripts, unless the checkpoint to `resume` from, or the adapter that the run
-    starts from, has its own.
+    Pieces are chosen from the training transcripts, but for those of the checkpoint to `resume` from. A stage that goes
+    through the language model also keeps those of the adapter that it starts from.
 
     Raises:
         UserError: a transcript cannot be spelled, or no clip has enough audio tokens for its own.
@@ -126,7 +126,7 @@ def prepare_alignment(
         return
     if resume is not None:
         align_as(model, resume)
-    if model.alignment is None:
+    if model.alignment is None or (config.run.stage == "align" and resume is None):
         choose_pieces(model, train_data.annotations, config.model.alignment_min_count)
     require_spelled(model, train_data.annotations)
     if config.run.stage == "align" and valid_data is not None:

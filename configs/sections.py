@@ -174,7 +174,8 @@ class ModelConfig(_Section):
     weight."""
     alignment_min_count: int = option(20, minimum=1)
     """Alignment spells transcripts in those entries of the language model's vocabulary that occur at least this often
-    in the training texts, and the rest in shorter ones."""
+    in the training texts, and the rest in shorter ones. Few, small pieces are learned from few hours; a language model
+    reads many, large ones better. An alignment stage that starts from an aligned adapter chooses anew."""
 
     ctc_merge_pause_s: float = option(0.0, minimum=0)
     """Shorten the audio for the language model by the alignment: tokens in a row that say the same piece become one,

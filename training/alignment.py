@@ -17,7 +17,9 @@ NAMED = 3
 
 
 def choose_pieces(model: SALMONN, annotations: Sequence[Annotation], min_count: int) -> None:
-    """Put a fresh CTC head on the model, over pieces that are met `min_count` times in the transcripts.
+    """Put a CTC head on the model, over pieces that are met `min_count` times in the transcripts.
+
+    One that it has already hands on its blank and its scale, which the audio tokens were trained for.
 
     Raises:
         UserError: there is no transcript, or one cannot be spelled.
@@ -29,7 +31,12 @@ def choose_pieces(model: SALMONN, annotations: Sequence[Annotation], min_count: 
             "language); add some, or set it to 0"
         )
     pieces = Pieces.from_texts(model.text.tokenizer, texts, min_count)
+    before = model.alignment
     alignment = model.align_to(torch.tensor(pieces.ids))
+    if before is not None:
+        with torch.no_grad():
+            alignment.blank.copy_(before.blank)
+            alignment.scale.copy_(before.scale)
     if not loaded_names(model) and not model.config.speech_llama_proj_model:
         # A fresh projection: its tokens start among the embeddings.
         projection = model.connector.to_llm

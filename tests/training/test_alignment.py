@@ -134,6 +134,23 @@ def test_a_resumed_run_keeps_its_pieces(project, aligned, tmp_path, capsys):
     assert {id(runner.model.alignment.blank), id(runner.model.alignment.scale)} <= held
 
 
+def test_an_alignment_stage_after_another_chooses_its_own_pieces(project, aligned, tmp_path, monkeypatch):
+    seen = {}
+
+    def first_step(self, window, tokens):
+        seen["blank"] = self.model.alignment.blank.detach().clone()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return take(self, window, tokens)
+
+    take = TrainingStep.take
+    monkeypatch.setattr(TrainingStep, "take", first_step)
+    options = [ALIGN, f"model.ckpt={aligned}", "model.alignment_min_count=3"]
+    assert run(project, tmp_path / "run", *options) == 128 + signal.SIGTERM
+    before, after = alignment_of(aligned), alignment_of(tmp_path / "run")
+    assert len(after[ALIGNMENT_IDS]) < len(before[ALIGNMENT_IDS])
+    assert torch.equal(seen["blank"], before["alignment.blank"])
+
+
 def test_another_stage_cannot_be_resumed(project, aligned, tmp_path, capsys):
     assert run(project, tmp_path, "run.stage=train", flags=("--resume", str(aligned / "last"))) == 1
     assert "stage: align -> train" in capsys.readouterr().err

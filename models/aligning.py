@@ -51,7 +51,7 @@ class AlignmentModel(SALMONN):
     """Encoders and connector under the CTC loss; `generate` gives the best paths' texts."""
 
     merges_lora = False
-    loss_terms = ()
+    loss_terms = ("ctc", "distance")
 
     def forward(
         self,
@@ -81,10 +81,10 @@ class AlignmentModel(SALMONN):
         else:
             targets = text_batch.targets
         tokens, mask = self._connected(waveforms, lengths, frames)
-        loss_sum = self.require_alignment().loss(tokens, mask, targets)
+        loss_sum, parts = self._alignment_loss(tokens, mask, targets)
         pieces = sum(map(len, targets))
         logits = self.alignment.logits(tokens.detach())
-        return LossOutput(loss_sum, pieces, loss_sum / max(1, pieces), logits, tokens)
+        return LossOutput(loss_sum, pieces, loss_sum / max(1, pieces), logits, tokens, parts)
 
     def align_to(self, ids: Tensor) -> Alignment:
         """As `SALMONN.align_to`; the head always trains here."""

@@ -87,7 +87,7 @@ class SALMONN(nn.Module):
     @property
     def loss_terms(self) -> tuple[str, ...]:
         """The names of `LossOutput.parts` in training."""
-        return ("answers", "ctc") if self.config.ctc_weight > 0 else ()
+        return ("answers", "ctc", "distance") if self.config.ctc_weight > 0 else ()
 
     @property
     def device(self) -> torch.device:
@@ -278,19 +278,32 @@ class SALMONN(nn.Module):
         target_tokens = text_batch.target_tokens
         parts: dict[str, Tensor] = {}
         if transcripts is not None and self.config.ctc_weight > 0:
-            parts = {"answers": loss_sum.detach(), "ctc": self._ctc_loss(tokens, mask, transcripts)}
-            loss_sum = loss_sum + self.config.ctc_weight * parts["ctc"]
-            parts["ctc"] = parts["ctc"].detach()
+            aligned, parts = self._aligned_to(tokens, mask, transcripts)
+            parts = {"answers": loss_sum.detach(), **parts}
+            loss_sum = loss_sum + self.config.ctc_weight * aligned
         return LossOutput(loss_sum, target_tokens, loss_sum / max(1, target_tokens), logits, predicting, parts)
 
-    def _ctc_loss(self, tokens: Tensor, mask: Tensor, transcripts: Sequence[str | None]) -> Tensor:
-        """The alignment's loss over the clips whose transcript is known; a zero with gradients where none is."""
+    def _aligned_to(
+        self, tokens: Tensor, mask: Tensor, transcripts: Sequence[str | None]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The alignment's loss over the clips whose transcript is known, and its terms; a zero with gradients where
+        none is."""
         alignment = self.require_alignment()
         known = [row for row, transcript in enumerate(transcripts) if transcript is not None]
         if not known:  # processes that train together all need a gradient for every parameter
-            return 0.0 * (alignment.blank.sum() + alignment.scale)
+            zero = 0.0 * (alignment.blank.sum() + alignment.scale)
+            return zero, {"ctc": zero.detach(), "distance": zero.detach()}
         spellings = [torch.tensor(alignment.pieces.spell(transcripts[row]), dtype=torch.long) for row in known]
-        return alignment.loss(tokens[known], mask[known], spellings)
+        return self._alignment_loss(tokens[known], mask[known], spellings)
+
+    def _alignment_loss(
+        self, tokens: Tensor, mask: Tensor, spellings: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """CTC and `model.alignment_distance` times the tokens' distance, summed; both terms, before weighting."""
+        alignment = self.require_alignment()
+        ctc, distance = alignment.loss(tokens, mask, spellings), alignment.distance(tokens, mask)
+        parts = {"ctc": ctc.detach(), "distance": distance.detach()}
+        return ctc + self.config.alignment_distance * distance, parts
 
     @torch.no_grad()
     def generate(

@@ -173,8 +173,8 @@ class ModelConfig(_Section):
     cross-entropy of transcripts; 0 leaves it out. `run.stage: align` trains with this loss alone, whatever the
     weight."""
     alignment_distance: float = option(0.2, minimum=0)
-    """In the alignment loss, weight of the squared distance between audio tokens and the embeddings that they stand for;
-    0 leaves CTC alone, which tells pieces apart but does not put tokens where the language model can read them."""
+    """In the alignment loss, weight of the squared distance between audio tokens and the embeddings that they stand
+    for; 0 leaves CTC alone, which tells pieces apart but does not put tokens where the language model can read them."""
     alignment_min_count: int = option(20, minimum=1)
     """Alignment spells transcripts in those entries of the language model's vocabulary that occur at least this often
     in the training texts, and the rest in shorter ones. Few, small pieces are learned from few hours; a language model

@@ -8,7 +8,7 @@ language model's own representations: Wang et al. 2023, "BLSP".) The blank is a 
 
 The squared distance is in units of the embeddings' variance, so the same settings suit every language model. CTC alone
 asks only that the right piece is nearer than the others: audio tokens then grow long, and point away from the wrong
-pieces more than to the right one (ten times an embedding's length, and a cosine of 0.2, were measured), which a language
+pieces more than to the right one (ten times an embedding's length and a cosine of 0.2 were measured), which a language
 model cannot read. So their distance to the piece that they stand for is part of the loss (a commitment loss, as in van
 den Oord et al. 2017, section 3.2). An aligned audio token is then where the embedding is, in length too.
 """

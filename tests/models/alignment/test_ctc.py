@@ -153,3 +153,19 @@ def test_its_state_is_ids_blank_and_scale():
     alignment = Alignment(torch.arange(2), torch.randn(2, WIDTH).half())
     assert alignment.table.dtype == alignment.blank.dtype == torch.float32
     assert not alignment.table.requires_grad
+
+
+def test_the_distance_is_that_to_the_likely_class_and_leaves_padding_out():
+    table = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
+    alignment = Alignment(torch.arange(6), table)
+    with torch.no_grad():
+        alignment.blank.add_(5.0)
+        alignment.scale.fill_(1e4)  # no doubt about the class
+    tokens = torch.stack([table[2] + 0.1, table[4] - 0.2, torch.full((8,), 99.0)])[None].requires_grad_()
+    mask = torch.tensor([[True, True, False]])
+    distance = alignment.distance(tokens, mask)
+    expected = (8 * 0.1**2 + 8 * 0.2**2) / alignment.variance
+    torch.testing.assert_close(distance, expected, rtol=1e-3, atol=1e-5)
+    distance.backward()
+    assert tokens.grad[0, 0].mean() > 0 > tokens.grad[0, 1].mean()  # back to the pieces
+    assert not tokens.grad[0, 2].any()

@@ -5,7 +5,8 @@ training computes them only at targets and prefill only for the last position.
 """
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -72,11 +73,8 @@ class LanguageModel(LoraMixin):
         """
         if not config.llama_path:
             raise UserError("model.llama_path is not set; expected a folder or hub name of a causal language model.")
-        try:
+        with _named_key():
             llm = (cls._loaded if weights else cls._planned)(config, torch.device(device))
-        except UserError as error:
-            message = str(error)
-            raise type(error)(message if message.startswith("model.") else f"model.llama_path: {message}") from error
         if config.lora:
             with nullcontext() if weights else META:
                 llm.add_lora(
@@ -97,40 +95,40 @@ class LanguageModel(LoraMixin):
         """
         if not config.llama_path:
             raise UserError("model.llama_path is not set; its embedding table is what alignment aims at.")
-        device = torch.device(device)
-        try:
-            if weights:
-                llm_config = load_config(AutoConfig, config.llama_path, config.token)
-            else:
-                llm_config = _library_config(find_architecture(config.llama_path, "llm").config)
-            text_config = llm_config.get_text_config()
-            text_config.num_hidden_layers = 0
-            if getattr(text_config, "layer_types", None):
-                text_config.layer_types = []
-            if hasattr(llm_config, "quantization_config"):  # of the layers that are not there
-                del llm_config.quantization_config
-            dtype = compute_dtype(config.dtype, device, text_config.model_type)
-            if weights:
-                with library_reports_off():
-                    model = load_weights(
-                        AutoModelForCausalLM.from_pretrained,
-                        config.llama_path,
-                        config.token,
-                        part="embedding table",
-                        config=llm_config,
-                        dtype=dtype,
-                        device_map={"": device},
-                    )
-            else:
-                with META:
-                    model = AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
-        except UserError as error:
-            message = str(error)
-            raise type(error)(message if message.startswith("model.") else f"model.llama_path: {message}") from error
+        with _named_key():
+            model = cls._without_layers(config, torch.device(device), weights)
         model.set_output_embeddings(model.get_input_embeddings())  # an untied head would only take memory
         table = cls(model, checked=False)
-        table.kernel = f"embedding table alone, {dtype_name(dtype)}"
+        table.kernel = f"embedding table alone, {dtype_name(table.dtype)}"
         return table
+
+    @staticmethod
+    def _without_layers(config: ModelConfig, device: torch.device, weights: bool) -> PreTrainedModel:
+        """The library's model of `config.llama_path` with no layer between embeddings and head."""
+        if weights:
+            llm_config = load_config(AutoConfig, config.llama_path, config.token)
+        else:
+            llm_config = _library_config(find_architecture(config.llama_path, "llm").config)
+        text_config = llm_config.get_text_config()
+        text_config.num_hidden_layers = 0
+        if getattr(text_config, "layer_types", None):
+            text_config.layer_types = []
+        if hasattr(llm_config, "quantization_config"):  # of the layers that are not there
+            del llm_config.quantization_config
+        dtype = compute_dtype(config.dtype, device, text_config.model_type)
+        if not weights:
+            with META:
+                return AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
+        with library_reports_off():
+            return load_weights(
+                AutoModelForCausalLM.from_pretrained,
+                config.llama_path,
+                config.token,
+                part="embedding table",
+                config=llm_config,
+                dtype=dtype,
+                device_map={"": device},
+            )
 
     @classmethod
     def _loaded(cls, config: ModelConfig, device: torch.device) -> "LanguageModel":
@@ -321,6 +319,16 @@ def compute_dtype(choice: str, device: torch.device, model_type: str = "") -> to
     if not torch.cuda.is_available():  # planned for a device that is elsewhere: taken to have bfloat16
         return torch.bfloat16
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+
+
+@contextmanager
+def _named_key() -> Iterator[None]:
+    """Errors name `model.llama_path`, unless they name another key."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        raise type(error)(message if message.startswith("model.") else f"model.llama_path: {message}") from error
 
 
 def _library_config(facts: dict) -> PreTrainedConfig:

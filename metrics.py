@@ -22,6 +22,7 @@ from scoring.tasks import (
     Scores,
     TaskMetrics,
     directions,
+    is_transcript,
     primary_metric,
     score,
     score_with_reasons,

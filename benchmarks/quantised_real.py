@@ -1,13 +1,13 @@
 """What quantisation costs a system with real weights: WER, texts that change, bytes and times, next to float32.
 
-    python -m benchmarks.quantised_real --adapter assets/adapters/tiny \\
+    python -m benchmarks.quantised_real --adapter outputs/tiny/adapter \\
         --asr speech/annotation_test.json:source=librispeech_test-clean --gptq outputs/tiny-gptq
 
 One adapter, the same clips, greedy or beams as its configuration says; each row in a process of its own
 (benchmarks/row_jobs.py). The folder of --gptq is made, and calibrated, by
 
-    python -m tools.quantize --cfg-path assets/adapters/tiny/config.yaml --out outputs/tiny-gptq --group-size 64 \\
-        --options model.ckpt=assets/adapters/tiny datasets.train_ann_path=speech/annotation_train.json
+    python -m tools.quantize --cfg-path outputs/tiny/adapter/config.yaml --out outputs/tiny-gptq --group-size 64 \\
+        --options model.ckpt=outputs/tiny/adapter datasets.train_ann_path=speech/annotation_train.json
 
 Flips are measured on whole texts: the share of clips whose text is another than in float32, and the share of words
 that differ from float32's text. A back-end that does not run on this device is left out, with the reason.

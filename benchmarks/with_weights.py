@@ -1,7 +1,7 @@
 """Trained systems with real weights, next to Whisper alone with its own decoder, on any annotation files.
 
     python -m tools.weights tiny
-    python -m benchmarks.with_weights --adapter assets/adapters/tiny --aac captions/annotation_test.json \\
+    python -m benchmarks.with_weights --adapter outputs/tiny/adapter --aac captions/annotation_test.json \\
         --asr speech/annotation_test.json:source=librispeech_test-clean other/annotation_test.json
     python -m benchmarks.with_weights … --limit 8           # a quick look
     python -m benchmarks.with_weights … --faster-whisper FOLDER

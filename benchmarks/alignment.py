@@ -25,9 +25,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.suite import RESULTS, origin, write_report
 from support import command_line
@@ -77,28 +78,27 @@ VARIANTS = {
 
 def curve_of(log: Path) -> list[dict[str, float]]:
     """Steps, seconds of training and WER at each validation of a run's log.jsonl."""
-    points: list[dict[str, float]] = []
-    seconds, samples = 0.0, 0
-    for line in log.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        if "samples_per_s" in entry:
-            seconds += (entry["samples"] - samples) / max(entry["samples_per_s"], 1e-9)
-            samples = entry["samples"]
-        wer = entry.get("valid/asr.wer")
-        if wer is not None:
-            points.append({"step": entry["step"], "seconds": round(seconds, 1), "wer": wer})
-    return points
+    return [
+        {"step": entry["step"], "seconds": round(seconds, 1), "wer": entry["valid/asr.wer"]}
+        for entry, seconds in timed_lines(log)
+        if entry.get("valid/asr.wer") is not None
+    ]
 
 
 def training_seconds(log: Path) -> float:
     """Seconds of training so far, validation left out."""
+    return max((seconds for _, seconds in timed_lines(log)), default=0.0)
+
+
+def timed_lines(log: Path) -> Iterator[tuple[dict[str, Any], float]]:
+    """The lines of a run's log.jsonl, each with the seconds of training up to it; none where there is no log yet."""
     seconds, samples = 0.0, 0
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
         entry = json.loads(line)
         if "samples_per_s" in entry:
             seconds += (entry["samples"] - samples) / max(entry["samples_per_s"], 1e-9)
             samples = entry["samples"]
-    return seconds
+        yield entry, seconds
 
 
 def train(name: str, variant: Variant, folder: Path, minutes: float, processes: int) -> list[dict[str, float]]:

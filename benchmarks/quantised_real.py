@@ -141,19 +141,12 @@ def planned(arguments: argparse.Namespace, sets: Sequence[ClipSet]) -> list[Row]
 
 def table(run: RowRun) -> str:
     """What is measured so far, as Markdown."""
-    from benchmarks.row_run import in_words, origin_line
+    from benchmarks.row_run import as_markdown
 
-    report = run.report
-    measured = [row for row in report["rows"] if "sets" in row]
-    parts = [origin_line(report)]
-    for name, clips in report["sets"].items():
-        parts.append(f"### {name}: {clips['clips']} of {clips['of']} clips\n\n{_scores(measured, name)}")
-    parts.append(f"### Bytes and times\n\n{_costs(measured)}")
-    missing = [f"- {row['name']}: {in_words(row)}" for row in report["rows"] if "sets" not in row]
-    return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])])
+    return as_markdown(run.report, _scores, "Bytes and times", _costs)
 
 
-def _scores(rows: Sequence[dict[str, Any]], name: str) -> str:
+def _scores(rows: Sequence[dict[str, Any]], name: str, clips: dict[str, Any]) -> str:
     from benchmarks.row_run import heading, shown_figure, shown_interval
 
     cells = []

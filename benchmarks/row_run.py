@@ -211,6 +211,22 @@ def in_words(entry: Mapping[str, Any]) -> str:
     return f"{'; '.join(figures)}; {entry['seconds_per_audio_second']:.3f} s a second, {entry['peak_gib']:.2f} GiB"
 
 
+def as_markdown(
+    report: dict[str, Any],
+    scores: Callable[[list[dict[str, Any]], str, dict[str, Any]], str],
+    costs_title: str,
+    costs: Callable[[list[dict[str, Any]]], str],
+) -> str:
+    """A report as Markdown: the measured rows' scores on each set of clips, their costs, and why others are missing."""
+    measured = [row for row in report["rows"] if "sets" in row]
+    parts = [origin_line(report)]
+    for name, clips in report["sets"].items():
+        parts.append(f"### {name}: {clips['clips']} of {clips['of']} clips\n\n{scores(measured, name, clips)}")
+    parts.append(f"### {costs_title}\n\n{costs(measured)}")
+    missing = [f"- {row['name']}: {in_words(row)}" for row in report["rows"] if "sets" not in row]
+    return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])])
+
+
 def origin_line(report: Mapping[str, Any]) -> str:
     """Above the tables: what gave them, of which commit, on what."""
     machine = report["machine"]

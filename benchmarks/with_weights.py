@@ -185,16 +185,9 @@ def base_of(row: Row, family: str) -> str | None:
 
 def tables(run: RowRun) -> str:
     """What is measured so far, as Markdown."""
-    from benchmarks.row_run import in_words, origin_line
+    from benchmarks.row_run import as_markdown
 
-    report = run.report
-    measured = [row for row in report["rows"] if "sets" in row]
-    parts = [origin_line(report)]
-    for name, clips in report["sets"].items():
-        parts.append(f"### {name}: {clips['clips']} of {clips['of']} clips\n\n{_scores(measured, name, clips)}")
-    parts.append(f"### Time and memory\n\n{_costs(measured)}")
-    missing = [f"- {row['name']}: {in_words(row)}" for row in report["rows"] if "sets" not in row]
-    return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])])
+    return as_markdown(run.report, _scores, "Time and memory", _costs)
 
 
 def _scores(rows: Sequence[dict[str, Any]], name: str, clips: dict[str, Any]) -> str:

@@ -81,9 +81,8 @@ class AlignmentModel(SALMONN):
         else:
             targets = text_batch.targets
         tokens, mask = self._connected(waveforms, lengths, frames)
-        loss_sum, parts = self._alignment_loss(tokens, mask, targets)
+        loss_sum, parts, logits = self._alignment_loss(tokens, mask, targets)
         pieces = sum(map(len, targets))
-        logits = self.alignment.logits(tokens.detach())
         return LossOutput(loss_sum, pieces, loss_sum / max(1, pieces), logits, tokens, parts)
 
     def align_to(self, ids: Tensor) -> Alignment:

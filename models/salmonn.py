@@ -294,16 +294,16 @@ class SALMONN(nn.Module):
             zero = 0.0 * (alignment.blank.sum() + alignment.scale)
             return zero, {"ctc": zero.detach(), "distance": zero.detach()}
         spellings = [torch.tensor(alignment.pieces.spell(transcripts[row]), dtype=torch.long) for row in known]
-        return self._alignment_loss(tokens[known], mask[known], spellings)
+        loss, parts, _ = self._alignment_loss(tokens[known], mask[known], spellings)
+        return loss, parts
 
     def _alignment_loss(
         self, tokens: Tensor, mask: Tensor, spellings: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """CTC and `model.alignment_distance` times the tokens' distance, summed; both terms, before weighting."""
-        alignment = self.require_alignment()
-        ctc, distance = alignment.loss(tokens, mask, spellings), alignment.distance(tokens, mask)
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """CTC and `model.alignment_distance` times the tokens' distance, summed; the terms alone; logits."""
+        ctc, distance, logits = self.require_alignment().losses(tokens, mask, spellings)
         parts = {"ctc": ctc.detach(), "distance": distance.detach()}
-        return ctc + self.config.alignment_distance * distance, parts
+        return ctc + self.config.alignment_distance * distance, parts, logits.detach()
 
     @torch.no_grad()
     def generate(

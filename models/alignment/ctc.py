@@ -77,8 +77,12 @@ class Alignment(nn.Module):
             mask: `[B, A]`, True first in each row.
             spellings: positions of pieces, a tensor for each clip.
         """
-        log_probabilities = self.logits(tokens).log_softmax(dim=-1).transpose(0, 1)  # [A, B, 1 + P]
-        device = tokens.device
+        return self._ctc(self.logits(tokens), mask, spellings)
+
+    @staticmethod
+    def _ctc(logits: Tensor, mask: Tensor, spellings: Sequence[LongTensor]) -> Tensor:
+        log_probabilities = logits.log_softmax(dim=-1).transpose(0, 1)  # [A, B, 1 + P]
+        device = logits.device
         return F.ctc_loss(
             log_probabilities,
             torch.cat([spelling.to(device) + 1 for spelling in spellings]),
@@ -95,10 +99,19 @@ class Alignment(nn.Module):
 
         A token stands for every class as much as it is likely; what is likely is not trained by it.
         """
-        nearness = self._nearness(tokens[mask])  # [M, 1 + P]
+        return self._distance(tokens[mask], self._nearness(tokens[mask]))
+
+    def _distance(self, tokens: Tensor, nearness: Tensor) -> Tensor:
+        """`distance` of tokens `[M, H]`, whose nearness to the classes is known, `[M, 1 + P]`."""
         likely = (nearness * self.scale).softmax(dim=-1).detach()
-        lengths = (tokens[mask].float() - self.table.mean(dim=0)).square().sum(dim=-1) / self.variance
+        lengths = (tokens.float() - self.table.mean(dim=0)).square().sum(dim=-1) / self.variance
         return (lengths - (likely * nearness).sum(dim=-1)).sum()
+
+    def losses(self, tokens: Tensor, mask: Tensor, spellings: Sequence[LongTensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`loss`, `distance` and `logits`, for which every token is compared with the classes once."""
+        nearness = self._nearness(tokens)
+        logits = nearness * self.scale
+        return self._ctc(logits, mask, spellings), self._distance(tokens[mask], nearness[mask]), logits
 
     def classes(self, tokens: Tensor) -> LongTensor:
         """Audio tokens `[..., H]` -> the most likely class `[...]`: `BLANK`, or a piece's position plus 1."""
